@@ -1,0 +1,102 @@
+"""What the specification needs from an array library beyond the array API standard, in one place.
+
+Functions below the public ones take the namespace as ``xp``: inferring it inside a traced function is expensive.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from anomnorm_core.errors import ResolutionError
+
+# The array API standard has no protocol class to annotate with yet.
+Array = Any
+Namespace = Any
+
+# Infinities and NaNs are values here (clause N6), not accidents, so NumPy need not report them.
+quiet: Callable[..., Any] = np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore")
+
+
+def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
+    """Return ``scores`` as float64, the dtype that parameters are rounded to, and the dtype of the result (N9).
+
+    The parameter dtype (float64 for float64 scores, else float32) is part of the contract: a threshold of 0.1
+    applied to float32 scores means float32(0.1) on every backend, or labels would differ between them.
+    """
+    if xp.isdtype(scores.dtype, "real floating"):
+        result = scores.dtype
+    elif xp.isdtype(scores.dtype, ("integral", "bool")):
+        result = xp.__array_namespace_info__().default_dtypes()["real floating"]
+    else:
+        raise TypeError(f"scores must be real numbers, found dtype {scores.dtype}.")
+    parameter = xp.float64 if result == xp.float64 else xp.float32
+    return xp.astype(scores, xp.float64), parameter, result
+
+
+def parameter(value: Array | float, like: Array, dtype: Any, xp: Namespace) -> Array:
+    """Round a statistic or threshold to ``dtype`` and return it as float64 on the device of ``like``."""
+    if hasattr(value, "dtype"):
+        return xp.astype(xp.astype(value, dtype), xp.float64)
+    return xp.astype(xp.asarray(value, dtype=dtype, device=device(like)), xp.float64)
+
+
+def below_half(dtype: Any, xp: Namespace) -> float:
+    """The largest number of ``dtype`` below 0.5."""
+    return 0.5 - float(xp.finfo(dtype).eps) / 4
+
+
+def samples(scores: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
+    """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
+    found = tuple(scores.shape)
+    if found[1:] == shape and found:
+        return scores
+    if found == () == shape or found[1:] == (1, *shape):
+        return xp.reshape(scores, (found[0] if found else 1, *shape))
+    raise ResolutionError(
+        f"the statistics were set up for samples of shape {shape or '()'}, found scores of shape {found}; give "
+        f"{('(B, H, W) or (B, 1, H, W) maps of that height and width') if shape else 'image scores of shape (B,)'}."
+    )
+
+
+def selection(where: Array | None, values: Array, xp: Namespace) -> Array:
+    """A per-sample mask of shape (B,), or everything, as a mask of the shape of ``values``."""
+    if where is None:
+        return xp.ones_like(values, dtype=xp.bool)
+    where = xp.reshape(where, (-1,) + (1,) * (values.ndim - 1))
+    return xp.broadcast_to(where, values.shape)
+
+
+def ndtr(z: Array, xp: Namespace) -> Array:
+    """Standard normal CDF of float64 ``z`` as ``erfc(-z / sqrt 2) / 2``; unlike ``(1 + erf) / 2`` it keeps the lower
+    tail (absolutely and relatively accurate for z < 0)."""
+    return 0.5 * _erfc(xp)(z * -(0.5**0.5))
+
+
+# The array API standard has no erfc. Where a library's own lives; every other library goes through NumPy and SciPy.
+# Imported on first use: SciPy's takes 60 ms, and a framework's is loaded already when its arrays arrive here.
+_SPECIAL_FUNCTIONS = {"numpy": "scipy.special", "torch": "torch.special", "jax": "jax.scipy.special"}
+
+
+def _erfc(xp: Namespace) -> Callable[[Array], Array]:
+    library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+    if library in _SPECIAL_FUNCTIONS:
+        return import_module(_SPECIAL_FUNCTIONS[library]).erfc  # type: ignore[no-any-return]
+    erfc = import_module(_SPECIAL_FUNCTIONS["numpy"]).erfc
+    return lambda values: xp.asarray(erfc(np.from_dlpack(values)))
+
+
+__all__ = [
+    "Array",
+    "Namespace",
+    "array_namespace",
+    "below_half",
+    "ndtr",
+    "parameter",
+    "quiet",
+    "samples",
+    "selection",
+    "widen",
+]

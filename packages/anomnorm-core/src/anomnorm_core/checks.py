@@ -1,0 +1,72 @@
+"""Host-side checks of a fit, on plain integers: shared by all packages so that the same fault has the same words.
+
+They run once per stage, never per batch, so reading the counts off a device is affordable there.
+"""
+
+import warnings
+
+from anomnorm_core.errors import (
+    InsufficientDataError,
+    InvalidScoreError,
+    InvalidScoreWarning,
+    NotFittedError,
+    ResolutionError,
+)
+from anomnorm_core.policy import OnInvalid
+
+
+def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None:
+    """Raise unless ``count`` valid values were seen at ``level`` (clauses N8, S6, S7).
+
+    Args:
+        level: ``"image"`` or ``"pixel"``, for the message.
+        count: valid values seen; for a per-pixel statistic, by the best-served pixel.
+        invalid: values left out.
+        minimum: valid values needed: 1 for a range, 2 for a standard deviation.
+
+    Raises:
+        NotFittedError: no value was seen, or all of them were invalid.
+        InsufficientDataError: some were seen, but fewer than ``minimum``.
+    """
+    if count >= minimum:
+        return
+    if count == 0 and invalid == 0:
+        raise NotFittedError(
+            f"the {level}-level statistics have seen no value. Fit them before normalizing: run a validation epoch "
+            "(trainer.fit, trainer.validate, or the hook's on_validation_* methods), load a checkpoint that holds "
+            "them, or call update()."
+        )
+    if count == 0:
+        raise NotFittedError(
+            f"all {invalid} {level}-level values were invalid (NaN or infinite, or not positive where a logarithm "
+            "is taken), so there is nothing to fit. Check the detector's raw scores."
+        )
+    raise InsufficientDataError(
+        f"the {level}-level statistics have seen {count} valid value and need at least {minimum}: the standard "
+        "deviation of a single value is undefined. Fit on more normal samples."
+    )
+
+
+def report_invalid(level: str, count: int, invalid: int, on_invalid: OnInvalid) -> None:
+    """Warn about, or refuse, the ``invalid`` values that were left out beside ``count`` valid ones (clause S6)."""
+    if invalid == 0:
+        return
+    found = (
+        f"{invalid} of {count + invalid} {level}-level values are NaN or infinite, or not positive where a logarithm "
+        "is taken"
+    )
+    if on_invalid is OnInvalid.RAISE:
+        raise InvalidScoreError(f'{found}. They cannot enter the statistics and on_invalid="raise" refuses them.')
+    warnings.warn(f"{found}; they were left out of the statistics.", InvalidScoreWarning, stacklevel=2)
+
+
+def require_resolution(found: tuple[int, ...], fitted: tuple[int, ...]) -> None:
+    """Raise `ResolutionError` unless maps of shape ``found`` end in the ``fitted`` (H, W) (clause S8).
+
+    Without this check a fitted map of one row or column would silently broadcast.
+    """
+    if len(fitted) >= 2 and tuple(found[-2:]) != tuple(fitted[-2:]):
+        raise ResolutionError(
+            f"anomaly maps have shape {tuple(found)}, but the statistics were fitted on maps of (H, W) = "
+            f"{tuple(fitted[-2:])}; resize the maps or fit again at the new resolution."
+        )

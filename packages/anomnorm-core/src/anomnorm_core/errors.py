@@ -1,0 +1,37 @@
+"""Everything that anomnorm raises or warns, in one hierarchy.
+
+Each class also derives from the built-in exception a caller would expect, so that existing ``except ValueError``
+clauses keep working.
+"""
+
+
+class AnomnormError(Exception):
+    """Base class of all errors raised by the anomnorm packages."""
+
+
+class NotFittedError(AnomnormError, RuntimeError):
+    """Statistics or a threshold are needed that no data has provided yet."""
+
+
+class InsufficientDataError(NotFittedError):
+    """Some values were seen, but too few for the statistic (a deviation needs two)."""
+
+
+class InvalidScoreError(AnomnormError, ValueError):
+    """A score that cannot enter the statistics was met under ``on_invalid="raise"``."""
+
+
+class ResolutionError(AnomnormError, ValueError):
+    """Anomaly maps do not have the height and width that the statistics were fitted on."""
+
+
+class OutputError(AnomnormError, TypeError):
+    """The outputs of a step do not hold what normalization needs."""
+
+
+class OptionError(AnomnormError, ValueError):
+    """An option has a value that is not one of its few allowed ones."""
+
+
+class InvalidScoreWarning(UserWarning):
+    """Scores were left out of the statistics because they are NaN, infinite, or have no logarithm."""

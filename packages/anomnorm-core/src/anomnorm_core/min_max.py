@@ -1,0 +1,138 @@
+"""Min-max normalization around a threshold (clauses N1, S1, S2)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from anomnorm_core._arrays import (
+    Array,
+    Namespace,
+    array_namespace,
+    below_half,
+    parameter,
+    quiet,
+    selection,
+    widen,
+)
+from anomnorm_core.checks import require_count
+
+
+class MinMaxStatistics(NamedTuple):
+    """Smallest and largest valid score of one level, and how many scores that was.
+
+    Laws: ``init()`` is the identity of ``merge``; ``merge`` is exactly associative and commutative; updating with a
+    concatenation equals merging the parts.
+    """
+
+    min: Array  # () float64; +inf before the first value
+    max: Array  # () float64; -inf before the first value
+    count: Array  # () int64: valid values seen
+    invalid: Array  # () int64: NaN and infinite values left out
+
+
+def init(*, xp: Namespace = np) -> MinMaxStatistics:
+    """Empty statistics, arrays of the namespace ``xp``."""
+    return MinMaxStatistics(
+        min=xp.asarray(xp.inf, dtype=xp.float64),
+        max=xp.asarray(-xp.inf, dtype=xp.float64),
+        count=xp.asarray(0, dtype=xp.int64),
+        invalid=xp.asarray(0, dtype=xp.int64),
+    )
+
+
+def update(record: MinMaxStatistics, scores: Array, *, where: Array | None = None) -> MinMaxStatistics:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far.
+        scores: real array of shape (B, ...); every element counts. NaN and infinities are left out and counted
+            (clause S6).
+        where: boolean array of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics; ``record`` is not changed.
+    """
+    return _update(record, scores, where, xp=array_namespace(scores))
+
+
+def _update(record: MinMaxStatistics, scores: Array, where: Array | None, *, xp: Namespace) -> MinMaxStatistics:
+    x, _, _ = widen(scores, xp)
+    if 0 in x.shape:
+        return record  # the standard leaves the minimum of nothing undefined
+    taken = selection(where, x, xp)
+    valid = xp.isfinite(x) & taken
+    return merge(
+        record,
+        MinMaxStatistics(
+            min=xp.min(xp.where(valid, x, xp.asarray(xp.inf, dtype=x.dtype))),
+            max=xp.max(xp.where(valid, x, xp.asarray(-xp.inf, dtype=x.dtype))),
+            count=xp.sum(xp.astype(valid, xp.int64)),
+            invalid=xp.sum(xp.astype(taken & ~valid, xp.int64)),
+        ),
+    )
+
+
+def merge(a: MinMaxStatistics, b: MinMaxStatistics) -> MinMaxStatistics:
+    """Statistics of the union of the data behind ``a`` and ``b``."""
+    xp = array_namespace(a.min, b.min)
+    return MinMaxStatistics(
+        min=xp.minimum(a.min, b.min),
+        max=xp.maximum(a.max, b.max),
+        count=a.count + b.count,
+        invalid=a.invalid + b.invalid,
+    )
+
+
+def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Array, Array]:
+    """The finalizer: ``(min, max)``.
+
+    Args:
+        record: statistics of at least one valid value.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
+    """
+    require_count(level, int(record.count), int(record.invalid), minimum=1)
+    return record.min, record.max
+
+
+def normalize(scores: Array, threshold: Array | float, min: Array | float, max: Array | float) -> Array:
+    """Map raw scores to [0, 1] with 0.5 at the threshold.
+
+    ``u = clip((scores - threshold) / (max - min) + 1/2, 0, 1)`` (clause N1), and ``u >= 0.5`` exactly where
+    ``scores >= threshold`` (clause N4): below the threshold ``u`` is at most the largest number under 0.5.
+
+    Args:
+        scores: real array of any shape. Floating dtypes are kept; integers give the library's default float.
+        threshold: decision threshold in raw units.
+        min, max: range of the fitted scores (the finalizer `bounds`). These three are numbers or arrays that
+            broadcast against ``scores``, and are rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        Array of the shape and device of ``scores``. NaN stays NaN, infinities give 0 and 1 (clause N6). Where
+        ``max == min`` the result is 0, 0.5 or 1 for scores below, at or above the threshold (clause N7). Unfitted
+        statistics (``min > max``) give NaN: an elementwise function cannot raise on a value without waiting for the
+        device; `bounds` raises (clause N8).
+
+    Source: anomalib 0.3, ``MinMaxNormalizationCallback``.
+    """
+    return _normalize(scores, threshold, min, max, xp=array_namespace(scores))
+
+
+@quiet
+def _normalize(
+    scores: Array, threshold: Array | float, min: Array | float, max: Array | float, *, xp: Namespace
+) -> Array:
+    x, dtype, result = widen(scores, xp)
+    t, low, high = (parameter(value, x, dtype, xp) for value in (threshold, min, max))
+    span = high - low
+    # Halving keeps a span finite that would overflow; scaling by one is exact.
+    scale = xp.where(xp.isinf(span), xp.asarray(0.5, dtype=x.dtype), xp.asarray(1.0, dtype=x.dtype))
+    span = high * scale - low * scale
+    u = xp.clip((x * scale - t * scale) / xp.where(span > 0, span, xp.ones_like(span)) + 0.5, 0.0, 1.0)
+    u = xp.where(x < t, xp.minimum(u, xp.asarray(below_half(result, xp), dtype=x.dtype)), u)
+    step = xp.where(x == t, 0.5 * xp.ones_like(x), xp.where(x > t, xp.ones_like(x), xp.zeros_like(x)))
+    u = xp.where((span == 0) & ~xp.isnan(x), step, u)
+    u = xp.where(span >= 0, u, xp.asarray(xp.nan, dtype=x.dtype))
+    return xp.astype(u, result)

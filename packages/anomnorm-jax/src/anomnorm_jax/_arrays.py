@@ -1,0 +1,69 @@
+"""Dtypes, parameters and masks: what every kernel of this package starts and ends with."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from anomnorm_core.errors import ResolutionError
+
+
+def arithmetic(scores: ArrayLike) -> tuple[Array, jnp.dtype]:
+    """Return ``scores`` in the dtype that is computed in, and the dtype of the result (clause N9).
+
+    Half types are computed in float32; integers take JAX's default float.
+    """
+    values = jnp.asarray(scores)
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise TypeError(f"scores must be real numbers, found dtype {values.dtype}.")
+    result = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.zeros(()).dtype
+    return values.astype(jnp.float64 if result == jnp.float64 else jnp.float32), jnp.dtype(result)
+
+
+def parameter(value: ArrayLike, like: Array) -> Array:
+    """Round a statistic or threshold to the dtype of ``like``, with the axes to broadcast against it."""
+    values = jnp.asarray(value, dtype=like.dtype)
+    return values.reshape((1,) * (like.ndim - values.ndim) + values.shape)
+
+
+def below_half(dtype: jnp.dtype) -> float:
+    """The largest number of ``dtype`` below 0.5."""
+    return 0.5 - float(jnp.finfo(dtype).eps) / 4
+
+
+def order_key(x: Array) -> Array:
+    """Integers that compare as the floats ``x`` do, for every number including subnormal ones.
+
+    XLA on CPU treats subnormal numbers as zero, also when comparing: there ``nextafter(0, -inf) >= 0`` holds, and the
+    decision of clause N4 would be wrong. The bit pattern of a float is a sign and a magnitude that orders like an
+    integer; both zeros get the key 0. NaN has no place in the order; mask it.
+    """
+    integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(x, integer)
+    return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
+
+
+def less(a: Array, b: Array) -> Array:
+    """``a < b``, false where either is NaN, right for subnormal numbers too (see `order_key`)."""
+    return (order_key(a) < order_key(b)) & ~jnp.isnan(a) & ~jnp.isnan(b)
+
+
+def samples(scores: Array, shape: tuple[int, ...]) -> Array:
+    """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
+    found = scores.shape
+    if found and found[1:] == shape:
+        return scores
+    if found == () == shape or found[1:] == (1, *shape):
+        return scores.reshape((found[0] if found else 1, *shape))
+    raise ResolutionError(
+        f"the statistics were set up for samples of shape {shape or '()'}, found scores of shape {found}; give "
+        f"{'(B, H, W) or (B, 1, H, W) maps of that height and width' if shape else 'image scores of shape (B,)'}."
+    )
+
+
+def selection(where: ArrayLike | None, values: Array) -> Array:
+    """A per-sample mask of shape (B,), or everything, as a mask of the shape of ``values``."""
+    if where is None:
+        return jnp.ones(values.shape, dtype=bool)
+    mask = jnp.asarray(where, dtype=bool).reshape((-1,) + (1,) * (values.ndim - 1))
+    return jnp.broadcast_to(mask, values.shape)

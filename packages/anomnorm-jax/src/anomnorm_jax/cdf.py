@@ -1,0 +1,219 @@
+"""Log-normal CDF normalization (clauses N2, N3, S3, S4).
+
+The logarithms of the scores of normal data are taken as normally distributed; a score becomes a z-score ("so many
+sigmas above normal") and then a probability around a threshold given in sigmas.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, samples, selection
+from anomnorm_jax._double import log_ratio, two_sum
+
+# A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
+# mostly float32, whose logarithm carries 2^-24 of its size, and moments of it a few times that.
+STD_FLOOR = 2.0**-21
+
+
+class ScoreDistribution(NamedTuple):
+    """Moments of ``log(score)`` of one level: of the images (shape ``()``) or of every pixel (shape ``(H, W)``).
+
+    ``mean`` and ``m2`` carry what rounding took from them in ``mean_tail`` and ``m2_tail``: without float64 a plain
+    float32 sum over 10^5 batches would lose half its digits (clause S4).
+
+    Laws: ``init(shape)`` is the identity of ``merge``; ``merge`` is associative and commutative up to rounding;
+    updating with a concatenation equals merging the parts, up to rounding.
+    """
+
+    count: Array  # shape uint32: images with a valid value here
+    mean: Array  # shape float32, or float64 where JAX has it: mean of log(score)
+    m2: Array  # shape like mean: sum of squared deviations from the mean
+    invalid: Array  # shape uint32: images whose value here was left out
+    mean_tail: Array  # shape like mean: the true mean is mean + mean_tail
+    m2_tail: Array  # shape like mean: the true sum is m2 + m2_tail
+
+
+def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:
+    """Empty statistics for image scores (``shape=()``) or maps (``shape=(H, W)``), in JAX's default float."""
+    number, moment = jnp.zeros(shape, dtype=jnp.uint32), jnp.zeros(shape, dtype=float)
+    return ScoreDistribution(
+        count=number, mean=moment, m2=moment, invalid=number, mean_tail=moment, m2_tail=moment
+    )
+
+
+@jax.jit
+def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | None = None) -> ScoreDistribution:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far, of shape () or (H, W).
+        scores: real array of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that are
+            not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        where: boolean array of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics.
+
+    Raises:
+        ResolutionError: the maps' height and width are not the record's (clause S8).
+
+    Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
+    """
+    x = samples(arithmetic(scores)[0], record.mean.shape)
+    if x.shape[0] == 0:
+        return record
+    taken = selection(where, x)
+    valid = taken & jnp.isfinite(x) & less(jnp.zeros_like(x), x)
+    count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
+    safe = jnp.where(valid, x, 1.0)
+    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    log_x = jnp.where(valid, _log_ratio(safe, zero, one), 0.0)
+    divisor = jnp.maximum(count, 1).astype(x.dtype)
+    mean = jnp.sum(log_x, axis=0) / divisor
+    deviation = jnp.where(valid, log_x - mean, 0.0)
+    # A second pass over the deviations gives what rounding took from the first mean.
+    residue = jnp.sum(deviation, axis=0) / divisor
+    m2 = jnp.sum(deviation * deviation, axis=0) - divisor * residue * residue
+    dtype = record.mean.dtype
+    batch = ScoreDistribution(
+        count=count,
+        mean=mean.astype(dtype),
+        m2=m2.astype(dtype),
+        invalid=jnp.sum(taken & ~valid, axis=0, dtype=jnp.uint32),
+        mean_tail=residue.astype(dtype),
+        m2_tail=jnp.zeros_like(record.m2),
+    )
+    return merge(record, batch)
+
+
+@jax.jit
+def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
+    """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape."""
+    count = a.count + b.count
+    dtype = a.mean.dtype
+    share = b.count.astype(dtype) / jnp.maximum(count, 1).astype(dtype)
+    delta = (b.mean - a.mean) + (b.mean_tail - a.mean_tail)
+    mean, mean_tail = two_sum(a.mean, delta * share)
+    # The first batch is taken over as it is: delta * 1 would round its tail away.
+    first = a.count == 0
+    mean, mean_tail = two_sum(jnp.where(first, b.mean, mean), jnp.where(first, b.mean_tail, a.mean_tail + mean_tail))
+    m2, m2_tail = two_sum(a.m2, b.m2)
+    between = delta * delta * share * a.count.astype(dtype)
+    m2, m2_tail = two_sum(m2, between + (m2_tail + (a.m2_tail + b.m2_tail)))
+    return ScoreDistribution(
+        count=count, mean=mean, m2=m2, invalid=a.invalid + b.invalid, mean_tail=mean_tail, m2_tail=m2_tail
+    )
+
+
+def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
+    """The finalizer: mean and standard deviation of ``log(score)``. Outside a trace it checks the counts.
+
+    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
+    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+
+    Args:
+        record: statistics in which at least one entry has seen more than ``ddof`` values.
+        ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
+        InsufficientDataError: too few values for a deviation (clause S7). Under a trace there is no value to check;
+            there both results are NaN.
+    """
+    if not isinstance(record.count, jax.core.Tracer):
+        count, invalid = int(np.max(record.count)), int(np.max(record.invalid))
+        require_count(level, count, invalid, minimum=ddof + 1)
+    return _mean_std(record, ddof)
+
+
+@partial(jax.jit, static_argnames="ddof")
+def _mean_std(record: ScoreDistribution, ddof: int) -> tuple[Array, Array]:
+    dtype = record.mean.dtype
+    known = record.count > ddof
+    freedom = jnp.where(known, record.count - ddof, 0).astype(dtype)
+    weight = jnp.where(known, record.count, 0).astype(dtype)
+    pooled_mean = jnp.sum(weight * record.mean) / jnp.sum(weight)
+    pooled_variance = jnp.sum(jnp.where(known, record.m2, 0.0)) / jnp.sum(freedom)
+    variance = jnp.where(known, record.m2 / jnp.maximum(freedom, 1.0), pooled_variance)
+    return jnp.where(known, record.mean, pooled_mean), jnp.sqrt(variance)
+
+
+@jax.jit
+def standardize(
+    scores: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None
+) -> Array:
+    """Raw scores as z-scores of their logarithm.
+
+    ``z = (log(scores) - mean) / std``; with ``center_at``, ``z = (log(scores) - center_at) / std`` (clause N2): the
+    mean cancels, and leaving it out from the start is more accurate than moving the centre afterwards.
+
+    Args:
+        scores: real array of any shape. Floating dtypes are kept; integers give JAX's default float.
+        mean, std: moments of the logarithm of normal scores (the finalizer `mean_std`).
+        center_at: where ``z`` is zero instead of at ``mean``; 0.0 is a centre like any other. All three are numbers
+            or arrays that broadcast against ``scores``, and are rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        Array of the shape and sharding of ``scores``. NaN stays NaN; infinity stays; scores at or below zero, which
+        have no logarithm, give the limit -inf (clause N6). Where ``std`` is zero up to rounding (2^-21 of the mean),
+        ``z`` is -inf, 0 or +inf below, at or above the centre (clause N7). A NaN ``mean`` or ``std`` gives NaN.
+
+    Raises:
+        ResolutionError: the maps' height and width are not those of ``mean`` and ``std`` (clause S8).
+
+    Source: anomalib 0.3, ``CdfNormalizationCallback``.
+    """
+    x, result = arithmetic(scores)
+    require_resolution(x.shape, jnp.shape(std))
+    mean, std = parameter(mean, x), parameter(std, x)
+    center = mean if center_at is None else parameter(center_at, x)
+    floor = STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.abs(center))
+    constant = std <= floor
+    zero = jnp.zeros_like(x)
+    finite = less(zero, x) & (x < jnp.inf)
+    safe = jnp.where(finite, x, 1.0)
+    # One expression serves both cases: with a scale of one it is the distance from the centre.
+    z = _log_ratio(safe, center, jnp.where(constant, 1.0, std))
+    step = jnp.where(jnp.abs(z) <= floor, 0.0, jnp.where(z > 0, jnp.inf, -jnp.inf))
+    z = jnp.where(constant, step, z)
+    z = jnp.where(finite, z, jnp.where(jnp.isnan(x), x, jnp.where(x > 0, jnp.inf, -jnp.inf)))
+    # Moments that were never fitted must show also where the centre makes the mean cancel.
+    return jnp.where(jnp.isnan(mean) | jnp.isnan(std), jnp.nan, z).astype(result)
+
+
+def _log_ratio(x: Array, center: Array, scale: Array) -> Array:
+    # Where float64 exists it needs no help; float32 does (see `_double`).
+    return (jnp.log(x) - center) / scale if x.dtype == jnp.float64 else log_ratio(x, center, scale)
+
+
+@jax.jit
+def normalize(z: ArrayLike, threshold: ArrayLike) -> Array:
+    """Map z-scores to [0, 1] with 0.5 at the threshold: ``u = Phi(z - threshold)`` (clause N3).
+
+    ``u >= 0.5`` exactly where ``z >= threshold`` (clause N4): below the threshold ``u`` is at most the largest number
+    under 0.5.
+
+    Args:
+        z: z-scores (from `standardize`) of any shape. Floating dtypes are kept; integers give the default float.
+        threshold: decision threshold in sigmas; a number or an array that broadcasts against ``z``, rounded to
+            float32 unless ``z`` is float64.
+
+    Returns:
+        Array of the shape and sharding of ``z``. NaN stays NaN, -inf and +inf give 0 and 1 (clause N6).
+
+    Source: anomalib 0.3, ``CdfNormalizationCallback``.
+    """
+    values, result = arithmetic(z)
+    t = parameter(threshold, values)
+    # erfc, because (1 + erf) / 2 loses the lower tail, and XLA's erf exceeds 1 and is not monotone.
+    u = 0.5 * jax.scipy.special.erfc((t - values) * 0.5**0.5)
+    below = less(values, t)
+    return jnp.where(below, jnp.minimum(u, below_half(result)), u).astype(result)

@@ -1,0 +1,125 @@
+"""Min-max normalization around a threshold (clauses N1, S1, S2)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from anomnorm_core.checks import require_count
+from anomnorm_jax import _counter
+from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, selection
+
+
+class MinMaxStatistics(NamedTuple):
+    """Smallest and largest valid score of one level, and how many scores that was.
+
+    Laws: ``init()`` is the identity of ``merge``; ``merge`` is exactly associative and commutative; updating with a
+    concatenation equals merging the parts.
+    """
+
+    min: Array  # () float32, or float64 where JAX has it; +inf before the first value
+    max: Array  # () like min; -inf before the first value
+    count: Array  # (2,) uint32: valid values seen, upper and lower half of a 64-bit count (see `_counter`)
+    invalid: Array  # (2,) uint32: NaN and infinite values left out
+
+
+def init() -> MinMaxStatistics:
+    """Empty statistics, in JAX's default float."""
+    return MinMaxStatistics(
+        min=jnp.asarray(jnp.inf, dtype=float),
+        max=jnp.asarray(-jnp.inf, dtype=float),
+        count=_counter.zero(),
+        invalid=_counter.zero(),
+    )
+
+
+@jax.jit
+def update(record: MinMaxStatistics, scores: ArrayLike, *, where: ArrayLike | None = None) -> MinMaxStatistics:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far.
+        scores: real array of shape (B, ...) of less than 2^32 elements; every element counts. NaN and infinities are
+            left out and counted (clause S6).
+        where: boolean array of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics.
+    """
+    x, _ = arithmetic(scores)
+    if x.size == 0:
+        return record
+    taken = selection(where, x)
+    valid = taken & jnp.isfinite(x)
+    batch = MinMaxStatistics(
+        min=jnp.min(x, where=valid, initial=jnp.inf).astype(record.min.dtype),
+        max=jnp.max(x, where=valid, initial=-jnp.inf).astype(record.max.dtype),
+        count=_counter.of(valid),
+        invalid=_counter.of(taken & ~valid),
+    )
+    return merge(record, batch)
+
+
+@jax.jit
+def merge(a: MinMaxStatistics, b: MinMaxStatistics) -> MinMaxStatistics:
+    """Statistics of the union of the data behind ``a`` and ``b``."""
+    return MinMaxStatistics(
+        min=jnp.minimum(a.min, b.min),
+        max=jnp.maximum(a.max, b.max),
+        count=_counter.add(a.count, b.count),
+        invalid=_counter.add(a.invalid, b.invalid),
+    )
+
+
+def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Array, Array]:
+    """The finalizer: ``(min, max)``. Outside a trace it checks the counts, so it waits for the device.
+
+    Args:
+        record: statistics of at least one valid value.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6). Under a trace there is no value to
+            check; what `normalize` makes of an empty range is NaN.
+    """
+    if not isinstance(record.count, jax.core.Tracer):
+        require_count(level, _counter.to_int(record.count), _counter.to_int(record.invalid), minimum=1)
+    return record.min, record.max
+
+
+@jax.jit
+def normalize(scores: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: ArrayLike) -> Array:
+    """Map raw scores to [0, 1] with 0.5 at the threshold.
+
+    ``u = clip((scores - threshold) / (max - min) + 1/2, 0, 1)`` (clause N1), and ``u >= 0.5`` exactly where
+    ``scores >= threshold`` (clause N4): below the threshold ``u`` is at most the largest number under 0.5.
+
+    Args:
+        scores: real array of any shape. Floating dtypes are kept; integers give JAX's default float.
+        threshold: decision threshold in raw units.
+        min, max: range of the fitted scores (the finalizer `bounds`). These three are numbers or arrays that
+            broadcast against ``scores``, and are rounded to float32 unless ``scores`` is float64. A range below the
+            smallest normal number counts as none, because XLA on CPU has no subnormal numbers.
+
+    Returns:
+        Array of the shape and sharding of ``scores``. NaN stays NaN, infinities give 0 and 1 (clause N6). Where
+        ``max == min`` the result is 0, 0.5 or 1 for scores below, at or above the threshold (clause N7). Unfitted
+        statistics (``min > max``) give NaN: traced code cannot raise on a value; `bounds` raises (clause N8).
+
+    Source: anomalib 0.3, ``MinMaxNormalizationCallback``.
+    """
+    x, result = arithmetic(scores)
+    t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
+    span = high - low
+    # Halving keeps a span finite that would overflow; scaling by one is exact.
+    scale = jnp.where(jnp.isinf(span), 0.5, 1.0).astype(x.dtype)
+    span = high * scale - low * scale
+    constant = span == 0
+    u = jnp.clip((x * scale - t * scale) / jnp.where(constant, 1.0, span) + 0.5, 0.0, 1.0)
+    below, above = less(x, t), less(t, x)
+    u = jnp.where(below, jnp.minimum(u, below_half(result)), u)
+    step = jnp.where(below, 0.0, jnp.where(above, 1.0, 0.5))
+    u = jnp.where(constant & ~jnp.isnan(x), step, u)
+    return jnp.where(span >= 0, u, jnp.nan).astype(result)

@@ -1,0 +1,42 @@
+"""Anomaly scores that mean something, for PyTorch Lightning: callbacks, metrics and the functions behind them."""
+
+from typing import TYPE_CHECKING, Any
+
+from anomnorm_torch import cdf, min_max, threshold
+
+if TYPE_CHECKING:
+    from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback
+    from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnomalyScoreDistribution",
+    "CdfNormalizationCallback",
+    "MinMax",
+    "MinMaxNormalizationCallback",
+    "__version__",
+    "cdf",
+    "min_max",
+    "threshold",
+]
+
+_LAZY = {
+    "AnomalyScoreDistribution": "anomnorm_torch.metrics",
+    "CdfNormalizationCallback": "anomnorm_torch.callbacks",
+    "MinMax": "anomnorm_torch.metrics",
+    "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes seconds to import; the kernels alone do not need it.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,54 @@
+"""Dtypes, parameters and masks: what every kernel of this package starts and ends with."""
+
+import torch
+from torch import Tensor
+
+from anomnorm_core.errors import ResolutionError
+
+
+def arithmetic(scores: Tensor) -> tuple[Tensor, torch.dtype]:
+    """Return ``scores`` in the dtype that is computed in, and the dtype of the result (clause N9).
+
+    Half types are computed in float32; integers take the default float. The result may alias ``scores``.
+    """
+    if scores.dtype.is_complex:
+        raise TypeError(f"scores must be real numbers, found dtype {scores.dtype}.")
+    result = scores.dtype if scores.dtype.is_floating_point else torch.get_default_dtype()
+    return scores.to(torch.float64 if result == torch.float64 else torch.float32), result
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype of accumulators and logarithms: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def parameter(value: Tensor | float, like: Tensor) -> Tensor:
+    """Round a statistic or threshold to the dtype of ``like`` and bring it to its device, without waiting for it."""
+    if isinstance(value, Tensor):
+        return value.to(device=like.device, dtype=like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def below_half(dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` below 0.5."""
+    return 0.5 - torch.finfo(dtype).eps / 4
+
+
+def samples(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
+    found = tuple(scores.shape)
+    if found and found[1:] == shape:
+        return scores
+    if found == () == shape or found[1:] == (1, *shape):
+        return scores.reshape((found[0] if found else 1, *shape))
+    raise ResolutionError(
+        f"the statistics were set up for samples of shape {shape or '()'}, found scores of shape {found}; give "
+        f"{'(B, H, W) or (B, 1, H, W) maps of that height and width' if shape else 'image scores of shape (B,)'}."
+    )
+
+
+def selection(where: Tensor | None, values: Tensor) -> Tensor | None:
+    """Give a per-sample mask of shape (B,) the axes of ``values``."""
+    if where is None:
+        return None
+    return where.to(device=values.device, dtype=torch.bool).reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)

@@ -1,0 +1,6 @@
+"""The Lightning callbacks, on ``pytorch_lightning.Callback``."""
+
+from anomnorm_torch.callbacks.cdf_normalization import CdfNormalizationCallback
+from anomnorm_torch.callbacks.min_max_normalization import MinMaxNormalizationCallback
+
+__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback"]

@@ -1,0 +1,182 @@
+"""One streaming pass over the normal data, beside the trainer's own loops (clause L3)."""
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+from tqdm.auto import tqdm
+
+from anomnorm_core.errors import NotFittedError
+from anomnorm_core.policy import Source
+from anomnorm_torch.metrics import AnomalyScoreDistribution
+from anomnorm_torch.outputs import StepOutputs, normal_samples
+
+
+def collect(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    model: LightningModule,
+    statistics: AnomalyScoreDistribution,
+    source: Source,
+) -> bool:
+    """Add the scores that ``model`` gives the normal data to ``statistics``.
+
+    Runs in the trainer's precision and on its device, with its random number generators put back afterwards. The
+    trainer's own loaders are not iterated: their workers and generators belong to the training run.
+
+    Args:
+        trainer: the running trainer.
+        pl_module: its module.
+        model: what scores the data: a duplicate of ``pl_module``.
+        statistics: is updated.
+        source: which data.
+
+    Returns:
+        False where there is no data but statistics restored from a checkpoint can stay.
+
+    Raises:
+        NotFittedError: there is no data to fit on, and nothing restored.
+    """
+    found = _loaders(trainer, pl_module, source)
+    if found is None:
+        return False
+    loaders, limit = found
+    step = _inference_step(model)
+    hidden = trainer.progress_bar_callback is None or not trainer.progress_bar_callback.is_enabled
+    with isolate_rng(), torch.no_grad():
+        for loader in loaders:
+            with _fresh(loader) as (batches, total):
+                wanted = _limit(limit, total)
+                progress = tqdm(
+                    itertools.islice(batches, wanted),
+                    desc="Collecting normal scores",
+                    total=wanted if wanted is not None else total,
+                    leave=False,
+                    disable=hidden,
+                )
+                for index, batch in enumerate(progress):
+                    batch = _to_device(trainer, pl_module, batch)
+                    with trainer.precision_plugin.val_step_context():
+                        raw = step(batch, index)
+                    outputs = StepOutputs(raw)
+                    normal = normal_samples(raw, batch)
+                    if normal is None and source is Source.VALIDATION:
+                        raise NotFittedError(
+                            'source="validation" fits on the normal validation samples, but neither the step\'s '
+                            "outputs nor the batch have a 'label' or 'gt_label' that tells which those are."
+                        )
+                    statistics.update(outputs.scores, outputs.maps, where=normal)
+    return True
+
+
+def _loaders(
+    trainer: Trainer, pl_module: LightningModule, source: Source
+) -> tuple[list[Iterable[Any]], int | float] | None:
+    # The data loaders to pass over and the trainer's limit on them, or None to keep what a checkpoint restored.
+    if source is Source.VALIDATION:
+        return _flatten(trainer.val_dataloaders), trainer.limit_val_batches
+    fitted = bool(pl_module.normalization_metrics.seen("image"))  # type: ignore[union-attr,operator]
+    reason: Exception | None = None
+    data = trainer.train_dataloader  # None outside trainer.fit
+    if data is None:
+        owner = trainer.datamodule if trainer.datamodule is not None else pl_module  # type: ignore[attr-defined]
+        if is_overridden("train_dataloader", owner):
+            try:
+                data = owner.train_dataloader()
+            except Exception as error:  # a datamodule that was set up for validation alone may fail in any way
+                reason = error
+    if data is not None:
+        return _flatten(data), trainer.limit_train_batches
+    if not fitted:
+        raise NotFittedError(
+            "the CDF statistics are fitted on the normal training data, and this run has none: trainer.validate() "
+            "was called without a datamodule or module that provides train_dataloader(). Provide it, load a "
+            'checkpoint with statistics, or use source="validation".'
+        ) from reason
+    if reason is not None:
+        warnings.warn(
+            f"train_dataloader() failed with {reason!r}; the CDF statistics restored from the checkpoint stay.",
+            stacklevel=2,
+        )
+    return None
+
+
+def _flatten(loaders: Any) -> list[Iterable[Any]]:
+    return list(loaders.flattened if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders).flattened)
+
+
+def _limit(limit: int | float, total: int | None) -> int | None:
+    # As Trainer(limit_train_batches=) has it: a number of batches, or a share of them.
+    if isinstance(limit, int):
+        return limit
+    return None if total is None or limit == 1.0 else int(total * limit)
+
+
+@contextmanager
+def _fresh(loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
+    """An independent iteration over the data of ``loader``, in order where the order was random, and its length.
+
+    A loader with persistent workers has one iterator, and restarting it would end the training epoch around this pass;
+    a loader with a generator of its own would shuffle the next epoch differently.
+    """
+    if not isinstance(loader, DataLoader):
+        yield loader, len(loader) if hasattr(loader, "__len__") else None
+        return
+    options = {
+        name: getattr(loader, name)
+        for name in ("collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+    }
+    if loader.num_workers > 0:
+        options["prefetch_factor"] = loader.prefetch_factor
+    if isinstance(loader.dataset, IterableDataset):
+        options |= {"batch_size": loader.batch_size}
+    elif loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        options |= {"batch_sampler": loader.batch_sampler}
+    else:
+        # The order does not matter here, but a sampler may also select.
+        ordered = type(loader.sampler) in (RandomSampler, SequentialSampler)
+        options |= {"batch_size": loader.batch_size, "sampler": None if ordered else loader.sampler}
+    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None), loader.batch_sampler)
+    generators = {id(g): g for g in (getattr(s, "generator", None) for s in samplers) if g is not None}.values()
+    states = [generator.get_state() for generator in generators]
+    fresh: DataLoader[Any] = DataLoader(loader.dataset, **options)
+    try:
+        length = None if isinstance(loader.dataset, IterableDataset) else len(fresh)
+        yield fresh, length
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    # As the trainer's loops do it, with the module's or datamodule's own transfer hooks.
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _inference_step(model: LightningModule) -> Callable[[Any, int], Any]:
+    # predict_step is made for inference; validation_step is what a detector has that never predicts.
+    name = next(
+        (name for name in ("predict_step", "validation_step", "test_step") if is_overridden(name, model)), "predict_step"
+    )
+    step = getattr(model, name)
+    takes_index = len(inspect.signature(step).parameters) > 1
+    return step if takes_index else lambda batch, _index: step(batch)
+
+

@@ -1,0 +1,81 @@
+"""A duplicate of a module that shares its weights (clause L3)."""
+
+import types
+from collections import OrderedDict, defaultdict, deque
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_CONTAINERS = (list, tuple, set, deque)
+_MAPPINGS = (dict, OrderedDict, defaultdict)
+
+
+def share_weights(module: ModuleT) -> ModuleT:
+    """Duplicate ``module``: the same parameters, copies of everything that running it could change.
+
+    Copied are the modules themselves (so the duplicate's train and eval flags are its own), buffers and other tensors,
+    and Python containers. Forward hooks and other callables that are bound to a module, or close over one, are
+    rebuilt for its duplicate: feature extractors often store activations that way, and would otherwise store them in
+    the original. Any other object (a trainer, a data set, hyperparameters) is shared, as are scripted modules.
+    """
+    return cast(ModuleT, _duplicate(module, {}))
+
+
+def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    kind = type(value)
+    if isinstance(value, nn.Parameter | torch.jit.ScriptModule):
+        return value
+    if isinstance(value, nn.Module):
+        twin = kind.__new__(kind)
+        memo[id(value)] = twin  # before its contents, which may refer back to it
+        twin.__dict__.update({name: _duplicate(item, memo) for name, item in value.__dict__.items()})
+        return twin
+    if isinstance(value, Tensor):
+        twin = value.detach().clone()
+    elif kind in _MAPPINGS:
+        twin = memo[id(value)] = kind(value.default_factory) if kind is defaultdict else kind()
+        twin.update((key, _duplicate(item, memo)) for key, item in value.items())
+    elif kind in _CONTAINERS:
+        twin = kind(_duplicate(item, memo) for item in value)
+        if kind is deque:
+            twin = deque(twin, value.maxlen)
+    elif kind is types.MethodType:
+        twin = types.MethodType(value.__func__, _duplicate(value.__self__, memo))
+    elif kind is partial:
+        keywords = {name: _duplicate(item, memo) for name, item in value.keywords.items()}
+        twin = partial(_duplicate(value.func, memo), *(_duplicate(item, memo) for item in value.args), **keywords)
+    elif kind is types.FunctionType and value.__closure__:
+        twin = _duplicate_closure(value, memo)
+    else:
+        return value
+    memo[id(value)] = twin
+    return twin
+
+
+def _duplicate_closure(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    twin = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(_duplicate_cell(cell, memo) for cell in function.__closure__ or ()),
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    twin.__dict__.update(function.__dict__)
+    return twin
+
+
+def _duplicate_cell(cell: types.CellType, memo: dict[int, Any]) -> types.CellType:
+    # Closures that share a variable share its cell, and their duplicates must too.
+    if id(cell) not in memo:
+        twin = memo[id(cell)] = types.CellType()
+        try:
+            twin.cell_contents = _duplicate(cell.cell_contents, memo)
+        except ValueError:  # a variable that was never assigned
+            pass
+    return cast(types.CellType, memo[id(cell)])

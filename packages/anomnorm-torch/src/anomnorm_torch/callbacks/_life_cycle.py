@@ -1,0 +1,160 @@
+"""What both callbacks do alike: attach the statistics to the module, find thresholds, check when a stage starts."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
+from anomnorm_core.policy import OnInvalid, parse_threshold
+from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax
+from anomnorm_torch.outputs import StepOutputs
+from anomnorm_torch.threshold import flag
+
+Statistics = TypeVar("Statistics", MinMax, AnomalyScoreDistribution)
+
+
+def threshold(pl_module: LightningModule, level: Level) -> Tensor:
+    """The decision threshold of ``level`` (clauses T1, T4, T6).
+
+    In this order: the number given to the callback; the module's own ``image_threshold.value`` or
+    ``pixel_threshold.value``; the number that a checkpoint restored. A missing pixel threshold is the image one.
+
+    Raises:
+        NotFittedError: there is none.
+    """
+    metrics = pl_module.normalization_metrics
+    assert isinstance(metrics, MinMax | AnomalyScoreDistribution)
+    levels: tuple[Level, ...] = (level,) if level == "image" else (level, "image")
+    owners: tuple[Callable[[Level], Tensor | None], ...] = (
+        metrics.manual_threshold,
+        partial(own_threshold, pl_module),
+        metrics.restored_threshold,
+    )
+    for owner in owners:
+        for candidate in levels:
+            value = owner(candidate)
+            if value is not None:
+                return value
+    raise NotFittedError(
+        f"there is no {level}-level threshold: give threshold=... to the callback, or let the module have "
+        f"{level}_threshold.value."
+    )
+
+
+def own_threshold(pl_module: LightningModule, level: Level) -> Tensor | None:
+    """The module's own threshold (the founding contract), if it has one."""
+    value = getattr(getattr(pl_module, f"{level}_threshold", None), "value", None)
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.full((), float(value), dtype=torch.float64)
+
+
+def decide(outputs: Any, pl_module: LightningModule) -> tuple[StepOutputs, Tensor, Tensor | None]:
+    """Write predicted labels and masks, decided on the values as they are (raw or z), and return what is needed to
+    normalize: the outputs and the two thresholds (the pixel one only where there are maps)."""
+    step = StepOutputs(outputs)
+    image = threshold(pl_module, "image")
+    pixel = None if step.maps is None else threshold(pl_module, "pixel")
+    masks = None if step.maps is None or pixel is None else flag(step.maps, pixel)
+    step.write_decision(flag(step.scores, image), masks)
+    return step, image, pixel
+
+
+class NormalizationLifeCycle(Generic[Statistics]):
+    """The part of a callback that does not depend on the method, nor on which ``Callback`` class it is mixed into.
+
+    Args:
+        threshold: decision threshold; wins over the module's own and over a checkpoint. None takes those.
+        pixel_threshold: the same for the maps; None takes ``threshold``.
+        on_invalid: ``"warn"`` or ``"raise"`` when scores cannot enter the statistics.
+
+    Raises:
+        OptionError: an option has a value that is not allowed.
+    """
+
+    statistics_class: ClassVar[type[MinMax] | type[AnomalyScoreDistribution]]
+
+    def __init__(
+        self, threshold: float | None, pixel_threshold: float | None, on_invalid: OnInvalid | str
+    ) -> None:
+        super().__init__()
+        self.threshold = parse_threshold(threshold, "threshold")
+        self.pixel_threshold = parse_threshold(pixel_threshold, "pixel_threshold")
+        if self.threshold is None and self.pixel_threshold is not None:
+            raise OptionError("pixel_threshold is given without threshold; give both, or threshold alone for both.")
+        self.on_invalid = OnInvalid.parse(on_invalid, "on_invalid")
+
+    def _new_statistics(self) -> Statistics:
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """Add the statistics to the module as ``normalization_metrics``, or adopt the ones that are there.
+
+        Raises:
+            AnomnormError: the module carries the statistics of the other method, or there is nothing to take a
+                threshold from, or the trainer runs several processes.
+        """
+        if trainer.world_size > 1:
+            raise AnomnormError(
+                f"{type(self).__name__} does not merge statistics between processes yet, and this trainer runs "
+                f"{trainer.world_size}; statistics of one of them would be wrong. Use devices=1."
+            )
+        present = getattr(pl_module, "normalization_metrics", None)
+        if present is None:
+            pl_module.normalization_metrics = self._new_statistics()
+        elif not isinstance(present, self.statistics_class):
+            raise AnomnormError(
+                f"the module already has normalization_metrics of type {type(present).__name__}, but "
+                f"{type(self).__name__} needs {self.statistics_class.__name__}. Use one normalization callback per "
+                "module."
+            )
+        metrics = self._metrics(pl_module)
+        for level, value in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
+            if value is not None:
+                metrics.set_threshold(level, value)
+        if stage == "fit" and self.threshold is None and own_threshold(pl_module, "image") is None:
+            raise AnomnormError(
+                f"{type(self).__name__} has no threshold to put at 0.5: give it threshold=..., or let "
+                f"{type(pl_module).__name__} have image_threshold.value (and pixel_threshold.value)."
+            )
+
+    def _metrics(self, pl_module: LightningModule) -> Statistics:
+        metrics: Statistics = pl_module.normalization_metrics  # type: ignore[assignment]
+        return metrics
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there are statistics (clause N8) and put the thresholds of the module's test metrics at 0.5,
+        where unit scores have theirs (clause L7).
+
+        Raises:
+            NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
+        """
+        self._metrics(pl_module).statistics("image")
+        threshold(pl_module, "image")
+        for name in ("image_metrics", "pixel_metrics"):
+            set_metric_threshold(getattr(pl_module, name, None), 0.5)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there are statistics (clause N8).
+
+        Raises:
+            NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
+        """
+        self._metrics(pl_module).statistics("image")
+        threshold(pl_module, "image")
+
+
+def set_metric_threshold(metrics: Any, value: float) -> None:
+    """Set the threshold of a metric or of every metric of a collection that has one; nothing for None."""
+    if metrics is None:
+        return
+    if hasattr(metrics, "set_threshold"):
+        metrics.set_threshold(value)
+        return
+    for metric in metrics.values() if hasattr(metrics, "values") else (metrics,):
+        if hasattr(metric, "threshold"):
+            metric.threshold = value

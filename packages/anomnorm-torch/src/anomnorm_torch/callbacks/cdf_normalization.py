@@ -1,0 +1,169 @@
+"""CDF normalization of anomaly scores in a Lightning training loop."""
+
+import logging
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from anomnorm_core.policy import Center, OnInvalid, Source
+from anomnorm_torch import cdf
+from anomnorm_torch.callbacks._collection import collect
+from anomnorm_torch.callbacks._inference_model import share_weights
+from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, decide
+from anomnorm_torch.metrics import AnomalyScoreDistribution
+from anomnorm_torch.outputs import StepOutputs
+
+logger = logging.getLogger(__name__)
+
+
+class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution], Callback):
+    """Standardize image-level and pixel-level anomaly scores and normalize them to [0, 1] with 0.5 at the threshold.
+
+    Before each validation run the current model scores the normal training data; the logarithms of those scores are
+    taken as normally distributed. Validation then leaves z-scores ``(log x - mean) / std`` in the step's outputs, in
+    place, so that thresholds that the module computes from them are in z units ("so many sigmas"). Test and predict
+    leave unit scores ``Phi(z - threshold)`` and add ``pred_labels`` and ``pred_masks``, which are decided on ``z``
+    (``z >= threshold``). Statistics and thresholds are in the module's state dict.
+
+    Args:
+        threshold: decision threshold in z units; wins over the module's own and over a checkpoint. None takes
+            ``image_threshold.value`` and ``pixel_threshold.value`` of the module.
+        pixel_threshold: the same for the anomaly maps; None takes ``threshold``.
+        center: where pixel z-scores are zero: ``"image"`` (the image-level mean, the founding behaviour) or
+            ``"pixel"`` (each pixel's own mean, for detectors with a stable spatial baseline).
+        source: where the distribution is fitted: ``"train"``, or ``"validation"`` on the normal samples of the
+            validation data, which unlike the training data the detector has not seen before.
+        on_invalid: ``"warn"``: scores without a logarithm (NaN, infinite, not positive) are left out of the statistics
+            and one warning counts them; ``"raise"``: they are an error.
+
+    Raises:
+        OptionError: an option has a value that is not allowed.
+    """
+
+    statistics_class = AnomalyScoreDistribution
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        *,
+        pixel_threshold: float | None = None,
+        center: Center | str = Center.IMAGE,
+        source: Source | str = Source.TRAIN,
+        on_invalid: OnInvalid | str = OnInvalid.WARN,
+    ) -> None:
+        super().__init__(threshold, pixel_threshold, on_invalid)
+        self.center = Center.parse(center, "center")
+        self.source = Source.parse(source, "source")
+
+    def _new_statistics(self) -> AnomalyScoreDistribution:
+        # Each process finalizes what it has; merging processes is an explicit step, never a side effect of reading.
+        return AnomalyScoreDistribution(center=self.center, sync_on_compute=False)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the score distribution with the current weights.
+
+        It happens before every validation run, so that the statistics of a checkpoint belong to its weights.
+
+        Raises:
+            NotFittedError: there is nothing to fit on and no checkpoint has restored statistics.
+        """
+        if not trainer.sanity_checking:
+            logger.info("Collecting the statistics of the normal data to normalize the scores.")
+            self._collect_stats(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        _trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        _batch: Any,
+        _batch_idx: int,
+        _dataloader_idx: int = 0,
+    ) -> None:
+        """Replace the batch's scores and maps by z-scores, in place in ``outputs``.
+
+        Raises:
+            OutputError: the outputs hold neither scores nor maps.
+            ResolutionError: the maps do not have the fitted height and width.
+        """
+        if not _trainer.sanity_checking:
+            self._standardize_batch(outputs, pl_module)
+
+    def on_test_batch_end(
+        self,
+        _trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        _batch: Any,
+        _batch_idx: int,
+        _dataloader_idx: int = 0,
+    ) -> None:
+        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+        self._standardize_batch(outputs, pl_module)
+        self._normalize_batch(outputs, pl_module)
+
+    def on_predict_batch_end(
+        self,
+        _trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        _batch: Any,
+        _batch_idx: int,
+        _dataloader_idx: int = 0,
+    ) -> None:
+        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+        self._standardize_batch(outputs, pl_module)
+        self._normalize_batch(outputs, pl_module)
+
+    def _collect_stats(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the statistics of the normal data.
+
+        A duplicate of the module that shares its weights scores the data batch by batch; only moments are kept.
+        """
+        metrics = self._metrics(pl_module)
+        fresh = self._new_statistics().to(pl_module.device)
+        if collect(trainer, pl_module, self._create_inference_model(pl_module), fresh, self.source):
+            fresh.finish(self.on_invalid)
+            # The old statistics are replaced only by complete ones.
+            metrics.reset()
+            metrics.merge_state(fresh)
+        metrics.statistics("image")
+
+    @staticmethod
+    def _create_inference_model(pl_module: LightningModule) -> LightningModule:
+        """Create a duplicate of the module that can be used to perform inference on the training set.
+
+        It shares the parameters, has copies of the buffers, is in evaluation mode and logs nothing, so that using it
+        leaves no trace in the module.
+        """
+        model = share_weights(pl_module)
+        model.eval()
+        for name in ("log", "log_dict"):
+            object.__setattr__(model, name, _log_nothing)
+        return model
+
+    @staticmethod
+    def _standardize_batch(outputs: Any, pl_module: LightningModule) -> None:
+        """Replace raw scores and maps by z-scores."""
+        metrics = pl_module.normalization_metrics
+        assert isinstance(metrics, AnomalyScoreDistribution)
+        step = StepOutputs(outputs)
+        image_mean, image_std = metrics.statistics("image")
+        maps = None
+        if step.maps is not None:
+            center = image_mean if metrics.center is Center.IMAGE else None
+            maps = cdf.standardize(step.maps, *metrics.statistics("pixel"), center_at=center)
+        step.write(cdf.standardize(step.scores, image_mean, image_std), maps)
+
+    @staticmethod
+    def _normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
+        """Replace z-scores by unit scores, and add labels and masks."""
+        step, image_threshold, pixel_threshold = decide(outputs, pl_module)
+        maps = None
+        if step.maps is not None and pixel_threshold is not None:
+            maps = cdf.normalize(step.maps, pixel_threshold)
+        step.write(cdf.normalize(step.scores, image_threshold), maps)
+
+
+def _log_nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Stands in for ``LightningModule.log`` in the duplicate."""

@@ -1,0 +1,189 @@
+"""Log-normal CDF normalization (clauses N2, N3, S3, S4).
+
+The logarithms of the scores of normal data are taken as normally distributed; a score becomes a z-score ("so many
+sigmas above normal") and then a probability around a threshold given in sigmas.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_torch._tensors import arithmetic, below_half, parameter, samples, selection, wide
+
+# A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
+# mostly float32, whose logarithm carries 2^-24 of its size, and moments of it a few times that.
+STD_FLOOR = 2.0**-21
+
+
+class ScoreDistribution(NamedTuple):
+    """Moments of ``log(score)`` of one level: of the images (shape ``()``) or of every pixel (shape ``(H, W)``).
+
+    Laws: ``init(shape)`` is the identity of ``merge``; ``merge`` is associative and commutative up to rounding;
+    updating with a concatenation equals merging the parts, up to rounding.
+    """
+
+    count: Tensor  # shape int64: images with a valid value here
+    mean: Tensor  # shape float64: mean of log(score)
+    m2: Tensor  # shape float64: sum of squared deviations from the mean
+    invalid: Tensor  # shape int64: images whose value here was left out
+
+
+def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> ScoreDistribution:
+    """Empty statistics on ``device`` for image scores (``shape=()``) or maps (``shape=(H, W)``).
+
+    Accumulators are float64, or float32 where the device has none.
+    """
+    dtype = wide(torch.device(device))
+    return ScoreDistribution(
+        count=torch.zeros(shape, dtype=torch.int64, device=device),
+        mean=torch.zeros(shape, dtype=dtype, device=device),
+        m2=torch.zeros(shape, dtype=dtype, device=device),
+        invalid=torch.zeros(shape, dtype=torch.int64, device=device),
+    )
+
+
+def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = None) -> ScoreDistribution:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far, of shape () or (H, W).
+        scores: real tensor of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that
+            are not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics on the device of ``record``, which is not changed. No host synchronization.
+
+    Raises:
+        ResolutionError: the maps' height and width are not the record's (clause S8).
+
+    Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
+    """
+    x = samples(scores.detach(), tuple(record.mean.shape))
+    if x.shape[0] == 0:
+        return record
+    taken = selection(where, x)
+    log_x = x.to(wide(x.device), copy=True)
+    left_out = (log_x <= 0).logical_or_(log_x.isfinite().logical_not_())
+    if taken is not None:
+        left_out.logical_or_(~taken)
+    valid = left_out.logical_not()
+    log_x.masked_fill_(left_out, 1.0).log_()
+    count = valid.sum(dim=0)
+    divisor = count.clamp(min=1)
+    mean = log_x.sum(dim=0) / divisor
+    deviation = log_x.sub_(mean).masked_fill_(left_out, 0.0)
+    # A second pass over the deviations removes the rounding error of the first mean.
+    residue = deviation.sum(dim=0) / divisor
+    batch = ScoreDistribution(
+        count=count,
+        mean=mean + residue,
+        m2=deviation.square_().sum(dim=0) - divisor * residue.square(),
+        invalid=(x.shape[0] if taken is None else taken.sum(dim=0)) - count,
+    )
+    return merge(record, batch)
+
+
+def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
+    """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape, on the device of ``a``."""
+    b = ScoreDistribution(*(field.to(a.mean.device) for field in b))
+    count = a.count + b.count
+    share = b.count.to(a.mean.dtype) / count.clamp(min=1)
+    delta = b.mean.to(a.mean.dtype) - a.mean
+    return ScoreDistribution(
+        count=count,
+        mean=a.mean + delta * share,
+        m2=a.m2 + b.m2 + delta * delta * share * a.count,
+        invalid=a.invalid + b.invalid,
+    )
+
+
+def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Tensor, Tensor]:
+    """The finalizer: mean and standard deviation of ``log(score)``. Waits for the device: call it once per stage.
+
+    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
+    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+
+    Args:
+        record: statistics in which at least one entry has seen more than ``ddof`` values.
+        ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
+        InsufficientDataError: too few values for a deviation (clause S7).
+    """
+    require_count(level, int(record.count.max()), int(record.invalid.max()), minimum=ddof + 1)
+    known = record.count > ddof
+    freedom = (record.count - ddof).clamp(min=0)
+    weight = torch.where(known, record.count, 0)
+    pooled_mean = (weight * record.mean).sum() / weight.sum()
+    pooled_variance = torch.where(known, record.m2, 0.0).sum() / freedom.sum()
+    variance = torch.where(known, record.m2 / freedom.clamp(min=1), pooled_variance)
+    return torch.where(known, record.mean, pooled_mean), variance.sqrt()
+
+
+def standardize(
+    scores: Tensor, mean: Tensor | float, std: Tensor | float, center_at: Tensor | float | None = None
+) -> Tensor:
+    """Raw scores as z-scores of their logarithm.
+
+    ``z = (log(scores) - mean) / std``; with ``center_at``, ``z = (log(scores) - center_at) / std`` (clause N2): the
+    mean cancels, and leaving it out from the start is more accurate than moving the centre afterwards.
+
+    Args:
+        scores: real tensor of any shape. Floating dtypes are kept; integers give the default float.
+        mean, std: moments of the logarithm of normal scores (the finalizer `mean_std`).
+        center_at: where ``z`` is zero instead of at ``mean``; 0.0 is a centre like any other. All three are numbers
+            or tensors that broadcast against ``scores``, and are rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        Tensor of the shape and device of ``scores``. NaN stays NaN; infinity stays; scores at or below zero, which
+        have no logarithm, give the limit -inf (clause N6). Where ``std`` is zero up to rounding (2^-21 of the mean),
+        ``z`` is -inf, 0 or +inf below, at or above the centre (clause N7). A NaN ``mean`` or ``std`` gives NaN.
+
+    Raises:
+        ResolutionError: the maps' height and width are not those of ``mean`` and ``std`` (clause S8).
+
+    Source: anomalib 0.3, ``CdfNormalizationCallback``.
+    """
+    require_resolution(tuple(scores.shape), tuple(std.shape) if isinstance(std, Tensor) else ())
+    x, result = arithmetic(scores)
+    # The logarithm and its distance from the centre cancel: in float64 the float32 result is off by half an ulp,
+    # in float32 it would be off by |log x| / std of them.
+    dtype = wide(x.device)
+    mean, std = parameter(mean, x).to(dtype), parameter(std, x).to(dtype)
+    center = mean if center_at is None else parameter(center_at, x).to(dtype)
+    floor = STD_FLOOR * torch.maximum(mean.abs(), center.abs())
+    constant = std <= floor
+    # A mean that was never fitted must show also where the centre makes it cancel.
+    nan = mean - mean
+    distance = x.to(dtype, copy=True).clamp_(min=0.0).log_() - center
+    at_center = distance.abs() <= torch.where(constant, floor, 0.0) + nan
+    return distance.div_(torch.where(constant, 0.0, std) + nan).masked_fill_(at_center, 0.0).to(result)
+
+
+def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:
+    """Map z-scores to [0, 1] with 0.5 at the threshold: ``u = Phi(z - threshold)`` (clause N3).
+
+    ``u >= 0.5`` exactly where ``z >= threshold`` (clause N4): below the threshold ``u`` is at most the largest number
+    under 0.5.
+
+    Args:
+        z: z-scores (from `standardize`) of any shape. Floating dtypes are kept; integers give the default float.
+        threshold: decision threshold in sigmas; a number or a tensor that broadcasts against ``z``, rounded to
+            float32 unless ``z`` is float64.
+
+    Returns:
+        Tensor of the shape and device of ``z``. NaN stays NaN, -inf and +inf give 0 and 1 (clause N6).
+
+    Source: anomalib 0.3, ``CdfNormalizationCallback``.
+    """
+    values, result = arithmetic(z)
+    t = parameter(threshold, values)
+    # erfc, because torch's ndtr is 1 + erf, which loses the lower tail (it is 0 below -5.55 in float32).
+    u = (t - values).mul_(0.5**0.5).erfc_().mul_(0.5)
+    limit = below_half(result)
+    return u.masked_fill_((values < t).logical_and_(u > limit), limit).to(result)

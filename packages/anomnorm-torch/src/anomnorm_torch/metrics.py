@@ -1,0 +1,416 @@
+"""The statistics as torchmetrics: streaming, mergeable, and part of a module's state dict.
+
+Both metrics hold two levels: image scores and, where a detector has them, anomaly maps. Their state names are those of
+the founding implementation where it had them (``min``, ``max``, ``image_mean``, ``pixel_mean``; ``image_std`` and
+``pixel_std`` are written beside them), so that its checkpoints load (clause L6).
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from anomnorm_core import Center, OnInvalid
+from anomnorm_core.checks import report_invalid
+from anomnorm_torch import cdf, min_max
+
+Level = Literal["image", "pixel"]
+LEVELS: tuple[Level, Level] = ("image", "pixel")
+Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
+
+
+class NormalizationMetric(Metric, Generic[Record]):
+    """What `MinMax` and `AnomalyScoreDistribution` share: levels, thresholds, merging, state dicts.
+
+    ``image_threshold`` and ``pixel_threshold`` are the thresholds that a callback was given; NaN where the module owns
+    them. They live here to be in the state dict beside the statistics that they belong to.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    # forward() may not reduce the states one by one: mean and m2 of two parts make sense only together.
+    full_state_update = True
+
+    image_threshold: Tensor
+    pixel_threshold: Tensor
+    method: str  # for messages
+    _foreign_state: str  # a state name by which a checkpoint of the other method is recognized
+    _foreign_callback: str
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._manual_threshold: dict[Level, float] = {}
+        self._restored_threshold: set[Level] = set()
+        self._finalized: dict[Level, tuple[Tensor, Tensor]] = {}
+        for level in LEVELS:
+            self.register_buffer(f"{level}_threshold", torch.full((), math.nan, dtype=torch.float64))
+
+    # Records: the functional statistics behind the states.
+
+    @abstractmethod
+    def _fields(self, level: Level) -> tuple[str, ...]:
+        """State names of the fields of the record of ``level``, in the record's order."""
+
+    @abstractmethod
+    def _make(self, fields: Iterable[Tensor]) -> Record:
+        """A record of ``fields``."""
+
+    @abstractmethod
+    def _merge(self, a: Record, b: Record) -> Record: ...
+
+    @abstractmethod
+    def _finalize(self, record: Record, level: Level) -> tuple[Tensor, Tensor]: ...
+
+    def record(self, level: Level) -> Record:
+        """The functional record of ``level``."""
+        return self._make(getattr(self, name) for name in self._fields(level))
+
+    def _store(self, level: Level, record: Record) -> None:
+        for name, field in zip(self._fields(level), record, strict=True):
+            setattr(self, name, field)
+        self._finalized.clear()
+
+    def seen(self, level: Level) -> bool:
+        """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
+        record = self.record(level)
+        return bool((record.count.sum() + record.invalid.sum()).item())
+
+    def statistics(self, level: Level) -> tuple[Tensor, Tensor]:
+        """Finalized statistics: ``(min, max)`` or ``(mean, std)``. Checked once, then kept until the next update.
+
+        Raises:
+            NotFittedError: ``level`` has seen no valid value (clauses N8, S6).
+            InsufficientDataError: too few values for a deviation (clause S7).
+        """
+        if level not in self._finalized:
+            self._finalized[level] = self._finalize(self.record(level), level)
+        return self._finalized[level]
+
+    def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
+        """End a fit: check every level that has seen values, and report what was left out (clauses S6, S7).
+
+        Raises:
+            NotFittedError, InsufficientDataError: see `statistics`.
+            InvalidScoreError: values were left out and ``on_invalid`` is ``RAISE``.
+        """
+        for level in LEVELS:
+            record = self.record(level)
+            # Level-wide totals in 64 bits: of a per-pixel record, all pixels together.
+            report_invalid(level, int(record.count.sum()), int(record.invalid.sum()), on_invalid)
+            if level == "image" or self.seen(level):
+                self.statistics(level)
+
+    # Thresholds.
+
+    def set_threshold(self, level: Level, value: float) -> None:
+        """Give ``level`` a threshold that wins over the module's own and over checkpoints (clause T4)."""
+        self._manual_threshold[level] = value
+        self._apply_manual_threshold()
+
+    def _apply_manual_threshold(self) -> None:
+        for level, value in self._manual_threshold.items():
+            setattr(self, f"{level}_threshold", torch.full((), value, dtype=torch.float64, device=self.device))
+
+    def manual_threshold(self, level: Level) -> Tensor | None:
+        """The threshold set by hand, as a tensor, or None."""
+        return self._threshold(level) if level in self._manual_threshold else None
+
+    def restored_threshold(self, level: Level) -> Tensor | None:
+        """The threshold that a checkpoint brought, or None."""
+        return self._threshold(level) if level in self._restored_threshold else None
+
+    def _threshold(self, level: Level) -> Tensor:
+        return cast(Tensor, getattr(self, f"{level}_threshold"))
+
+    # What torchmetrics does to states.
+
+    def reset(self) -> None:
+        """Forget all values. Thresholds stay."""
+        super().reset()
+        self._finalized.clear()
+
+    def merge_state(self, incoming_state: "Mapping[str, Any] | Metric") -> None:
+        """Add the statistics of another metric of this class, or of its ``metric_state``."""
+        if isinstance(incoming_state, Metric) and not isinstance(incoming_state, type(self)):
+            raise ValueError(f"cannot merge a {type(incoming_state).__name__} into a {type(self).__name__}.")
+        state = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        for level in LEVELS:
+            self._pool(level, [self.record(level), self._make(state[name] for name in self._fields(level))])
+        self._computed = None
+
+    def _pool(self, level: Level, records: list[Record]) -> None:
+        # A part without maps has the (0, 0) record of an empty pixel level: nothing to merge.
+        parts = [record for record in records if record.count.numel()] or records[:1]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self._merge(total, part)
+        self._store(level, total)
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None
+    ) -> None:
+        group = process_group or self.process_group
+        for level in LEVELS:
+            gathered = [dist_sync_fn(field, group=group) for field in self.record(level)]
+            self._pool(level, [self._make(fields) for fields in zip(*gathered, strict=True)])
+
+    def _restore_cache(self, cache: Any) -> None:
+        super()._restore_cache(cache)
+        self._finalized.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> torch.nn.Module:
+        # Statistics follow the module's device but not its dtype: a bf16 model needs no bf16 statistics (clause L9).
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(torch.empty(0, device=tensor.device)).device
+            # Apple's devices have no float64 at all.
+            return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
+
+        self._finalized.clear()
+        return cast(torch.nn.Module, super()._apply(move, exclude_state))  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Absent statistics are no error: a checkpoint of a run without normalization loads (clause L6). Present ones
+        # are taken over in the shape they have, so that maps need no resolution before the first one is seen.
+        own = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
+        if self._foreign_state in own:
+            error_msgs.append(
+                f"{prefix.rstrip('.')}: the checkpoint holds the statistics of the other normalization, this run "
+                f"uses {self.method}. Use {self._foreign_callback}, or load with strict=False and fit again."
+            )
+            return
+        state = {name: cast(Tensor, state_dict.pop(key)).detach() for name, key in own.items()}
+        self._complete(state)
+        for name in self._state_names():
+            if name in state:
+                like = getattr(self, name)
+                setattr(self, name, state.pop(name).to(device=like.device, dtype=like.dtype, copy=True))
+        unexpected_keys.extend(own[name] for name in state)
+        self._restored_threshold = {level for level in LEVELS if not self._threshold(level).isnan()}
+        self._apply_manual_threshold()
+        self._finalized.clear()
+        self._computed = None
+
+    def _state_names(self) -> tuple[str, ...]:
+        return (*self._defaults, "image_threshold", "pixel_threshold")
+
+    @abstractmethod
+    def _complete(self, state: dict[str, Tensor]) -> None:
+        """Translate the founding layout, which had no counts, into this one."""
+
+
+class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
+    """Smallest and largest score, of images (``min``, ``max``) and of pixels (``pixel_min``, ``pixel_max``).
+
+    Args:
+        shared_range: one range for both levels, in ``min`` and ``max``, taken from the maps where there are any and
+            from the scores otherwise. This is the founding behaviour; separate ranges use more of the unit scale.
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    method = "min-max"
+    _foreign_state = "image_mean"
+    _foreign_callback = "CdfNormalizationCallback"
+
+    min: Tensor
+    max: Tensor
+    count: Tensor
+    invalid: Tensor
+    pixel_min: Tensor
+    pixel_max: Tensor
+    pixel_count: Tensor
+    pixel_invalid: Tensor
+
+    def __init__(self, *, shared_range: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shared_range = shared_range
+        for prefix in ("", "pixel_"):
+            for name, default in min_max.init()._asdict().items():
+                reduction = name if name in ("min", "max") else "sum"
+                self.add_state(prefix + name, default=default, dist_reduce_fx=reduction, persistent=True)
+
+    def update(
+        self,
+        anomaly_scores: Tensor | None = None,
+        anomaly_maps: Tensor | None = None,
+        where: Tensor | None = None,
+    ) -> None:
+        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
+
+        ``where`` is a boolean tensor of shape (B,): samples that take part.
+        """
+        if self.shared_range and anomaly_maps is not None:
+            anomaly_scores, anomaly_maps = anomaly_maps, None
+        for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
+            if values is not None:
+                self._store(level, min_max.update(self.record(level), values, where=where))
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(min, max, pixel_min, pixel_max)``; the identity ``(inf, -inf)`` where a level has seen nothing.
+
+        Raises:
+            NotFittedError: neither level has seen a valid value.
+        """
+        level: Level = "image" if self.seen("image") or not self.seen("pixel") else "pixel"
+        self.statistics(level)
+        return self.min, self.max, self.pixel_min, self.pixel_max
+
+    def seen(self, level: Level) -> bool:
+        """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
+        return super().seen("image" if self.shared_range else level)
+
+    def statistics(self, level: Level) -> tuple[Tensor, Tensor]:
+        """``(min, max)`` of ``level``; of both levels with ``shared_range``. See the base class."""
+        return super().statistics("image" if self.shared_range else level)
+
+    def _fields(self, level: Level) -> tuple[str, ...]:
+        prefix = "" if level == "image" else "pixel_"
+        return tuple(prefix + name for name in min_max.MinMaxStatistics._fields)
+
+    def _make(self, fields: Iterable[Tensor]) -> min_max.MinMaxStatistics:
+        return min_max.MinMaxStatistics(*fields)
+
+    def _merge(self, a: min_max.MinMaxStatistics, b: min_max.MinMaxStatistics) -> min_max.MinMaxStatistics:
+        return min_max.merge(a, b)
+
+    def _finalize(self, record: min_max.MinMaxStatistics, level: Level) -> tuple[Tensor, Tensor]:
+        return min_max.bounds(record, level=level)
+
+    def _complete(self, state: dict[str, Tensor]) -> None:
+        if {"min", "max"} <= state.keys() and "count" not in state:
+            # One range for both levels, of an unknown number of values: at least one.
+            fitted = (state["min"] <= state["max"]).to(torch.int64)
+            state |= {"pixel_min": state["min"], "pixel_max": state["max"], "count": fitted, "pixel_count": fitted}
+
+
+class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
+    """Moments of the logarithm of the scores of normal images (shape ()) and of each pixel of their maps ((H, W)).
+
+    Args:
+        center: where pixel z-scores are zero: at the image-level mean (``"image"``, the founding behaviour) or at
+            each pixel's own (``"pixel"``).
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    method = "CDF"
+    _foreign_state = "min"
+    _foreign_callback = "MinMaxNormalizationCallback"
+
+    image_count: Tensor
+    image_mean: Tensor
+    image_m2: Tensor
+    image_invalid: Tensor
+    pixel_count: Tensor
+    pixel_mean: Tensor
+    pixel_m2: Tensor
+    pixel_invalid: Tensor
+
+    def __init__(self, *, center: Center | str = Center.IMAGE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.center = Center.parse(center, "center")
+        for level in LEVELS:
+            # Maps have no resolution before the first one arrives.
+            shape = () if level == "image" else (0, 0)
+            for name, default in cdf.init(shape)._asdict().items():
+                self.add_state(f"{level}_{name}", default=default, dist_reduce_fx=None, persistent=True)
+
+    @property
+    def image_std(self) -> Tensor:
+        """Standard deviation of the logarithm of image scores (ddof 1); NaN below two values."""
+        return self._std("image")
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """Standard deviation of the logarithm of each pixel (ddof 1); NaN below two values."""
+        return self._std("pixel")
+
+    def _std(self, level: Level) -> Tensor:
+        record = self.record(level)
+        return torch.where(record.count > 1, record.m2 / (record.count - 1), math.nan).sqrt()
+
+    def update(
+        self,
+        anomaly_scores: Tensor | None = None,
+        anomaly_maps: Tensor | None = None,
+        where: Tensor | None = None,
+    ) -> None:
+        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
+
+        ``where`` is a boolean tensor of shape (B,): samples that take part.
+
+        Raises:
+            ResolutionError: the maps' height and width are not those of the first ones (clause S8).
+        """
+        for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
+            if values is None:
+                continue
+            record = self.record(level)
+            if record.mean.numel() == 0:
+                record = cdf.init(tuple(values.shape[-2:]), device=record.mean.device)
+            self._store(level, cdf.update(record, values, where=where))
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(image_mean, image_std, pixel_mean, pixel_std)``; empty tensors where a level has seen nothing.
+
+        Raises:
+            NotFittedError, InsufficientDataError: no level has what it needs, see `statistics`.
+        """
+        wanted = [level for level in LEVELS if self.seen(level)] or [LEVELS[0]]
+        empty = (torch.empty(0, device=self.device),) * 2
+        image, pixel = (self.statistics(level) if level in wanted else empty for level in LEVELS)
+        return *image, *pixel
+
+    def seen(self, level: Level) -> bool:
+        """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
+        return self.record(level).count.numel() > 0 and super().seen(level)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The states, and beside them ``image_std`` and ``pixel_std`` as the founding implementation had them."""
+        destination: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for level in LEVELS:
+            destination[f"{prefix}{level}_std"] = self._std(level)
+        return destination
+
+    def _fields(self, level: Level) -> tuple[str, ...]:
+        return tuple(f"{level}_{name}" for name in cdf.ScoreDistribution._fields)
+
+    def _make(self, fields: Iterable[Tensor]) -> cdf.ScoreDistribution:
+        return cdf.ScoreDistribution(*fields)
+
+    def _merge(self, a: cdf.ScoreDistribution, b: cdf.ScoreDistribution) -> cdf.ScoreDistribution:
+        return cdf.merge(a, b)
+
+    def _finalize(self, record: cdf.ScoreDistribution, level: Level) -> tuple[Tensor, Tensor]:
+        if record.count.numel() == 0:
+            record = cdf.init(device=record.mean.device)
+        return cdf.mean_std(record, level=level)
+
+    def _complete(self, state: dict[str, Tensor]) -> None:
+        for level in LEVELS:
+            std, mean = state.pop(f"{level}_std", None), state.get(f"{level}_mean")
+            if std is None or mean is None or f"{level}_m2" in state:
+                continue
+            if mean.numel() == 0:
+                del state[f"{level}_mean"]  # founding layout, level never seen
+                continue
+            # Founding layout: the count is unknown, and two is the least for which there is a deviation.
+            count = torch.full_like(mean, 2, dtype=torch.int64)
+            state |= {
+                f"{level}_count": count,
+                f"{level}_m2": std.square(),
+                f"{level}_invalid": torch.zeros_like(count),
+            }

@@ -1,0 +1,118 @@
+"""Min-max normalization around a threshold (clauses N1, S1, S2)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomnorm_core.checks import require_count
+from anomnorm_torch._tensors import arithmetic, below_half, parameter, selection, wide
+
+
+class MinMaxStatistics(NamedTuple):
+    """Smallest and largest valid score of one level, and how many scores that was.
+
+    Laws: ``init()`` is the identity of ``merge``; ``merge`` is exactly associative and commutative; updating with a
+    concatenation equals merging the parts.
+    """
+
+    min: Tensor  # () float64; +inf before the first value
+    max: Tensor  # () float64; -inf before the first value
+    count: Tensor  # () int64: valid values seen
+    invalid: Tensor  # () int64: NaN and infinite values left out
+
+
+def init(*, device: torch.device | str = "cpu") -> MinMaxStatistics:
+    """Empty statistics on ``device`` (float32 where the device has no float64)."""
+    dtype = wide(torch.device(device))
+    return MinMaxStatistics(
+        min=torch.full((), math.inf, dtype=dtype, device=device),
+        max=torch.full((), -math.inf, dtype=dtype, device=device),
+        count=torch.zeros((), dtype=torch.int64, device=device),
+        invalid=torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def update(record: MinMaxStatistics, scores: Tensor, *, where: Tensor | None = None) -> MinMaxStatistics:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far.
+        scores: real tensor of shape (B, ...); every element counts. NaN and infinities are left out and counted
+            (clause S6).
+        where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics on the device of ``record``, which is not changed. No host synchronization.
+    """
+    if scores.numel() == 0:
+        return record
+    x, _ = arithmetic(scores.detach())
+    taken = selection(where, x)
+    valid = x.isfinite() if taken is None else x.isfinite().logical_and_(taken)
+    count = valid.sum()
+    batch = MinMaxStatistics(
+        min=torch.where(valid, x, math.inf).amin().to(record.min.dtype),
+        max=torch.where(valid, x, -math.inf).amax().to(record.max.dtype),
+        count=count,
+        invalid=(x.numel() if taken is None else taken.sum()) - count,
+    )
+    return merge(record, batch)
+
+
+def merge(a: MinMaxStatistics, b: MinMaxStatistics) -> MinMaxStatistics:
+    """Statistics of the union of the data behind ``a`` and ``b``, on the device of ``a``."""
+    b = MinMaxStatistics(*(field.to(a.min.device) for field in b))
+    return MinMaxStatistics(
+        min=torch.minimum(a.min, b.min),
+        max=torch.maximum(a.max, b.max),
+        count=a.count + b.count,
+        invalid=a.invalid + b.invalid,
+    )
+
+
+def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Tensor, Tensor]:
+    """The finalizer: ``(min, max)``. Reads the counts, so it waits for the device: call it once per stage.
+
+    Args:
+        record: statistics of at least one valid value.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
+    """
+    require_count(level, int(record.count), int(record.invalid), minimum=1)
+    return record.min, record.max
+
+
+def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:
+    """Map raw scores to [0, 1] with 0.5 at the threshold.
+
+    ``u = clip((scores - threshold) / (max - min) + 1/2, 0, 1)`` (clause N1), and ``u >= 0.5`` exactly where
+    ``scores >= threshold`` (clause N4): below the threshold ``u`` is at most the largest number under 0.5.
+
+    Args:
+        scores: real tensor of any shape. Floating dtypes are kept; integers give the default float.
+        threshold: decision threshold in raw units.
+        min, max: range of the fitted scores (the finalizer `bounds`). These three are numbers or tensors that
+            broadcast against ``scores``, and are rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        Tensor of the shape and device of ``scores``. NaN stays NaN, infinities give 0 and 1 (clause N6). Where
+        ``max == min`` the result is 0, 0.5 or 1 for scores below, at or above the threshold (clause N7). Unfitted
+        statistics (``min > max``) give NaN: raising on a value would wait for the device; `bounds` raises (clause N8).
+
+    Source: anomalib 0.3, ``MinMaxNormalizationCallback``.
+    """
+    x, result = arithmetic(scores)
+    t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
+    span = high - low
+    # Halving keeps a span finite that would overflow; scaling by one is exact.
+    scale = torch.where(span.isinf(), 0.5, 1.0).to(x.dtype)
+    span = high * scale - low * scale
+    # Any difference over the smallest subnormal saturates, no difference stays 0: the step of clause N7.
+    span = torch.where(span > 0, span, torch.where(span == 0, torch.finfo(x.dtype).smallest_normal * 2.0**-23, math.nan))
+    u = torch.addcmul(-t * scale, x, scale).div_(span).add_(0.5).clamp_(0.0, 1.0)
+    limit = below_half(result)
+    return u.masked_fill_((x < t).logical_and_(u > limit), limit).to(result)

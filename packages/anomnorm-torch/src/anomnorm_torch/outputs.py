@@ -1,0 +1,88 @@
+"""Reading and writing a step's outputs in place (clauses L4, L5)."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomnorm_core.errors import OutputError
+from anomnorm_core.fields import ATTRIBUTE_FIELDS, MAPPING_FIELDS, Fields, missing_fields, wrong_type
+
+
+class StepOutputs:
+    """The outputs of one step, whichever of the two layouts they have.
+
+    Args:
+        outputs: a mutable mapping with ``pred_scores`` and/or ``anomaly_maps``, or an object with the attributes
+            ``pred_score`` and/or ``anomaly_map``. It is the one that `write` changes.
+
+    Raises:
+        OutputError: neither scores nor maps are there, or they are no tensors.
+    """
+
+    scores: Tensor  # (B,); the maximum of the map where the step gave no scores
+    maps: Tensor | None  # (B, 1, H, W) or (B, H, W)
+
+    def __init__(self, outputs: Any) -> None:
+        self._outputs = outputs
+        self._fields: Fields = MAPPING_FIELDS if isinstance(outputs, Mapping) else ATTRIBUTE_FIELDS
+        scores, self.maps = self._tensor(self._fields.scores), self._tensor(self._fields.maps)
+        if scores is None:
+            if self.maps is None:
+                found = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", ())
+                raise missing_fields(type(outputs).__name__, found)
+            scores = self.maps.flatten(1).amax(1)
+        self.scores = scores
+
+    def _tensor(self, name: str) -> Tensor | None:
+        value = read(self._outputs, (name,))
+        if value is not None and not isinstance(value, Tensor):
+            raise wrong_type(name, type(value).__name__, "tensor")
+        return value
+
+    def write(self, scores: Tensor, maps: Tensor | None) -> None:
+        """Replace scores and maps."""
+        self._set(self._fields.scores, scores)
+        if maps is not None:
+            self._set(self._fields.maps, maps)
+
+    def write_decision(self, labels: Tensor, masks: Tensor | None) -> None:
+        """Add predicted labels and masks."""
+        self._set(self._fields.pred_labels, labels)
+        if masks is not None:
+            self._set(self._fields.pred_masks, masks)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        if isinstance(self._outputs, MutableMapping):
+            self._outputs[name] = value
+            return
+        try:
+            setattr(self._outputs, name, value)
+        except (AttributeError, TypeError) as error:
+            raise OutputError(
+                f"cannot write {name!r} into the step's outputs ({type(self._outputs).__name__}): they are updated in "
+                "place. Return a dict, or an object whose attributes can be set."
+            ) from error
+
+
+def read(source: Any, names: tuple[str, ...]) -> Any:
+    """The first of ``names`` that ``source`` (a mapping or an object) has and that is not None, else None."""
+    for name in names:
+        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def normal_samples(outputs: Any, batch: Any) -> Tensor | None:
+    """Which samples are labelled normal, as a boolean tensor of shape (B,); None where there are no labels.
+
+    The label is looked for in the step's outputs, then in the batch.
+    """
+    for source in (outputs, batch):
+        names = MAPPING_FIELDS.labels if isinstance(source, Mapping) else ATTRIBUTE_FIELDS.labels
+        labels = read(source, names)
+        if labels is not None:
+            return torch.as_tensor(labels).reshape(-1) == 0
+    return None
