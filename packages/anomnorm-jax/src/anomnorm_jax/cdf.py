@@ -72,22 +72,25 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     taken = selection(where, x)
     valid = taken & jnp.isfinite(x) & less(jnp.zeros_like(x), x)
     count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
+    # Distances from a point near the mean keep the digits that the logarithm itself would lose to its size: from the
+    # mean so far or, in the first batch, from the first image.
     safe = jnp.where(valid, x, 1.0)
-    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
-    log_x = jnp.where(valid, _log_ratio(safe, zero, one), 0.0)
+    reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), jnp.log(safe[0]))
+    log_x = jnp.where(valid, _log_ratio(safe, reference[None], jnp.ones((), x.dtype)), 0.0)
     divisor = jnp.maximum(count, 1).astype(x.dtype)
     mean = jnp.sum(log_x, axis=0) / divisor
     deviation = jnp.where(valid, log_x - mean, 0.0)
     # A second pass over the deviations gives what rounding took from the first mean.
     residue = jnp.sum(deviation, axis=0) / divisor
     m2 = jnp.sum(deviation * deviation, axis=0) - divisor * residue * residue
+    head, tail = two_sum(jnp.where(count > 0, reference, 0.0), mean)
     dtype = record.mean.dtype
     batch = ScoreDistribution(
         count=count,
-        mean=mean.astype(dtype),
+        mean=head.astype(dtype),
         m2=m2.astype(dtype),
         invalid=jnp.sum(taken & ~valid, axis=0, dtype=jnp.uint32),
-        mean_tail=residue.astype(dtype),
+        mean_tail=(tail + residue).astype(dtype),
         m2_tail=jnp.zeros_like(record.m2),
     )
     return merge(record, batch)

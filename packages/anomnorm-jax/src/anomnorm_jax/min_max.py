@@ -113,8 +113,9 @@ def normalize(scores: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: Arra
     x, result = arithmetic(scores)
     t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
     span = high - low
-    # Halving keeps a span finite that would overflow; scaling by one is exact.
-    scale = jnp.where(jnp.isinf(span), 0.5, 1.0).astype(x.dtype)
+    # Scaling down keeps a span finite that would overflow. It begins before that: XLA multiplies by the reciprocal of
+    # a scalar divisor, and the reciprocal of a number above 2^126 is subnormal, hence zero on CPU.
+    scale = jnp.where(jnp.abs(span) > jnp.finfo(x.dtype).max / 16, 0.0625, 1.0).astype(x.dtype)
     span = high * scale - low * scale
     constant = span == 0
     u = jnp.clip((x * scale - t * scale) / jnp.where(constant, 1.0, span) + 0.5, 0.0, 1.0)

@@ -161,7 +161,7 @@ def standardize(
     # A mean that was never fitted must show also where the centre makes it cancel.
     nan = mean - mean
     distance = x.to(dtype, copy=True).clamp_(min=0.0).log_() - center
-    at_center = distance.abs() <= torch.where(constant, floor, 0.0) + nan
+    at_center = (distance.abs() <= floor).logical_and_(constant)
     return distance.div_(torch.where(constant, 0.0, std) + nan).masked_fill_(at_center, 0.0).to(result)
 
 

@@ -112,7 +112,8 @@ def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     scale = torch.where(span.isinf(), 0.5, 1.0).to(x.dtype)
     span = high * scale - low * scale
     # Any difference over the smallest subnormal saturates, no difference stays 0: the step of clause N7.
-    span = torch.where(span > 0, span, torch.where(span == 0, torch.finfo(x.dtype).smallest_normal * 2.0**-23, math.nan))
+    subnormal = torch.full_like(span, torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps)
+    span = torch.where(span > 0, span, torch.where(span == 0, subnormal, math.nan))
     u = torch.addcmul(-t * scale, x, scale).div_(span).add_(0.5).clamp_(0.0, 1.0)
     limit = below_half(result)
     return u.masked_fill_((x < t).logical_and_(u > limit), limit).to(result)

@@ -1,0 +1,104 @@
+"""The state that hooks hand from call to call, and what both hooks do alike."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from anomnorm_core.checks import report_invalid
+from anomnorm_core.errors import NotFittedError, OptionError
+from anomnorm_core.policy import OnInvalid, parse_threshold
+from anomnorm_jax import _counter, cdf, min_max
+from anomnorm_jax.outputs import Scores, decision
+from anomnorm_jax.threshold import flag
+
+Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["image", "pixel", "image_threshold", "pixel_threshold"],
+    meta_fields=["fitted"],
+)
+@dataclass(frozen=True)
+class NormalizationState(Generic[Record]):
+    """A pytree: statistics and thresholds are leaves, so that changing their values compiles nothing anew.
+
+    ``fitted`` is part of the tree's structure. It is how a hook refuses to normalize with statistics that have seen
+    nothing (clause N8) without reading a value off the device, also inside ``jax.jit``.
+    """
+
+    image: Record  # statistics of the scores
+    pixel: Record | None  # statistics of the maps; None where a step returns none
+    image_threshold: Array  # () float
+    pixel_threshold: Array  # () float
+    fitted: bool = False  # set by the check that ends a fit
+
+
+@dataclass(frozen=True)
+class NormalizationHook(Generic[Record]):
+    """The part of a hook that does not depend on the method. Hooks are hashable, hence static arguments of jit."""
+
+    threshold: float
+    pixel_threshold: float | None = None
+    on_invalid: OnInvalid | str = OnInvalid.WARN
+
+    def __post_init__(self) -> None:
+        if parse_threshold(self.threshold, "threshold") is None:
+            raise OptionError("threshold=None is not a number; give a finite float.")
+        parse_threshold(self.pixel_threshold, "pixel_threshold")
+        object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
+
+    def _state(self, image: Record, pixel: Record | None) -> NormalizationState[Record]:
+        pixel_threshold = self.threshold if self.pixel_threshold is None else self.pixel_threshold
+        return NormalizationState(
+            image=image,
+            pixel=pixel,
+            image_threshold=jnp.asarray(self.threshold, dtype=float),
+            pixel_threshold=jnp.asarray(pixel_threshold, dtype=float),
+        )
+
+    def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
+        """End a fit: check the statistics, report what was left out, and mark the state as fitted."""
+        for level, record in (("image", state.image), ("pixel", state.pixel)):
+            if record is None:
+                continue
+            if isinstance(record, min_max.MinMaxStatistics):
+                count, invalid = _counter.to_int(record.count), _counter.to_int(record.invalid)
+                min_max.bounds(record, level=level)
+            else:
+                # Level-wide totals in Python integers: of a per-pixel record, all pixels together.
+                count = int(np.sum(np.asarray(record.count), dtype=np.uint64))
+                invalid = int(np.sum(np.asarray(record.invalid), dtype=np.uint64))
+                cdf.mean_std(record, level=level)
+            report_invalid(level, count, invalid, OnInvalid(self.on_invalid))
+        return replace(state, fitted=True)
+
+
+def require_fitted(state: NormalizationState[Record]) -> None:
+    """Raise `NotFittedError` unless a fit was finished. Reads no array."""
+    if not state.fitted:
+        raise NotFittedError(
+            "the state has not been fitted, or its fit was not finished. Finish a validation run with "
+            "state = hook.on_validation_epoch_end(state) before testing or predicting; after restoring arrays from a "
+            "checkpoint into a fresh state, call it too: it checks them."
+        )
+
+
+def require_maps(state: NormalizationState[Record], values: Scores) -> None:
+    """Raise `NotFittedError` for maps at a state that was set up without any."""
+    if values.maps is not None and state.pixel is None:
+        raise NotFittedError(
+            "the outputs hold 'anomaly_maps', but the state was set up from outputs without them. Call "
+            "hook.setup(outputs) with outputs of the shape that the steps return, and fit again."
+        )
+
+
+def decide(state: NormalizationState[Record], values: Scores) -> dict[str, Array]:
+    """Labels and masks, decided on the values as they are (raw or z)."""
+    masks = None if values.maps is None else flag(values.maps, state.pixel_threshold)
+    return decision(flag(values.scores, state.image_threshold), masks)

@@ -1,0 +1,121 @@
+"""Min-max normalization of anomaly scores in a JAX training loop."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+
+from anomnorm_jax import min_max
+from anomnorm_jax.hooks._state import (
+    NormalizationHook,
+    NormalizationState,
+    decide,
+    require_fitted,
+    require_maps,
+)
+from anomnorm_jax.min_max import MinMaxStatistics
+from anomnorm_jax.outputs import Outputs, Scores, normalized, read, used
+
+State = NormalizationState[MinMaxStatistics]
+
+
+@dataclass(frozen=True)
+class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
+    """Normalize image-level and pixel-level anomaly scores to [0, 1] with 0.5 at the threshold.
+
+    Each validation run collects the smallest and the largest raw score. Test and predict then return outputs whose
+    ``pred_scores`` and ``anomaly_maps`` are unit scores ``clip((x - threshold) / (max - min) + 1/2, 0, 1)``, with
+    ``pred_labels`` and ``pred_masks`` beside them, decided on the raw values (``x >= threshold``).
+
+    Example::
+
+        hook = MinMaxNormalizationHook(threshold=0.7)
+        state = hook.setup(outputs)
+        for epoch in range(epochs):
+            ...                                              # train
+            state = hook.on_validation_epoch_start(state)
+            for batch in validation:
+                state, outputs = hook.on_validation_batch_end(state, predict(batch))
+            state = hook.on_validation_epoch_end(state)
+        outputs = hook.on_predict_batch_end(state, predict(batch))
+
+    Args:
+        threshold: decision threshold in raw units.
+        pixel_threshold: the same for the anomaly maps; None takes ``threshold``.
+        shared_range: one range for both levels, from the maps where there are any (the founding behaviour).
+        on_invalid: ``"warn"``: NaN and infinite scores are left out of the statistics and one warning per fit counts
+            them; ``"raise"``: they are an error when the fit ends.
+
+    Raises:
+        OptionError: an option has a value that is not allowed.
+    """
+
+    shared_range: bool = False
+
+    def setup(self, outputs: Outputs) -> State:
+        """An empty state for steps that return ``outputs`` (an example, or its shapes).
+
+        Raises:
+            OutputError: the outputs hold neither scores nor maps.
+        """
+        values = jax.eval_shape(read, used(outputs))
+        return self._state(min_max.init(), None if values.maps is None else min_max.init())
+
+    def on_validation_epoch_start(self, state: State) -> State:
+        """Empty the statistics: each validation run stands for itself (clause L1)."""
+        empty = min_max.init()
+        return replace(state, image=empty, pixel=None if state.pixel is None else empty, fitted=False)
+
+    def on_validation_batch_end(self, state: State, outputs: Outputs) -> tuple[State, Outputs]:
+        """Add the batch's raw scores to the statistics; the outputs stay as they are.
+
+        Raises:
+            OutputError: the outputs hold neither scores nor maps.
+        """
+        return self._update(state, used(outputs)), outputs
+
+    @partial(jax.jit, static_argnums=0)
+    def _update(self, state: State, outputs: dict[str, Array]) -> State:
+        values = read(outputs)
+        require_maps(state, values)
+        image_values = values.maps if self.shared_range and values.maps is not None else values.scores
+        pixel = state.pixel
+        if pixel is not None and values.maps is not None:
+            pixel = min_max.update(pixel, values.maps)
+        return replace(state, image=min_max.update(state.image, image_values), pixel=pixel)
+
+    def on_validation_epoch_end(self, state: State) -> State:
+        """Check the statistics, report what was left out of them, and mark the state as fitted.
+
+        Raises:
+            NotFittedError: the run has seen no valid score.
+            InvalidScoreError: under ``on_invalid="raise"``, something was left out.
+        """
+        return self._finish(state)
+
+    def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
+        """The outputs with unit scores and maps, labels and masks.
+
+        Raises:
+            NotFittedError: the state has not been fitted.
+            OutputError: the outputs hold neither scores nor maps.
+        """
+        return {**outputs, **self._normalize_batch(state, used(outputs))}
+
+    def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
+        """The outputs with unit scores and maps, labels and masks. Raises as `on_test_batch_end`."""
+        return {**outputs, **self._normalize_batch(state, used(outputs))}
+
+    @partial(jax.jit, static_argnums=0)
+    def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
+        require_fitted(state)
+        values = read(outputs)
+        require_maps(state, values)
+        scores = min_max.normalize(values.scores, state.image_threshold, *min_max.bounds(state.image))
+        maps = None
+        if values.maps is not None and state.pixel is not None:
+            record = state.image if self.shared_range else state.pixel
+            maps = min_max.normalize(values.maps, state.pixel_threshold, *min_max.bounds(record))
+        return normalized(Scores(scores, maps)) | decide(state, values)

@@ -1,0 +1,66 @@
+"""Reading a step's outputs, and returning them with new values (clauses L4, L5)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from anomnorm_core.fields import MAPPING_FIELDS, missing_fields, wrong_type
+
+Outputs = Mapping[str, Any]
+
+
+class Scores(NamedTuple):
+    """What normalization works on."""
+
+    scores: Array  # (B,); the maximum of the map where the step gave no scores
+    maps: Array | None  # (B, 1, H, W) or (B, H, W)
+
+
+def used(outputs: Outputs) -> dict[str, Any]:
+    """The entries that normalization works on: a step may also return file names, which nothing can trace.
+
+    Raises:
+        OutputError: ``outputs`` is no mapping.
+    """
+    if not isinstance(outputs, Mapping):
+        raise missing_fields(type(outputs).__name__, getattr(outputs, "__dict__", ()))
+    names = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps, *MAPPING_FIELDS.labels)
+    found = {name: outputs[name] for name in names if outputs.get(name) is not None}
+    if not {MAPPING_FIELDS.scores, MAPPING_FIELDS.maps} & found.keys():
+        raise missing_fields(type(outputs).__name__, outputs)
+    for name, value in found.items():
+        if not hasattr(value, "shape"):
+            raise wrong_type(name, type(value).__name__, "array")
+    return found
+
+
+def read(outputs: Outputs) -> Scores:
+    """Scores and maps of the `used` entries of a step's outputs."""
+    scores, maps = outputs.get(MAPPING_FIELDS.scores), outputs.get(MAPPING_FIELDS.maps)
+    if scores is None:
+        scores = jnp.max(outputs[MAPPING_FIELDS.maps], axis=tuple(range(1, outputs[MAPPING_FIELDS.maps].ndim)))
+    return Scores(scores, maps)
+
+
+def normal_samples(outputs: Outputs) -> Array | None:
+    """Which samples the outputs label normal, as a boolean array of shape (B,); None where there are no labels."""
+    for name in MAPPING_FIELDS.labels:
+        if outputs.get(name) is not None:
+            return jnp.ravel(jnp.asarray(outputs[name])) == 0
+    return None
+
+
+def normalized(values: Scores) -> dict[str, Array]:
+    """The entries that hold scores and maps."""
+    return _present(((MAPPING_FIELDS.scores, values.scores), (MAPPING_FIELDS.maps, values.maps)))
+
+
+def decision(labels: Array, masks: Array | None) -> dict[str, Array]:
+    """The entries that hold predicted labels and masks."""
+    return _present(((MAPPING_FIELDS.pred_labels, labels), (MAPPING_FIELDS.pred_masks, masks)))
+
+
+def _present(entries: tuple[tuple[str, Array | None], ...]) -> dict[str, Array]:
+    return {name: value for name, value in entries if value is not None}

@@ -1,0 +1,105 @@
+"""The protocol that a backend implements to be tested, and the registry of backends.
+
+A backend says how to make and read its arrays and hands over its functions. See docs/add-a-backend.md.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ENTRY_POINT_GROUP = "anomnorm.conformance_backends"
+
+MIN_MAX_FUNCTIONS = ("init", "update", "merge", "bounds", "normalize")
+CDF_FUNCTIONS = ("init", "update", "merge", "mean_std", "standardize", "normalize")
+THRESHOLD_FUNCTIONS = ("flag",)
+
+
+class Description(NamedTuple):
+    """What is compared before values are."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    device: str
+
+
+class Backend(ABC):
+    """One library in one variant (eager, jitted, compiled, ...)."""
+
+    name: str  # the library: "torch"
+    variant: str = ""  # "eager"; may be empty
+    dtypes: tuple[str, ...]  # floating dtypes it computes in, of "float64", "float32", "float16", "bfloat16"
+    min_max: Any  # has the functions of MIN_MAX_FUNCTIONS
+    cdf: Any  # has the functions of CDF_FUNCTIONS
+    threshold: Any  # has the functions of THRESHOLD_FUNCTIONS
+    order_slack: Mapping[str, int] = {}  # clause N5: dtype: by how many ulp a larger score may give a smaller unit score
+    moments_rtol: float = 1e-6  # clause S4: 1e-6 with float64 accumulators, 1e-5 with compensated float32
+    subnormal_parameters: bool = True  # whether statistics below the smallest normal number count
+    exceptions: Mapping[str, str] = {}  # test id pattern: reason. Strict: an exception that passes is a failure
+
+    @property
+    def id(self) -> str:
+        """Name and variant."""
+        return f"{self.name}-{self.variant}" if self.variant else self.name
+
+    @abstractmethod
+    def asarray(self, values: Any, dtype: str) -> Any:
+        """Make an array of the given floating, integer (``"int32"``, ``"int64"``) or ``"bool"`` dtype."""
+
+    @abstractmethod
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """Read an array exactly: floats as float64, integers as int64, booleans as bool."""
+
+    @abstractmethod
+    def describe(self, array: Any) -> Description:
+        """Dtype by name, shape, device by name."""
+
+    def default_dtype(self) -> str:
+        """The floating dtype that integers turn into (clause N9)."""
+        return "float32"
+
+    def count(self, field: Any) -> int:
+        """The total of the ``count`` or ``invalid`` field of a record, as a Python integer."""
+        return int(self.to_numpy(field).sum())
+
+    def context(self, dtype: str) -> AbstractContextManager[Any]:
+        """Entered around a test that computes in ``dtype``."""
+        return nullcontext()
+
+
+# Where the backends of this repository live: imported when asked for, so that testing one needs only its library.
+_OWN: dict[str, str] = {
+    "numpy": "conformance.backends.numpy_",
+    "array-api-strict": "conformance.backends.strict",
+    "torch": "conformance.backends.torch_",
+    "jax": "conformance.backends.jax_",
+}
+_MUTANTS = "conformance.mutants"
+
+
+def available() -> list[str]:
+    """Names that ``--backends`` takes: those of this repository and installed plug-ins."""
+    return [*_OWN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))]
+
+
+def load(request: str) -> list[Backend]:
+    """Backends for one item of ``--backends``: a name (all variants), an id (one variant), or ``mutant:<name>``."""
+    if request.startswith("mutant:"):
+        return [import_module(_MUTANTS).MUTANTS[request.removeprefix("mutant:")]()]
+    providers: dict[str, Callable[[], Any]] = {
+        point.name: point.load for point in entry_points(group=ENTRY_POINT_GROUP)
+    }
+    providers |= {name: lambda path=path: import_module(path) for name, path in _OWN.items()}
+    for name, provider in providers.items():
+        if request == name or request.startswith(f"{name}-"):
+            provided = provider()
+            classes = provided.BACKENDS if hasattr(provided, "BACKENDS") else provided
+            backends: list[Backend] = [backend() for backend in classes]
+            chosen = [backend for backend in backends if request in (name, backend.name, backend.id)]
+            if chosen:
+                return chosen
+    raise LookupError(f"no backend {request!r}; there are {', '.join(available())}")

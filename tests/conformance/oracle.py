@@ -1,0 +1,110 @@
+"""What the clauses say, one number at a time and independent of every array library.
+
+Exact rationals for min-max, 50 digits for logarithms and the normal distribution, exact summation for moments. Values
+arrive as Python floats that are exactly representable in the dtype under test.
+"""
+
+import math
+import struct
+from collections.abc import Iterable
+from fractions import Fraction
+
+import mpmath
+
+mpmath.mp.dps = 50
+
+# dtype: (bits of the significand, smallest normal exponent, largest finite number)
+_FORMATS = {
+    "float64": (53, -1022, float.fromhex("0x1.fffffffffffffp+1023")),
+    "float32": (24, -126, float.fromhex("0x1.fffffep+127")),
+    "float16": (11, -14, 65504.0),
+    "bfloat16": (8, -126, float.fromhex("0x1.fep+127")),
+}
+
+
+def arithmetic(dtype: str) -> str:
+    """The dtype that parameters are rounded to (clause N9)."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def ulp(value: float, dtype: str) -> float:
+    """Distance to the next number of larger magnitude, for the binade of ``value``."""
+    digits, smallest, _ = _FORMATS[dtype]
+    exponent = math.frexp(value)[1] - 1 if value else smallest
+    return math.ldexp(1.0, max(exponent, smallest) - digits + 1)
+
+
+def rounded(value: float, dtype: str) -> float:
+    """``value`` rounded to ``dtype``, ties to even."""
+    if not math.isfinite(value) or dtype == "float64":
+        return value
+    step = Fraction(ulp(value, dtype))
+    result = float(round(Fraction(value) / step) * step)  # Python rounds fractions half to even
+    return result if abs(result) <= _FORMATS[dtype][2] else math.copysign(math.inf, value)
+
+
+def next_up(value: float, dtype: str) -> float:
+    """The next larger number of ``dtype``."""
+    return -next_down(-value, dtype)
+
+
+def next_down(value: float, dtype: str) -> float:
+    """The next smaller number of ``dtype``."""
+    if dtype == "float64":
+        return math.nextafter(value, -math.inf)
+    if value <= 0:
+        return value - ulp(value, dtype)
+    # Below a power of two the numbers lie twice as close.
+    half = value - ulp(value, dtype) / 2
+    return half if rounded(half, dtype) == half else value - ulp(value, dtype)
+
+
+def all_16_bit(dtype: str) -> list[float]:
+    """Every finite number of float16 or bfloat16, in ascending order, one zero."""
+    values = set()
+    for bits in range(0x8000):
+        if dtype == "float16":
+            (value,) = struct.unpack("<e", struct.pack("<H", bits))
+        else:
+            (value,) = struct.unpack("<f", struct.pack("<I", bits << 16))
+        if math.isfinite(value):
+            values |= {value, -value}
+    return sorted(values)
+
+
+def min_max(x: float, threshold: float, low: float, high: float) -> float:
+    """Clauses N1, N6, N7."""
+    if math.isnan(x):
+        return math.nan
+    if math.isinf(x) or low == high:
+        return 0.5 if x == threshold else float(x > threshold)
+    exact = (Fraction(x) - Fraction(threshold)) / (Fraction(high) - Fraction(low)) + Fraction(1, 2)
+    return float(min(max(exact, Fraction(0)), Fraction(1)))
+
+
+def z_score(x: float, center: float, std: float) -> mpmath.mpf:
+    """Clauses N2, N6."""
+    if math.isnan(x):
+        return mpmath.nan
+    if x <= 0:
+        return -mpmath.inf
+    if math.isinf(x):
+        return mpmath.inf
+    return (mpmath.log(mpmath.mpf(x)) - mpmath.mpf(center)) / mpmath.mpf(std)
+
+
+def cdf(z: float, threshold: float) -> float:
+    """Clauses N3, N6."""
+    if math.isnan(z):
+        return math.nan
+    if math.isinf(z):
+        return float(z > 0)
+    return float(mpmath.erfc((mpmath.mpf(threshold) - mpmath.mpf(z)) / mpmath.sqrt(2)) / 2)
+
+
+def moments(scores: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 1) of the logarithm (clause S3)."""
+    logs = [mpmath.log(mpmath.mpf(score)) for score in scores]
+    mean = mpmath.fsum(logs) / len(logs)
+    variance = mpmath.fsum((value - mean) ** 2 for value in logs) / (len(logs) - 1)
+    return float(mean), float(mpmath.sqrt(variance))

@@ -1,0 +1,246 @@
+"""Clauses S1 to S8: the algebra of statistics, their accuracy, and what is left out of them."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
+from conformance import oracle
+from conformance.assertions import random_values
+from conformance.backend import Backend
+
+
+def _scores(dtype: str, shape: tuple[int, ...], seed: int = 5, mean: float = 1.0, std: float = 0.5) -> np.ndarray:
+    draws = np.exp(np.random.default_rng(seed).normal(mean, std, size=math.prod(shape)))
+    return np.reshape(random_values(dtype, draws), shape)
+
+
+def _bounds(backend: Backend, record: Any) -> list[float]:
+    return [backend.to_numpy(value).item() for value in backend.min_max.bounds(record)]
+
+
+def _moments(backend: Backend, record: Any, level: str = "image") -> list[Any]:
+    return [backend.to_numpy(value).tolist() for value in backend.cdf.mean_std(record, level=level)]
+
+
+def _fields(backend: Backend, record: Any) -> list[Any]:
+    return [backend.to_numpy(field).tolist() for field in record]
+
+
+@pytest.mark.clause("S1", "S2")
+def test_s1_min_max_algebra_is_exact(backend: Backend, dtype: str) -> None:
+    parts = [_scores(dtype, (n,), seed) for seed, n in enumerate((4, 1, 7))]
+    a, b, c = (backend.min_max.update(backend.min_max.init(), backend.asarray(part, dtype)) for part in parts)
+    merge, empty = backend.min_max.merge, backend.min_max.init()
+    whole = backend.min_max.update(empty, backend.asarray(np.concatenate(parts), dtype))
+    expected = _fields(backend, whole)
+    assert _fields(backend, merge(merge(a, b), c)) == expected
+    assert _fields(backend, merge(a, merge(b, c))) == expected
+    assert _fields(backend, merge(c, merge(b, a))) == expected
+    for identity in (merge(a, empty), merge(empty, a)):
+        assert _fields(backend, identity) == _fields(backend, a)
+    assert _bounds(backend, whole) == [float(np.concatenate(parts).min()), float(np.concatenate(parts).max())]
+
+
+@pytest.mark.clause("S1", "S3")
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=["image", "pixel"])
+def test_s1_distribution_algebra(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+    parts = [_scores(dtype, (n, *shape), seed) for seed, n in enumerate((4, 1, 7))]
+    empty = backend.cdf.init(shape)
+    a, b, c = (backend.cdf.update(empty, backend.asarray(part, dtype)) for part in parts)
+    merge = backend.cdf.merge
+    whole = backend.cdf.update(empty, backend.asarray(np.concatenate(parts), dtype))
+    streamed = empty
+    for part in parts:
+        streamed = backend.cdf.update(streamed, backend.asarray(part, dtype))
+    expected = _moments(backend, whole)
+    for other in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(c, merge(b, a)), streamed):
+        assert backend.count(other.count) == backend.count(whole.count)
+        for found, wanted in zip(_moments(backend, other), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=backend.moments_rtol)
+    for identity in (merge(a, empty), merge(empty, a)):
+        assert _fields(backend, identity) == _fields(backend, a)
+
+
+@pytest.mark.clause("S1")
+def test_s1_empty_batches_change_nothing(backend: Backend, dtype: str) -> None:
+    for module, record in ((backend.min_max, backend.min_max.init()), (backend.cdf, backend.cdf.init())):
+        filled = module.update(record, backend.asarray([1.0, 2.0], dtype))
+        assert _fields(backend, module.update(filled, backend.asarray([], dtype))) == _fields(backend, filled)
+
+
+@pytest.mark.clause("S1")
+def test_s1_where_selects_samples(backend: Backend, dtype: str) -> None:
+    scores = [1.0, 100.0, 2.0, -5.0]
+    where = backend.asarray([True, False, True, False], "bool")
+    for module in (backend.min_max, backend.cdf):
+        found = module.update(module.init(), backend.asarray(scores, dtype), where=where)
+        expected = module.update(module.init(), backend.asarray([1.0, 2.0], dtype))
+        _assert_same(backend, found, expected)
+    maps = backend.asarray(np.reshape(np.arange(1, 17), (4, 1, 2, 2)), dtype)
+    found = backend.cdf.update(backend.cdf.init((2, 2)), maps, where=where)
+    expected = backend.cdf.update(
+        backend.cdf.init((2, 2)), backend.asarray(np.reshape([*range(1, 5), *range(9, 13)], (2, 2, 2)), dtype)
+    )
+    _assert_same(backend, found, expected)
+
+
+def _assert_same(backend: Backend, found: Any, expected: Any) -> None:
+    # Sums over four values and over two of them may be rounded in another order.
+    for a, b in zip(_fields(backend, found), _fields(backend, expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=backend.moments_rtol, atol=1e-7)
+
+
+@pytest.mark.clause("S3")
+def test_s3_moments_of_the_logarithm_with_ddof_1(backend: Backend, dtype: str) -> None:
+    scores = _scores(dtype, (9,))
+    record = backend.cdf.update(backend.cdf.init(), backend.asarray(scores, dtype))
+    expected = oracle.moments(scores.tolist())
+    np.testing.assert_allclose(_moments(backend, record), expected, rtol=backend.moments_rtol)
+    assert backend.count(record.count) == 9
+
+
+@pytest.mark.clause("S3")
+@pytest.mark.parametrize("channel", [True, False])
+def test_s3_pixel_level_has_moments_of_every_pixel(backend: Backend, dtype: str, channel: bool) -> None:
+    maps = _scores(dtype, (5, 2, 3))
+    array = backend.asarray(maps[:, None] if channel else maps, dtype)
+    record = backend.cdf.update(backend.cdf.init((2, 3)), array)
+    mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
+    assert mean.shape == std.shape == (2, 3)
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_allclose(
+            [mean[i, j], std[i, j]], oracle.moments(maps[:, i, j].tolist()), rtol=backend.moments_rtol
+        )
+
+
+@pytest.mark.clause("S4")
+@pytest.mark.dtypes(("float64", "float32"))
+@pytest.mark.parametrize("ratio", [1.0, 1e3])
+def test_s4_accuracy_over_many_batches(backend: Backend, dtype: str, ratio: float) -> None:
+    # 10^5 batches are streamed in tests/jax and tests/core; operation by operation that would take minutes.
+    batches = _scores(dtype, (400, 8), mean=5.0, std=5.0 / ratio)
+    record = backend.cdf.init()
+    for batch in batches:
+        record = backend.cdf.update(record, backend.asarray(batch, dtype))
+    expected = oracle.moments(batches.ravel().tolist())
+    np.testing.assert_allclose(_moments(backend, record), expected, rtol=backend.moments_rtol)
+
+
+@pytest.mark.clause("S5")
+def test_s5_records_do_not_grow(backend: Backend) -> None:
+    for module, record, batch in (
+        (backend.min_max, backend.min_max.init(), np.ones((4,))),
+        (backend.cdf, backend.cdf.init(), np.ones((4,))),
+        (backend.cdf, backend.cdf.init((3, 5)), np.ones((4, 1, 3, 5))),
+    ):
+        shapes = [backend.describe(field).shape for field in record]
+        for _ in range(3):
+            record = module.update(record, backend.asarray(batch, "float32"))
+        assert [backend.describe(field).shape for field in record] == shapes
+
+
+@pytest.mark.clause("S6")
+def test_s6_invalid_values_are_left_out_and_counted(backend: Backend, dtype: str) -> None:
+    scores = backend.asarray([1.0, math.nan, 4.0, math.inf, 2.0, -math.inf, 0.0, -3.0], dtype)
+    record = backend.min_max.update(backend.min_max.init(), scores)
+    assert _bounds(backend, record) == [-3.0, 4.0]
+    assert (backend.count(record.count), backend.count(record.invalid)) == (5, 3)
+    distribution = backend.cdf.update(backend.cdf.init(), scores)
+    np.testing.assert_allclose(
+        _moments(backend, distribution), oracle.moments([1.0, 4.0, 2.0]), rtol=backend.moments_rtol
+    )
+    assert (backend.count(distribution.count), backend.count(distribution.invalid)) == (3, 5)
+
+
+@pytest.mark.clause("S6")
+def test_s6_invalid_pixels_are_counted_where_they_are(backend: Backend, dtype: str) -> None:
+    maps = np.full((3, 2, 2), 2.0)
+    maps[:, 0, 0] = [1.0, 0.0, 4.0]
+    maps[1, 1, 1] = math.nan
+    record = backend.cdf.update(backend.cdf.init((2, 2)), backend.asarray(maps, dtype))
+    assert backend.to_numpy(record.count).tolist() == [[2, 3], [3, 2]]
+    assert backend.to_numpy(record.invalid).tolist() == [[1, 0], [0, 1]]
+    mean, std = _moments(backend, record, level="pixel")
+    np.testing.assert_allclose([mean[0][0], std[0][0]], oracle.moments([1.0, 4.0]), rtol=backend.moments_rtol)
+
+
+@pytest.mark.clause("S6")
+def test_s6_a_pixel_without_valid_values_takes_the_pooled_moments(backend: Backend, dtype: str) -> None:
+    maps = _scores(dtype, (4, 1, 3))
+    maps[:, 0, 0] = 0.0
+    record = backend.cdf.update(backend.cdf.init((1, 3)), backend.asarray(maps, dtype))
+    mean, std = _moments(backend, record, level="pixel")
+    (mean_1, std_1), (mean_2, std_2) = (oracle.moments(maps[:, 0, j].tolist()) for j in (1, 2))
+    assert mean[0][0] == pytest.approx((mean_1 + mean_2) / 2, rel=10 * backend.moments_rtol)
+    assert std[0][0] == pytest.approx(math.sqrt((std_1**2 + std_2**2) / 2), rel=10 * backend.moments_rtol)
+
+
+@pytest.mark.clause("S6", "N8")
+def test_s6_nothing_but_invalid_values_is_an_error(backend: Backend) -> None:
+    scores = backend.asarray([math.nan, math.inf, -math.inf], "float32")
+    with pytest.raises(NotFittedError, match="all 3 image-level values were invalid"):
+        backend.min_max.bounds(backend.min_max.update(backend.min_max.init(), scores))
+    with pytest.raises(NotFittedError, match="all 3 image-level values were invalid"):
+        backend.cdf.mean_std(backend.cdf.update(backend.cdf.init(), scores))
+
+
+@pytest.mark.clause("N8")
+def test_n8_finalizing_unfitted_statistics_is_an_error(backend: Backend) -> None:
+    for finalize in (
+        lambda: backend.min_max.bounds(backend.min_max.init()),
+        lambda: backend.cdf.mean_std(backend.cdf.init()),
+    ):
+        with pytest.raises(NotFittedError, match="run a validation epoch"):
+            finalize()
+    with pytest.raises(NotFittedError, match="pixel-level"):
+        backend.cdf.mean_std(backend.cdf.init((2, 2)), level="pixel")
+
+
+@pytest.mark.clause("S7")
+def test_s7_one_value_has_no_deviation(backend: Backend) -> None:
+    for shape in ((), (2, 2)):
+        record = backend.cdf.update(backend.cdf.init(shape), backend.asarray(np.ones((1, *shape)), "float32"))
+        with pytest.raises(InsufficientDataError, match="1 valid value and need at least 2"):
+            backend.cdf.mean_std(record)
+    record = backend.min_max.update(backend.min_max.init(), backend.asarray([3.0], "float32"))
+    assert _bounds(backend, record) == [3.0, 3.0]
+
+
+@pytest.mark.clause("S7", "N7")
+def test_s7_a_constant_population_is_fitted(backend: Backend, dtype: str) -> None:
+    record = backend.cdf.init()
+    for size in (3, 1, 5):
+        record = backend.cdf.update(record, backend.asarray(np.full((size,), 20.0), dtype))
+    mean, std = backend.cdf.mean_std(record)
+    scores = backend.asarray([19.0, 20.0, 21.0], dtype)
+    u = backend.to_numpy(backend.cdf.normalize(backend.cdf.standardize(scores, mean, std), 0.0)).tolist()
+    assert u == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.clause("S8")
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 5, 4), (2, 3, 4, 4), (4, 4)], ids=str)
+def test_s8_other_resolution_is_an_error(backend: Backend, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ResolutionError, match=r"\(4, 4\)"):
+        backend.cdf.update(backend.cdf.init((4, 4)), backend.asarray(np.ones(shape), "float32"))
+
+
+@pytest.mark.clause("S2")
+def test_s2_the_empty_range_is_the_identity(backend: Backend) -> None:
+    record = backend.min_max.init()
+    assert [backend.to_numpy(field).item() for field in record[:2]] == [math.inf, -math.inf]
+    assert (backend.count(record.count), backend.count(record.invalid)) == (0, 0)
+
+
+@pytest.mark.clause("S3")
+@pytest.mark.dtypes(("float32",))
+def test_s3_not_the_difference_of_squares(backend: Backend, dtype: str) -> None:
+    # E[x^2] - E[x]^2 in float32 gives a negative variance here
+    scores = random_values(dtype, np.exp(np.linspace(49.99, 50.01, 64)))
+    record = backend.cdf.init()
+    for start, stop in pairwise(range(0, 65, 16)):
+        record = backend.cdf.update(record, backend.asarray(scores[start:stop], dtype))
+    np.testing.assert_allclose(_moments(backend, record), oracle.moments(scores), rtol=1e-5)
