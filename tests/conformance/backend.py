@@ -46,6 +46,11 @@ class Backend(ABC):
         """Name and variant."""
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
+    @property
+    def usual_dtype(self) -> str:
+        """For tests that are not about dtypes."""
+        return "float32" if "float32" in self.dtypes else self.dtypes[0]
+
     @abstractmethod
     def asarray(self, values: Any, dtype: str) -> Any:
         """Make an array of the given floating, integer (``"int32"``, ``"int64"``) or ``"bool"`` dtype."""

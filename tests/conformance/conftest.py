@@ -12,6 +12,7 @@ from conformance.backend import Backend, available, load
 
 _BACKENDS = pytest.StashKey[list[Backend]]()
 _RESULTS = pytest.StashKey[dict[tuple[str, str], list[str]]]()
+_PROPERTY = "anomnorm clauses"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +25,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = defaultdict(list)
+    if config.getoption("--backends", default="all") != "all":
+        _selected(config)  # a wrong name is an error before anything is collected
+    config.pluginmanager.register(_Collector(config), "anomnorm-conformance-table")
+
+
+class _Collector:
+    """Gathers outcomes from reports, which also arrive from the workers of a parallel run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._results = config.stash[_RESULTS]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == _PROPERTY and (report.when == "call" or report.failed):
+                backend, *clauses = str(value).split()
+                word = "xfail" if hasattr(report, "wasxfail") else report.outcome
+                for clause in clauses:
+                    self._results[backend, clause].append(word)
 
 
 def _selected(config: pytest.Config) -> list[Backend]:
@@ -65,27 +84,30 @@ def _context(request: pytest.FixtureRequest) -> Iterator[None]:
     if "backend" not in request.fixturenames:
         yield
         return
-    dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else "float32"
-    with request.getfixturevalue("backend").context(dtype):
+    backend = request.getfixturevalue("backend")
+    dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else backend.usual_dtype
+    with backend.context(dtype):
         yield
 
 
 def _backend_of(item: pytest.Item) -> Backend | None:
-    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    return backend if isinstance(backend, Backend) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    own = [item for item in items if item.path.parent == here and _backend_of(item) is not None]
+    own = [(item, backend) for item in items if item.path.parent == here and (backend := _backend_of(item))]
     if not own:
         return
-    for item in own:
+    for item, backend in own:
         clauses = _clauses(item)
         if not clauses or not item.name.startswith(f"test_{clauses[0].lower()}_"):
             raise pytest.UsageError(f"{item.nodeid}: mark the clauses it checks, and begin its name with the first")
+        item.user_properties.append((_PROPERTY, " ".join((backend.id, *clauses))))
     whole_suite = all("::" not in arg and Path(arg.split("::")[0]).suffix != ".py" for arg in config.args)
     for backend in _selected(config):
-        mine = [item for item in own if _backend_of(item) is backend]
+        mine = [item for item, owner in own if owner is backend]
         if whole_suite and not mine:
             raise pytest.UsageError(f"backend {backend.id} collects no test")
         for pattern, reason in backend.exceptions.items():
@@ -100,22 +122,11 @@ def _clauses(item: pytest.Item) -> tuple[str, ...]:
     return tuple(clause for mark in item.iter_markers("clause") for clause in mark.args)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
-    outcome: Any = yield
-    report = outcome.get_result()
-    backend = _backend_of(item)
-    if backend is not None and (report.when == "call" or report.failed):
-        word = "xfail" if hasattr(report, "wasxfail") else report.outcome
-        for clause in _clauses(item):
-            item.config.stash[_RESULTS][backend.id, clause].append(word)
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     results = config.stash[_RESULTS]
     if not results:
         return
-    backends = list(dict.fromkeys(backend for backend, _ in results))
+    backends = sorted({backend for backend, _ in results})
     clauses = sorted({clause for _, clause in results}, key=lambda clause: (clause[0], int(clause[1:])))
     width = max(map(len, backends))
     terminalreporter.section("clauses proven: tests passed by each backend")

@@ -160,7 +160,7 @@ def test_n8_unfitted_is_never_a_number(backend: Backend, dtype: str) -> None:
 @pytest.mark.clause("S8")
 @pytest.mark.parametrize("fitted", [(1, 4), (4, 1), (2, 2), (1, 1)])
 def test_s8_other_resolution_is_an_error(backend: Backend, fitted: tuple[int, int]) -> None:
-    maps = backend.asarray(np.ones((2, 1, 4, 4)), "float32")
-    statistics = backend.asarray(np.ones(fitted), "float32")
+    maps = backend.asarray(np.ones((2, 1, 4, 4)), backend.usual_dtype)
+    statistics = backend.asarray(np.ones(fitted), backend.usual_dtype)
     with pytest.raises(ResolutionError, match=r"4, 4.*\(" + f"{fitted[0]}, {fitted[1]}"):
         backend.cdf.standardize(maps, statistics, statistics)

@@ -139,7 +139,7 @@ def test_s5_records_do_not_grow(backend: Backend) -> None:
     ):
         shapes = [backend.describe(field).shape for field in record]
         for _ in range(3):
-            record = module.update(record, backend.asarray(batch, "float32"))
+            record = module.update(record, backend.asarray(batch, backend.usual_dtype))
         assert [backend.describe(field).shape for field in record] == shapes
 
 
@@ -181,7 +181,7 @@ def test_s6_a_pixel_without_valid_values_takes_the_pooled_moments(backend: Backe
 
 @pytest.mark.clause("S6", "N8")
 def test_s6_nothing_but_invalid_values_is_an_error(backend: Backend) -> None:
-    scores = backend.asarray([math.nan, math.inf, -math.inf], "float32")
+    scores = backend.asarray([math.nan, math.inf, -math.inf], backend.usual_dtype)
     with pytest.raises(NotFittedError, match="all 3 image-level values were invalid"):
         backend.min_max.bounds(backend.min_max.update(backend.min_max.init(), scores))
     with pytest.raises(NotFittedError, match="all 3 image-level values were invalid"):
@@ -203,10 +203,10 @@ def test_n8_finalizing_unfitted_statistics_is_an_error(backend: Backend) -> None
 @pytest.mark.clause("S7")
 def test_s7_one_value_has_no_deviation(backend: Backend) -> None:
     for shape in ((), (2, 2)):
-        record = backend.cdf.update(backend.cdf.init(shape), backend.asarray(np.ones((1, *shape)), "float32"))
+        record = backend.cdf.update(backend.cdf.init(shape), backend.asarray(np.ones((1, *shape)), backend.usual_dtype))
         with pytest.raises(InsufficientDataError, match="1 valid value and need at least 2"):
             backend.cdf.mean_std(record)
-    record = backend.min_max.update(backend.min_max.init(), backend.asarray([3.0], "float32"))
+    record = backend.min_max.update(backend.min_max.init(), backend.asarray([3.0], backend.usual_dtype))
     assert _bounds(backend, record) == [3.0, 3.0]
 
 
@@ -225,7 +225,7 @@ def test_s7_a_constant_population_is_fitted(backend: Backend, dtype: str) -> Non
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 5, 4), (2, 3, 4, 4), (4, 4)], ids=str)
 def test_s8_other_resolution_is_an_error(backend: Backend, shape: tuple[int, ...]) -> None:
     with pytest.raises(ResolutionError, match=r"\(4, 4\)"):
-        backend.cdf.update(backend.cdf.init((4, 4)), backend.asarray(np.ones(shape), "float32"))
+        backend.cdf.update(backend.cdf.init((4, 4)), backend.asarray(np.ones(shape), backend.usual_dtype))
 
 
 @pytest.mark.clause("S2")

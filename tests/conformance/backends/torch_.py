@@ -1,5 +1,7 @@
 """PyTorch, eager and compiled."""
 
+from collections.abc import Callable
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,13 @@ import numpy as np
 import torch
 
 from anomnorm_torch import cdf, min_max, threshold
-from conformance.backend import CDF_FUNCTIONS, MIN_MAX_FUNCTIONS, Backend, Description
+from conformance.backend import (
+    CDF_FUNCTIONS,
+    MIN_MAX_FUNCTIONS,
+    THRESHOLD_FUNCTIONS,
+    Backend,
+    Description,
+)
 
 torch._dynamo.config.recompile_limit = 256
 torch._dynamo.config.accumulated_recompile_limit = 1024
@@ -32,15 +40,27 @@ class TorchEager(Backend):
         return Description(str(array.dtype).removeprefix("torch."), tuple(array.shape), str(array.device))
 
 
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compiled(*args, **kwargs)
+        except torch._dynamo.exc.Unsupported as error:
+            # Without fullgraph an error on a static shape reaches the caller from the eager code; do as it does.
+            if "Observed exception" not in str(error):
+                raise
+            return function(*args, **kwargs)
+
+    return run
+
+
 def _compiled(module: Any, names: tuple[str, ...], host: tuple[str, ...]) -> SimpleNamespace:
     # Finalizers and init run on the host, once per stage.
+    functions = {name: getattr(module, name) for name in names}
     return SimpleNamespace(
-        **{
-            name: getattr(module, name)
-            if name in host
-            else torch.compile(getattr(module, name), fullgraph=True, dynamic=True)
-            for name in names
-        }
+        **{name: function if name in host else _compile(function) for name, function in functions.items()}
     )
 
 
@@ -48,7 +68,7 @@ class TorchCompiled(TorchEager):
     variant = "compiled"
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     cdf = _compiled(cdf, CDF_FUNCTIONS, ("init", "mean_std"))
-    threshold = _compiled(threshold, ("flag",), ())
+    threshold = _compiled(threshold, THRESHOLD_FUNCTIONS, ())
 
 
 BACKENDS = (TorchEager, TorchCompiled)

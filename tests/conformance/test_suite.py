@@ -1,0 +1,72 @@
+"""The suite itself is tested: it fails wrong backends, and refuses to be green about nothing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance.mutants import KILLED_BY, MUTANTS
+
+HERE = Path(__file__).parent
+
+
+def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    selected = (str(HERE), f"--ignore={__file__}")  # this file would run itself for ever
+    command = [sys.executable, "-m", "pytest", *selected, "-q", "-p", "no:xdist", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd or HERE.parent.parent)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_wrong_backends_fail(mutant: str) -> None:
+    clause = KILLED_BY[mutant]
+    result = _run("--backends", f"mutant:{mutant}", "-k", f"test_{clause.lower()}_")
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout + result.stderr
+    # Failed assertions, not a mutant that cannot even run. An error that fails to come counts too.
+    assert re.search(r"\.py:\d+: (AssertionError|Failed)$", result.stdout, flags=re.MULTILINE), result.stdout
+    table = next(line for line in result.stdout.splitlines() if line.startswith("mutant-"))
+    assert "FAIL" in table
+
+
+def test_the_backend_behind_the_mutants_passes() -> None:
+    result = _run("--backends", "numpy", "-k", "numpy-float")
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+
+
+def test_an_unknown_backend_is_an_error_that_lists_the_known_ones() -> None:
+    result = _run("--backends", "nunpy")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no backend 'nunpy'" in result.stdout + result.stderr
+    assert "numpy, array-api-strict, torch, jax" in result.stdout + result.stderr
+
+
+_PLUG_IN = '''
+from conformance.backends.numpy_ import NumPy
+
+class Backend(NumPy):
+    name = "numpy"
+    variant = "test"
+    {body}
+
+BACKENDS = (Backend,)
+'''
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('exceptions = {"test_n1_nothing_like_this*": "a reason"}', "matches no test"),
+        ('exceptions = {"test_n1_golden_rows*": "it passes"}', "XPASS(strict)"),
+    ],
+)
+def test_exceptions_are_strict(body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "backend_under_test.py").write_text(_PLUG_IN.format(body=body))
+    info = tmp_path / "backend_under_test-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: backend-under-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[anomnorm.conformance_backends]\nundertest = backend_under_test\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = _run("--backends", "undertest")
+    assert result.returncode != pytest.ExitCode.OK
+    assert message in result.stdout + result.stderr

@@ -1,0 +1,201 @@
+"""anomnorm in plain Python: floats in tuples and the ``math`` module."""
+
+import math
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from conformance.backend import Backend, Description
+
+from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_core.errors import ResolutionError
+
+_BELOW_HALF = math.nextafter(0.5, 0.0)
+
+
+class Toy(NamedTuple):
+    """An array: its values in C order, its shape, its dtype."""
+
+    values: tuple[Any, ...]
+    shape: tuple[int, ...] = ()
+    dtype: str = "float64"
+
+
+def _number(value: Any) -> Toy:
+    return value if isinstance(value, Toy) else Toy((float(value),))
+
+
+def _map(function: Callable[..., Any], first: Toy, *others: Any, dtype: str = "float64") -> Toy:
+    # The others have a trailing part of the first one's shape.
+    arrays = [_number(other).values for other in others]
+    values = (
+        function(float(x), *(array[i % len(array)] for array in arrays)) for i, x in enumerate(first.values)
+    )
+    return Toy(tuple(values), first.shape, dtype)
+
+
+def _flag(scores: Toy, threshold: Any) -> Toy:
+    return _map(lambda x, t: x >= t, scores, threshold, dtype="bool")
+
+
+class Range(NamedTuple):
+    min: Toy
+    max: Toy
+    count: Toy
+    invalid: Toy
+
+
+def _range(low: float = math.inf, high: float = -math.inf, count: int = 0, invalid: int = 0) -> Range:
+    return Range(_number(low), _number(high), Toy((count,), dtype="int64"), Toy((invalid,), dtype="int64"))
+
+
+def _taken(scores: Toy, where: Toy | None) -> Iterable[tuple[int, float]]:
+    size = math.prod(scores.shape[1:])
+    for i, x in enumerate(scores.values):
+        if where is None or where.values[i // size]:
+            yield i, float(x)
+
+
+def _range_update(record: Range, scores: Toy, *, where: Toy | None = None) -> Range:
+    taken = [x for _, x in _taken(scores, where)]
+    valid = [x for x in taken if math.isfinite(x)]
+    batch = _range(min(valid, default=math.inf), max(valid, default=-math.inf), len(valid), len(taken) - len(valid))
+    return _range_merge(record, batch)
+
+
+def _range_merge(a: Range, b: Range) -> Range:
+    (low, high, count, invalid) = ((x.values[0], y.values[0]) for x, y in zip(a, b, strict=True))
+    return _range(min(low), max(high), sum(count), sum(invalid))
+
+
+def _bounds(record: Range, *, level: str = "image") -> tuple[Toy, Toy]:
+    require_count(level, record.count.values[0], record.invalid.values[0], minimum=1)
+    return record.min, record.max
+
+
+def _unit_min_max(x: float, t: float, low: float, high: float) -> float:
+    if math.isnan(x) or low > high:
+        return math.nan
+    if low == high or math.isinf(x):
+        return 0.5 if x == t else float(x > t)
+    unit = min(max((x / 4 - t / 4) / (high / 4 - low / 4) + 0.5, 0.0), 1.0)
+    return min(unit, _BELOW_HALF) if x < t else unit
+
+
+class Moments(NamedTuple):
+    count: Toy
+    mean: Toy
+    m2: Toy
+    invalid: Toy
+
+
+def _moments(shape: tuple[int, ...] = ()) -> Moments:
+    size = math.prod(shape)
+    number, moment = Toy((0,) * size, shape, "int64"), Toy((0.0,) * size, shape)
+    return Moments(number, moment, moment, number)
+
+
+def _moments_update(record: Moments, scores: Toy, *, where: Toy | None = None) -> Moments:
+    shape = record.mean.shape
+    if scores.shape[1:] not in (shape, (1, *shape)):
+        raise ResolutionError(f"the statistics have shape {shape}, found scores of shape {scores.shape}")
+    entries = [list(entry) for entry in zip(*(field.values for field in record), strict=True)]
+    for i, x in _taken(scores, where):
+        entry = entries[i % len(entries)]
+        if x > 0 and math.isfinite(x):
+            entry[0] += 1
+            delta = math.log(x) - entry[1]
+            entry[1] += delta / entry[0]
+            entry[2] += delta * (math.log(x) - entry[1])
+        else:
+            entry[3] += 1
+    return _record(entries, shape)
+
+
+def _record(entries: list[Any], shape: tuple[int, ...]) -> Moments:
+    dtypes = ("int64", "float64", "float64", "int64")
+    columns = zip(*entries, strict=True)
+    return Moments(*(Toy(tuple(column), shape, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+
+
+def _moments_merge(a: Moments, b: Moments) -> Moments:
+    entries = []
+    for (n, mean, m2, invalid), (other_n, other_mean, other_m2, other_invalid) in zip(
+        zip(*(field.values for field in a), strict=True), zip(*(field.values for field in b), strict=True), strict=True
+    ):
+        share, delta = other_n / max(n + other_n, 1), other_mean - mean
+        entries.append(
+            (n + other_n, mean + delta * share, m2 + other_m2 + delta**2 * share * n, invalid + other_invalid)
+        )
+    return _record(entries, a.mean.shape)
+
+
+def _mean_std(record: Moments, *, ddof: int = 1, level: str = "image") -> tuple[Toy, Toy]:
+    require_count(level, max(record.count.values), max(record.invalid.values), minimum=ddof + 1)
+    entries = list(zip(record.count.values, record.mean.values, record.m2.values, strict=True))
+    known = [entry for entry in entries if entry[0] > ddof]
+    pooled_mean = sum(n * mean for n, mean, _ in known) / sum(n for n, _, _ in known)
+    pooled_std = math.sqrt(sum(m2 for _, _, m2 in known) / sum(n - ddof for n, _, _ in known))
+    means = (mean if n > ddof else pooled_mean for n, mean, _ in entries)
+    stds = (math.sqrt(m2 / (n - ddof)) if n > ddof else pooled_std for n, _, m2 in entries)
+    return Toy(tuple(means), record.mean.shape), Toy(tuple(stds), record.mean.shape)
+
+
+def _z(x: float, mean: float, std: float, center: float) -> float:
+    if math.isnan(x) or math.isnan(mean) or math.isnan(std):
+        return math.nan
+    distance = math.log(x) - center if x > 0 else -math.inf
+    floor = 2.0**-21 * max(abs(mean), abs(center))
+    if std > floor:
+        return distance / std
+    return 0.0 if abs(distance) <= floor else math.copysign(math.inf, distance)
+
+
+def _standardize(scores: Toy, mean: Any, std: Any, center_at: Any = None) -> Toy:
+    require_resolution(scores.shape, _number(std).shape)
+    return _map(_z, scores, mean, std, mean if center_at is None else center_at)
+
+
+def _unit_cdf(z: float, t: float) -> float:
+    unit = math.erfc((t - z) / math.sqrt(2)) / 2
+    return min(unit, _BELOW_HALF) if z < t else unit
+
+
+class ToyBackend(Backend):
+    """The plug-in."""
+
+    name = "toy"
+    dtypes = ("float64",)
+    min_max = SimpleNamespace(
+        init=_range,
+        update=_range_update,
+        merge=_range_merge,
+        bounds=_bounds,
+        normalize=lambda scores, t, low, high: _map(_unit_min_max, scores, t, low, high),
+    )
+    cdf = SimpleNamespace(
+        init=_moments,
+        update=_moments_update,
+        merge=_moments_merge,
+        mean_std=_mean_std,
+        standardize=_standardize,
+        normalize=lambda z, t: _map(_unit_cdf, z, t),
+    )
+    threshold = SimpleNamespace(flag=_flag)
+
+    def asarray(self, values: Any, dtype: str) -> Toy:
+        array = np.array(values, dtype=dtype if dtype in ("bool", "int32") else "float64")
+        return Toy(tuple(array.ravel().tolist()), array.shape, dtype)
+
+    def to_numpy(self, array: Toy) -> np.ndarray:
+        return np.reshape(np.array(array.values, dtype=array.dtype), array.shape)
+
+    def describe(self, array: Toy) -> Description:
+        return Description(array.dtype, array.shape, "cpu")
+
+    def default_dtype(self) -> str:
+        return "float64"
+
+
+BACKENDS = (ToyBackend,)
