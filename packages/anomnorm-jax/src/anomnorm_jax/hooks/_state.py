@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from anomnorm_core.checks import report_invalid
 from anomnorm_core.errors import NotFittedError, OptionError
@@ -54,12 +55,24 @@ class NormalizationHook(Generic[Record]):
         object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
 
     def _state(self, image: Record, pixel: Record | None) -> NormalizationState[Record]:
-        pixel_threshold = self.threshold if self.pixel_threshold is None else self.pixel_threshold
-        return NormalizationState(
-            image=image,
-            pixel=pixel,
-            image_threshold=jnp.asarray(self.threshold, dtype=float),
-            pixel_threshold=jnp.asarray(pixel_threshold, dtype=float),
+        unset = jnp.zeros((), dtype=float)
+        state = NormalizationState(image=image, pixel=pixel, image_threshold=unset, pixel_threshold=unset)
+        return self.with_threshold(state, self.threshold, self.pixel_threshold)
+
+    def with_threshold(
+        self, state: NormalizationState[Record], threshold: ArrayLike, pixel_threshold: ArrayLike | None = None
+    ) -> NormalizationState[Record]:
+        """The state with other thresholds. Nothing compiles anew, and the statistics stay.
+
+        Args:
+            state: any state of this hook.
+            threshold: for the scores, in the units of `NormalizationHook`.
+            pixel_threshold: for the maps; None takes ``threshold``.
+        """
+        return replace(
+            state,
+            image_threshold=jnp.asarray(threshold, dtype=float),
+            pixel_threshold=jnp.asarray(threshold if pixel_threshold is None else pixel_threshold, dtype=float),
         )
 
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
