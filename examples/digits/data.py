@@ -1,7 +1,7 @@
 """Handwritten digits (real images, bundled with scikit-learn): some are normal, the others are anomalies.
 
-So that the pixel level has a ground truth too, some normal digits are damaged: a patch of another digit is pasted in, and
-the pixels that changed are the mask.
+So that the pixel level has a ground truth too, some normal digits are damaged: a patch of another digit is pasted in,
+and the pixels that changed are the mask.
 """
 
 from typing import NamedTuple

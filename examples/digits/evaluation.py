@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import anomnorm_jax
-import anomnorm_torch
 import numpy as np
 import torch
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
+
+import anomnorm_jax
+import anomnorm_torch
 
 
 def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:

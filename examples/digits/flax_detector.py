@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, cdf, min_max
 from data import Split
 from evaluation import Result, best_threshold
 from flax import nnx
 from tqdm import tqdm
+
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, cdf, min_max
 
 Batch = dict[str, np.ndarray]
 HOOKS = {"min-max": MinMaxNormalizationHook, "CDF": CdfNormalizationHook}

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 from data import Split
 from evaluation import Result, best_threshold
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 
 CALLBACKS = {"min-max": MinMaxNormalizationCallback, "CDF": CdfNormalizationCallback}
 

@@ -105,9 +105,7 @@ def test_n5_in_order_among_neighbours(
 
 @pytest.mark.clause("N5")
 @METHODS
-def test_n5_in_order_across_the_range(
-    backend: Backend, dtype: str, method: Callable[[Backend], Normalize]
-) -> None:
+def test_n5_in_order_across_the_range(backend: Backend, dtype: str, method: Callable[[Backend], Normalize]) -> None:
     draws = np.random.default_rng(4).normal(0, 20, size=4000)
     values = sorted({oracle.rounded(float(x), dtype) for x in draws})
     _check_order(backend, method(backend), [-math.inf, *values, math.inf], 1.0, dtype)

@@ -41,7 +41,7 @@ def test_an_unknown_backend_is_an_error_that_lists_the_known_ones() -> None:
     assert "numpy, array-api-strict, torch, jax" in result.stdout + result.stderr
 
 
-_PLUG_IN = '''
+_PLUG_IN = """
 from conformance.backends.numpy_ import NumPy
 
 class Backend(NumPy):
@@ -50,7 +50,7 @@ class Backend(NumPy):
     {body}
 
 BACKENDS = (Backend,)
-'''
+"""
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """array-api-strict: the specification uses nothing beyond the array API standard."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_strict as xp
 import numpy as np
@@ -18,7 +18,7 @@ def _with_own_init(module: Any, names: tuple[str, ...]) -> SimpleNamespace:
 class Strict(Backend):
     name = "array-api-strict"
     dtypes = ("float64", "float32")
-    order_slack = {"float64": 8}  # SciPy's erfc
+    order_slack: ClassVar = {"float64": 8}  # SciPy's erfc
     min_max = _with_own_init(min_max, MIN_MAX_FUNCTIONS)
     cdf = _with_own_init(cdf, CDF_FUNCTIONS)
     threshold = threshold

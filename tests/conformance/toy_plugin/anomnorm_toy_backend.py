@@ -29,9 +29,7 @@ def _number(value: Any) -> Toy:
 def _map(function: Callable[..., Any], first: Toy, *others: Any, dtype: str = "float64") -> Toy:
     # The others have a trailing part of the first one's shape.
     arrays = [_number(other).values for other in others]
-    values = (
-        function(float(x), *(array[i % len(array)] for array in arrays)) for i, x in enumerate(first.values)
-    )
+    values = (function(float(x), *(array[i % len(array)] for array in arrays)) for i, x in enumerate(first.values))
     return Toy(tuple(values), first.shape, dtype)
 
 

@@ -17,7 +17,7 @@ Array = Any
 Namespace = Any
 
 # Infinities and NaNs are values here (clause N6), not accidents, so NumPy need not report them.
-quiet: Callable[..., Any] = np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore")
+quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore")
 
 
 def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
@@ -70,8 +70,7 @@ def selection(where: Array | None, values: Array, xp: Namespace) -> Array:
 
 
 def ndtr(z: Array, xp: Namespace) -> Array:
-    """Standard normal CDF of float64 ``z`` as ``erfc(-z / sqrt 2) / 2``; unlike ``(1 + erf) / 2`` it keeps the lower
-    tail (absolutely and relatively accurate for z < 0)."""
+    """Standard normal CDF of float64: ``erfc(-z / sqrt 2) / 2``, which unlike ``(1 + erf) / 2`` keeps the tail."""
     return 0.5 * _erfc(xp)(z * -(0.5**0.5))
 
 

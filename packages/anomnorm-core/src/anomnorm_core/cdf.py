@@ -67,7 +67,8 @@ def update(record: ScoreDistribution, scores: Array, *, where: Array | None = No
 
     Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
     """
-    return _update(record, scores, where, xp=array_namespace(scores))
+    updated: ScoreDistribution = _update(record, scores, where, xp=array_namespace(scores))
+    return updated
 
 
 @quiet

@@ -28,7 +28,7 @@ def parameter(value: ArrayLike, like: Array) -> Array:
 
 def below_half(dtype: jnp.dtype) -> float:
     """The largest number of ``dtype`` below 0.5."""
-    return 0.5 - float(jnp.finfo(dtype).eps) / 4
+    return 0.5 - float(jnp.finfo(dtype).eps) / 4  # type: ignore[no-untyped-call]
 
 
 def order_key(x: Array) -> Array:
@@ -40,7 +40,8 @@ def order_key(x: Array) -> Array:
     """
     integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(x, integer)
-    return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
+    lowest = jnp.iinfo(integer).min  # type: ignore[no-untyped-call]
+    return jnp.where(bits < 0, lowest - bits, bits)
 
 
 def less(a: Array, b: Array) -> Array:

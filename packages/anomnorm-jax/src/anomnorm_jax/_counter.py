@@ -28,5 +28,5 @@ def add(a: Array, b: Array) -> Array:
 
 def to_int(count: Array) -> int:
     """The count as a Python integer. Waits for the device."""
-    upper, lower = np.asarray(count).tolist()
+    upper, lower = (int(half) for half in np.asarray(count))
     return (upper << 32) + lower

@@ -27,7 +27,10 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def cut(x: Array) -> Array:
-    """The upper 12 of the 24 bits of float32 ``x``; products of two such numbers are exact, and so is ``x - cut(x)``."""
+    """Keep the upper 12 of the 24 bits of a float32.
+
+    Products of two such numbers are exact, and so is what was cut off, the number minus its upper bits.
+    """
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFF000), jnp.float32)
 

@@ -32,7 +32,7 @@ class ScoreDistribution(NamedTuple):
     updating with a concatenation equals merging the parts, up to rounding.
     """
 
-    count: Array  # shape uint32: images with a valid value here
+    count: Array  # type: ignore[assignment]  # shape uint32: images with a valid value here
     mean: Array  # shape float32, or float64 where JAX has it: mean of log(score)
     m2: Array  # shape like mean: sum of squared deviations from the mean
     invalid: Array  # shape uint32: images whose value here was left out
@@ -43,9 +43,7 @@ class ScoreDistribution(NamedTuple):
 def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:
     """Empty statistics for image scores (``shape=()``) or maps (``shape=(H, W)``), in JAX's default float."""
     number, moment = jnp.zeros(shape, dtype=jnp.uint32), jnp.zeros(shape, dtype=float)
-    return ScoreDistribution(
-        count=number, mean=moment, m2=moment, invalid=number, mean_tail=moment, m2_tail=moment
-    )
+    return ScoreDistribution(count=number, mean=moment, m2=moment, invalid=number, mean_tail=moment, m2_tail=moment)
 
 
 @jax.jit
@@ -93,7 +91,8 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
         mean_tail=(tail + residue).astype(dtype),
         m2_tail=jnp.zeros_like(record.m2),
     )
-    return merge(record, batch)
+    merged: ScoreDistribution = merge(record, batch)
+    return merged
 
 
 @jax.jit
@@ -134,7 +133,8 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
     if not isinstance(record.count, jax.core.Tracer):
         count, invalid = int(np.max(record.count)), int(np.max(record.invalid))
         require_count(level, count, invalid, minimum=ddof + 1)
-    return _mean_std(record, ddof)
+    moments: tuple[Array, Array] = _mean_std(record, ddof)
+    return moments
 
 
 @partial(jax.jit, static_argnames="ddof")
@@ -150,9 +150,7 @@ def _mean_std(record: ScoreDistribution, ddof: int) -> tuple[Array, Array]:
 
 
 @jax.jit
-def standardize(
-    scores: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None
-) -> Array:
+def standardize(scores: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None) -> Array:
     """Raw scores as z-scores of their logarithm.
 
     ``z = (log(scores) - mean) / std``; with ``center_at``, ``z = (log(scores) - center_at) / std`` (clause N2): the

@@ -21,7 +21,7 @@ class MinMaxStatistics(NamedTuple):
 
     min: Array  # () float32, or float64 where JAX has it; +inf before the first value
     max: Array  # () like min; -inf before the first value
-    count: Array  # (2,) uint32: valid values seen, upper and lower half of a 64-bit count (see `_counter`)
+    count: Array  # type: ignore[assignment]  # (2,) uint32: valid values seen, upper and lower half of a 64-bit count (see `_counter`)
     invalid: Array  # (2,) uint32: NaN and infinite values left out
 
 
@@ -59,7 +59,8 @@ def update(record: MinMaxStatistics, scores: ArrayLike, *, where: ArrayLike | No
         count=_counter.of(valid),
         invalid=_counter.of(taken & ~valid),
     )
-    return merge(record, batch)
+    merged: MinMaxStatistics = merge(record, batch)
+    return merged
 
 
 @jax.jit
@@ -115,7 +116,8 @@ def normalize(scores: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: Arra
     span = high - low
     # Scaling down keeps a span finite that would overflow. It begins before that: XLA multiplies by the reciprocal of
     # a scalar divisor, and the reciprocal of a number above 2^126 is subnormal, hence zero on CPU.
-    scale = jnp.where(jnp.abs(span) > jnp.finfo(x.dtype).max / 16, 0.0625, 1.0).astype(x.dtype)
+    largest = jnp.finfo(x.dtype).max  # type: ignore[no-untyped-call]
+    scale = jnp.where(jnp.abs(span) > largest / 16, 0.0625, 1.0).astype(x.dtype)
     span = high * scale - low * scale
     constant = span == 0
     u = jnp.clip((x * scale - t * scale) / jnp.where(constant, 1.0, span) + 0.5, 0.0, 1.0)

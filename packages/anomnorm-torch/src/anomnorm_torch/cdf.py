@@ -24,7 +24,7 @@ class ScoreDistribution(NamedTuple):
     updating with a concatenation equals merging the parts, up to rounding.
     """
 
-    count: Tensor  # shape int64: images with a valid value here
+    count: Tensor  # type: ignore[assignment]  # shape int64: images with a valid value here
     mean: Tensor  # shape float64: mean of log(score)
     m2: Tensor  # shape float64: sum of squared deviations from the mean
     invalid: Tensor  # shape int64: images whose value here was left out
@@ -149,20 +149,20 @@ def standardize(
 
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
-    require_resolution(tuple(scores.shape), tuple(std.shape) if isinstance(std, Tensor) else ())
+    require_resolution(tuple(scores.shape), tuple(getattr(std, "shape", ())))
     x, result = arithmetic(scores)
     # The logarithm and its distance from the centre cancel: in float64 the float32 result is off by half an ulp,
     # in float32 it would be off by |log x| / std of them.
     dtype = wide(x.device)
-    mean, std = parameter(mean, x).to(dtype), parameter(std, x).to(dtype)
-    center = mean if center_at is None else parameter(center_at, x).to(dtype)
-    floor = STD_FLOOR * torch.maximum(mean.abs(), center.abs())
-    constant = std <= floor
+    location, scale = parameter(mean, x).to(dtype), parameter(std, x).to(dtype)
+    center = location if center_at is None else parameter(center_at, x).to(dtype)
+    floor = STD_FLOOR * torch.maximum(location.abs(), center.abs())
+    constant = scale <= floor
     # A mean that was never fitted must show also where the centre makes it cancel.
-    nan = mean - mean
+    nan = location - location
     distance = x.to(dtype, copy=True).clamp_(min=0.0).log_() - center
     at_center = (distance.abs() <= floor).logical_and_(constant)
-    return distance.div_(torch.where(constant, 0.0, std) + nan).masked_fill_(at_center, 0.0).to(result)
+    return distance.div_(torch.where(constant, 0.0, scale) + nan).masked_fill_(at_center, 0.0).to(result)
 
 
 def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:

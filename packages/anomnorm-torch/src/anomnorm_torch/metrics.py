@@ -46,7 +46,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         super().__init__(**kwargs)
         self._manual_threshold: dict[Level, float] = {}
         self._restored_threshold: set[Level] = set()
-        self._finalized: dict[Level, tuple[Tensor, Tensor]] = {}
+        self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
         for level in LEVELS:
             self.register_buffer(f"{level}_threshold", torch.full((), math.nan, dtype=torch.float64))
 
@@ -73,7 +73,6 @@ class NormalizationMetric(Metric, Generic[Record]):
     def _store(self, level: Level, record: Record) -> None:
         for name, field in zip(self._fields(level), record, strict=True):
             setattr(self, name, field)
-        self._finalized.clear()
 
     def seen(self, level: Level) -> bool:
         """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
@@ -81,15 +80,18 @@ class NormalizationMetric(Metric, Generic[Record]):
         return bool((record.count.sum() + record.invalid.sum()).item())
 
     def statistics(self, level: Level) -> tuple[Tensor, Tensor]:
-        """Finalized statistics: ``(min, max)`` or ``(mean, std)``. Checked once, then kept until the next update.
+        """Finalized statistics: ``(min, max)`` or ``(mean, std)``. Checked once, then kept while the states stay.
 
         Raises:
             NotFittedError: ``level`` has seen no valid value (clauses N8, S6).
             InsufficientDataError: too few values for a deviation (clause S7).
         """
-        if level not in self._finalized:
-            self._finalized[level] = self._finalize(self.record(level), level)
-        return self._finalized[level]
+        record = self.record(level)
+        kept = self._finalized.get(level)
+        # States are replaced, never written to, so the same tensors are the same statistics.
+        if kept is None or any(old is not new for old, new in zip(kept[0], record, strict=True)):
+            kept = self._finalized[level] = (record, self._finalize(record, level))
+        return kept[1]
 
     def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
         """End a fit: check every level that has seen values, and report what was left out (clauses S6, S7).
@@ -125,22 +127,23 @@ class NormalizationMetric(Metric, Generic[Record]):
         return self._threshold(level) if level in self._restored_threshold else None
 
     def _threshold(self, level: Level) -> Tensor:
-        return cast(Tensor, getattr(self, f"{level}_threshold"))
+        return cast("Tensor", getattr(self, f"{level}_threshold"))
 
     # What torchmetrics does to states.
 
-    def reset(self) -> None:
-        """Forget all values. Thresholds stay."""
-        super().reset()
-        self._finalized.clear()
-
     def merge_state(self, incoming_state: "Mapping[str, Any] | Metric") -> None:
         """Add the statistics of another metric of this class, or of its ``metric_state``."""
-        if isinstance(incoming_state, Metric) and not isinstance(incoming_state, type(self)):
-            raise ValueError(f"cannot merge a {type(incoming_state).__name__} into a {type(self).__name__}.")
-        state = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        state: Mapping[str, Any]
+        if isinstance(incoming_state, Metric):
+            if not isinstance(incoming_state, type(self)):
+                raise ValueError(f"cannot merge a {type(incoming_state).__name__} into a {type(self).__name__}.")
+            state = incoming_state.metric_state
+        else:
+            state = incoming_state
         for level in LEVELS:
-            self._pool(level, [self.record(level), self._make(state[name] for name in self._fields(level))])
+            self._pool(
+                level, [self.record(level), self._make(cast("Tensor", state[name]) for name in self._fields(level))]
+            )
         self._computed = None
 
     def _pool(self, level: Level, records: list[Record]) -> None:
@@ -159,10 +162,6 @@ class NormalizationMetric(Metric, Generic[Record]):
             gathered = [dist_sync_fn(field, group=group) for field in self.record(level)]
             self._pool(level, [self._make(fields) for fields in zip(*gathered, strict=True)])
 
-    def _restore_cache(self, cache: Any) -> None:
-        super()._restore_cache(cache)
-        self._finalized.clear()
-
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> torch.nn.Module:
         # Statistics follow the module's device but not its dtype: a bf16 model needs no bf16 statistics (clause L9).
         def move(tensor: Tensor) -> Tensor:
@@ -170,16 +169,15 @@ class NormalizationMetric(Metric, Generic[Record]):
             # Apple's devices have no float64 at all.
             return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
 
-        self._finalized.clear()
-        return cast(torch.nn.Module, super()._apply(move, exclude_state))  # type: ignore[no-untyped-call]
+        return super()._apply(move, exclude_state)
 
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
         prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
+        local_metadata: dict[str, Any],  # noqa: ARG002  # the signature is torch's
+        strict: bool,  # noqa: ARG002
+        missing_keys: list[str],  # noqa: ARG002
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
@@ -192,7 +190,7 @@ class NormalizationMetric(Metric, Generic[Record]):
                 f"uses {self.method}. Use {self._foreign_callback}, or load with strict=False and fit again."
             )
             return
-        state = {name: cast(Tensor, state_dict.pop(key)).detach() for name, key in own.items()}
+        state = {name: cast("Tensor", state_dict.pop(key)).detach() for name, key in own.items()}
         self._complete(state)
         for name in self._state_names():
             if name in state:
@@ -201,7 +199,6 @@ class NormalizationMetric(Metric, Generic[Record]):
         unexpected_keys.extend(own[name] for name in state)
         self._restored_threshold = {level for level in LEVELS if not self._threshold(level).isnan()}
         self._apply_manual_threshold()
-        self._finalized.clear()
         self._computed = None
 
     def _state_names(self) -> tuple[str, ...]:
@@ -369,15 +366,16 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
             NotFittedError, InsufficientDataError: no level has what it needs, see `statistics`.
         """
         wanted = [level for level in LEVELS if self.seen(level)] or [LEVELS[0]]
-        empty = (torch.empty(0, device=self.device),) * 2
-        image, pixel = (self.statistics(level) if level in wanted else empty for level in LEVELS)
+        nothing = torch.empty(0, device=self.device)
+        image = self.statistics("image") if "image" in wanted else (nothing, nothing)
+        pixel = self.statistics("pixel") if "pixel" in wanted else (nothing, nothing)
         return *image, *pixel
 
     def seen(self, level: Level) -> bool:
         """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
         return self.record(level).count.numel() > 0 and super().seen(level)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The states, and beside them ``image_std`` and ``pixel_std`` as the founding implementation had them."""
         destination: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")

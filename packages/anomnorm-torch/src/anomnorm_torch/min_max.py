@@ -19,7 +19,7 @@ class MinMaxStatistics(NamedTuple):
 
     min: Tensor  # () float64; +inf before the first value
     max: Tensor  # () float64; -inf before the first value
-    count: Tensor  # () int64: valid values seen
+    count: Tensor  # type: ignore[assignment]  # () int64: valid values seen
     invalid: Tensor  # () int64: NaN and infinite values left out
 
 

@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ def collect(
         return False
     loaders, limit = found
     step = _inference_step(model)
-    hidden = trainer.progress_bar_callback is None or not trainer.progress_bar_callback.is_enabled
+    hidden = trainer.progress_bar_callback is None or not getattr(trainer.progress_bar_callback, "is_enabled", True)
     with isolate_rng(), torch.no_grad():
         for loader in loaders:
             with _fresh(loader) as (batches, total):
@@ -135,7 +135,7 @@ def _fresh(loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
     a loader with a generator of its own would shuffle the next epoch differently.
     """
     if not isinstance(loader, DataLoader):
-        yield loader, len(loader) if hasattr(loader, "__len__") else None
+        yield loader, len(loader) if isinstance(loader, Sized) else None
         return
     options = {
         name: getattr(loader, name)
@@ -172,11 +172,8 @@ def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
 
 def _inference_step(model: LightningModule) -> Callable[[Any, int], Any]:
     # predict_step is made for inference; validation_step is what a detector has that never predicts.
-    name = next(
-        (name for name in ("predict_step", "validation_step", "test_step") if is_overridden(name, model)), "predict_step"
-    )
+    names = ("predict_step", "validation_step", "test_step")
+    name = next((name for name in names if is_overridden(name, model)), names[0])
     step = getattr(model, name)
     takes_index = len(inspect.signature(step).parameters) > 1
     return step if takes_index else lambda batch, _index: step(batch)
-
-

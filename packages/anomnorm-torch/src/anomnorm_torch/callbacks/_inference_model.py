@@ -2,6 +2,7 @@
 
 import types
 from collections import OrderedDict, defaultdict, deque
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -21,7 +22,7 @@ def share_weights(module: ModuleT) -> ModuleT:
     rebuilt for its duplicate: feature extractors often store activations that way, and would otherwise store them in
     the original. Any other object (a trainer, a data set, hyperparameters) is shared, as are scripted modules.
     """
-    return cast(ModuleT, _duplicate(module, {}))
+    return cast("ModuleT", _duplicate(module, {}))
 
 
 def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
@@ -31,7 +32,7 @@ def _duplicate(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Parameter | torch.jit.ScriptModule):
         return value
     if isinstance(value, nn.Module):
-        twin = kind.__new__(kind)
+        twin = object.__new__(kind)
         memo[id(value)] = twin  # before its contents, which may refer back to it
         twin.__dict__.update({name: _duplicate(item, memo) for name, item in value.__dict__.items()})
         return twin
@@ -74,8 +75,6 @@ def _duplicate_cell(cell: types.CellType, memo: dict[int, Any]) -> types.CellTyp
     # Closures that share a variable share its cell, and their duplicates must too.
     if id(cell) not in memo:
         twin = memo[id(cell)] = types.CellType()
-        try:
+        with suppress(ValueError):  # a variable that was never assigned
             twin.cell_contents = _duplicate(cell.cell_contents, memo)
-        except ValueError:  # a variable that was never assigned
-            pass
-    return cast(types.CellType, memo[id(cell)])
+    return cast("types.CellType", memo[id(cell)])

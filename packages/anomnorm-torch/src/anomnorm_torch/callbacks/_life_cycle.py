@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -10,11 +10,28 @@ from torch import Tensor
 
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.policy import OnInvalid, parse_threshold
-from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax
+from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax, NormalizationMetric
 from anomnorm_torch.outputs import StepOutputs
 from anomnorm_torch.threshold import flag
 
 Statistics = TypeVar("Statistics", MinMax, AnomalyScoreDistribution)
+Metrics = TypeVar("Metrics", bound=NormalizationMetric[Any])
+
+
+def attached(pl_module: LightningModule, kind: type[Metrics]) -> Metrics:
+    """The statistics that `NormalizationLifeCycle.setup` gave the module.
+
+    Raises:
+        NotFittedError: it has none of this kind.
+    """
+    metrics = getattr(pl_module, "normalization_metrics", None)
+    if not isinstance(metrics, kind):
+        raise NotFittedError(
+            f"{type(pl_module).__name__} has no normalization_metrics of type {kind.__name__} (found "
+            f"{type(metrics).__name__}). A trainer with the callback attaches them; without one, call "
+            "callback.setup(trainer, pl_module) first."
+        )
+    return metrics
 
 
 def threshold(pl_module: LightningModule, level: Level) -> Tensor:
@@ -26,8 +43,7 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor:
     Raises:
         NotFittedError: there is none.
     """
-    metrics = pl_module.normalization_metrics
-    assert isinstance(metrics, MinMax | AnomalyScoreDistribution)
+    metrics: NormalizationMetric[Any] = attached(pl_module, NormalizationMetric)  # type: ignore[type-abstract]
     levels: tuple[Level, ...] = (level,) if level == "image" else (level, "image")
     owners: tuple[Callable[[Level], Tensor | None], ...] = (
         metrics.manual_threshold,
@@ -54,8 +70,11 @@ def own_threshold(pl_module: LightningModule, level: Level) -> Tensor | None:
 
 
 def decide(outputs: Any, pl_module: LightningModule) -> tuple[StepOutputs, Tensor, Tensor | None]:
-    """Write predicted labels and masks, decided on the values as they are (raw or z), and return what is needed to
-    normalize: the outputs and the two thresholds (the pixel one only where there are maps)."""
+    """Write predicted labels and masks, decided on the values as they are (raw or z).
+
+    Returns:
+        The outputs and the two thresholds (the pixel one only where there are maps): what normalizing them needs.
+    """
     step = StepOutputs(outputs)
     image = threshold(pl_module, "image")
     pixel = None if step.maps is None else threshold(pl_module, "pixel")
@@ -78,9 +97,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
 
     statistics_class: ClassVar[type[MinMax] | type[AnomalyScoreDistribution]]
 
-    def __init__(
-        self, threshold: float | None, pixel_threshold: float | None, on_invalid: OnInvalid | str
-    ) -> None:
+    def __init__(self, threshold: float | None, pixel_threshold: float | None, on_invalid: OnInvalid | str) -> None:
         super().__init__()
         self.threshold = parse_threshold(threshold, "threshold")
         self.pixel_threshold = parse_threshold(pixel_threshold, "pixel_threshold")
@@ -123,12 +140,12 @@ class NormalizationLifeCycle(Generic[Statistics]):
             )
 
     def _metrics(self, pl_module: LightningModule) -> Statistics:
-        metrics: Statistics = pl_module.normalization_metrics  # type: ignore[assignment]
-        return metrics
+        return cast("Statistics", attached(pl_module, self.statistics_class))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there are statistics (clause N8) and put the thresholds of the module's test metrics at 0.5,
-        where unit scores have theirs (clause L7).
+        """Check that there are statistics (clause N8) and put the thresholds of the module's test metrics at 0.5.
+
+        That is where unit scores have theirs (clause L7).
 
         Raises:
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.

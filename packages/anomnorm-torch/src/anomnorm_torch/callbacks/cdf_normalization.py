@@ -9,7 +9,7 @@ from anomnorm_core.policy import Center, OnInvalid, Source
 from anomnorm_torch import cdf
 from anomnorm_torch.callbacks._collection import collect
 from anomnorm_torch.callbacks._inference_model import share_weights
-from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, decide
+from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, attached, decide
 from anomnorm_torch.metrics import AnomalyScoreDistribution
 from anomnorm_torch.outputs import StepOutputs
 
@@ -145,8 +145,7 @@ class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution],
     @staticmethod
     def _standardize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Replace raw scores and maps by z-scores."""
-        metrics = pl_module.normalization_metrics
-        assert isinstance(metrics, AnomalyScoreDistribution)
+        metrics = attached(pl_module, AnomalyScoreDistribution)
         step = StepOutputs(outputs)
         image_mean, image_std = metrics.statistics("image")
         maps = None

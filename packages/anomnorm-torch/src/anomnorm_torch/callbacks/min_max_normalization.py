@@ -6,7 +6,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from anomnorm_core.policy import OnInvalid
 from anomnorm_torch import min_max
-from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, decide
+from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, attached, decide
 from anomnorm_torch.metrics import MinMax
 from anomnorm_torch.outputs import StepOutputs
 
@@ -113,8 +113,7 @@ class MinMaxNormalizationCallback(NormalizationLifeCycle[MinMax], Callback):
     def _normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Normalize a batch of predictions."""
         step, image_threshold, pixel_threshold = decide(outputs, pl_module)
-        metrics = pl_module.normalization_metrics
-        assert isinstance(metrics, MinMax)
+        metrics = attached(pl_module, MinMax)
         scores = min_max.normalize(step.scores, image_threshold, *metrics.statistics("image"))
         maps = None
         if step.maps is not None and pixel_threshold is not None:
