@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import require_count, require_resolution
@@ -130,7 +131,7 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
         InsufficientDataError: too few values for a deviation (clause S7). Under a trace there is no value to check;
             there both results are NaN.
     """
-    if not isinstance(record.count, jax.core.Tracer):
+    if not isinstance(record.count, Tracer):
         count, invalid = int(np.max(record.count)), int(np.max(record.invalid))
         require_count(level, count, invalid, minimum=ddof + 1)
     moments: tuple[Array, Array] = _mean_std(record, ddof)

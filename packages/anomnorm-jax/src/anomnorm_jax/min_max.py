@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import require_count
@@ -85,7 +86,7 @@ def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Array, Ar
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6). Under a trace there is no value to
             check; what `normalize` makes of an empty range is NaN.
     """
-    if not isinstance(record.count, jax.core.Tracer):
+    if not isinstance(record.count, Tracer):
         require_count(level, _counter.to_int(record.count), _counter.to_int(record.invalid), minimum=1)
     return record.min, record.max
 

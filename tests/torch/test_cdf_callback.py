@@ -1,0 +1,324 @@
+"""CdfNormalizationCallback in real trainers, against NumPy float64 and math.erfc."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scripted_module import ScriptedModule, loader, predictions, samples, trainer
+
+from anomnorm_core import InvalidScoreWarning, NotFittedError, ResolutionError
+from anomnorm_torch import CdfNormalizationCallback
+
+RNG = np.random.default_rng(11)
+
+
+def draw(count: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.exp(RNG.normal(shift, 0.5, size=count)).astype("f4")
+    return scores, np.exp(RNG.normal(shift, 0.5, size=(count, 2, 3))).astype("f4")
+
+
+TRAIN_SCORES, TRAIN_MAPS = draw(20)
+TRAIN = samples(TRAIN_SCORES, TRAIN_MAPS)
+VALIDATION_SCORES, VALIDATION_MAPS = draw(7, 0.5)
+VALIDATION = samples(VALIDATION_SCORES, VALIDATION_MAPS)
+TEST_SCORES, TEST_MAPS = draw(6, 1.0)
+TEST = samples(TEST_SCORES, TEST_MAPS)
+Z_TOLERANCE = 2.0**-20  # a few float32 ulp of |z| < 8
+
+
+def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logs = np.log(values.astype("f8"))
+    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
+
+
+def phi(z: np.ndarray) -> np.ndarray:
+    return np.vectorize(lambda value: math.erfc(-value / math.sqrt(2)) / 2)(z)
+
+
+def fit(callback: CdfNormalizationCallback, module: ScriptedModule | None = None, **options: Any) -> tuple[Any, Any]:
+    module, run = module or ScriptedModule(), trainer(callback, **options)
+    run.fit(module, loader(TRAIN), loader(VALIDATION))
+    return run, module
+
+
+@pytest.mark.clause("L1", "L2", "L3", "S3")
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_statistics_come_from_the_training_data_and_the_weights_of_the_last_epoch(sanity_steps: int) -> None:
+    _, module = fit(CdfNormalizationCallback(1.0), max_epochs=2, num_sanity_val_steps=sanity_steps)
+    # The second epoch's validation ran with a gain of 2.
+    for level, values in (("image", TRAIN_SCORES), ("pixel", TRAIN_MAPS)):
+        found = [value.numpy() for value in module.normalization_metrics.statistics(level)]
+        np.testing.assert_allclose(found, moments(2 * values), rtol=1e-6, atol=1e-7)
+    assert module.normalization_metrics.image_count == len(TRAIN)
+    assert (module.normalization_metrics.pixel_count == len(TRAIN)).all()
+
+
+@pytest.mark.clause("L4", "N2", "N3")
+@pytest.mark.parametrize("center", ["image", "pixel"])
+def test_validation_leaves_z_scores_in_the_outputs(center: str) -> None:
+    _, module = fit(CdfNormalizationCallback(1.0, center=center))
+    (mean, std), (pixel_mean, pixel_std) = moments(TRAIN_SCORES), moments(TRAIN_MAPS)
+    found = {name: torch.cat([entry[name] for entry in module.emitted]).numpy() for name in module.emitted[0]}
+    np.testing.assert_allclose(found["pred_scores"], (np.log(VALIDATION_SCORES) - mean) / std, atol=Z_TOLERANCE)
+    origin = mean if center == "image" else pixel_mean
+    expected = ((np.log(VALIDATION_MAPS) - origin) / pixel_std)[:, None]
+    np.testing.assert_allclose(found["anomaly_maps"], expected, atol=Z_TOLERANCE)
+
+
+@pytest.mark.clause("N3", "N4")
+def test_unit_scores_labels_and_masks() -> None:
+    run, module = fit(CdfNormalizationCallback(1.5, pixel_threshold=4.0))
+    gain = module.gain.item()
+    found = predictions(run, module, loader(TEST, 4))
+    (mean, std), (_, pixel_std) = moments(TRAIN_SCORES), moments(TRAIN_MAPS)
+    z = (np.log(gain * TEST_SCORES.astype("f8")) - mean) / std
+    z_maps = ((np.log(gain * TEST_MAPS.astype("f8")) - mean) / pixel_std)[:, None]
+    np.testing.assert_allclose(found["pred_scores"], phi(z - 1.5), atol=Z_TOLERANCE)
+    np.testing.assert_allclose(found["anomaly_maps"], phi(z_maps - 4.0), atol=Z_TOLERANCE)
+    assert found["pred_labels"].tolist() == (z >= 1.5).tolist()
+    assert found["pred_masks"].tolist() == (z_maps >= 4.0).tolist()
+    assert found["pred_masks"].any()
+    assert not found["pred_masks"].all()
+
+
+@pytest.mark.clause("L3")
+def test_samples_labelled_anomalous_are_left_out() -> None:
+    labels = [0, 1] * 10
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
+    run.fit(module, loader(samples(TRAIN_SCORES, TRAIN_MAPS, labels)), loader(VALIDATION))
+    found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
+    np.testing.assert_allclose(found, moments(TRAIN_SCORES[::2]), rtol=1e-6, atol=1e-7)
+    assert module.normalization_metrics.image_invalid == 0
+
+
+@pytest.mark.clause("L3")
+def test_source_validation_fits_on_the_normal_validation_samples() -> None:
+    labels = [0, 0, 1, 0, 0, 0, 1]
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0, source="validation"))
+    run.validate(module, loader(samples(VALIDATION_SCORES, None, labels)), verbose=False)
+    normal = VALIDATION_SCORES[np.array(labels) == 0]
+    found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
+    np.testing.assert_allclose(found, moments(normal), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.clause("L3")
+def test_source_validation_needs_labels() -> None:
+    class Unlabelled(ScriptedModule):
+        def outputs(self, batch: Any) -> Any:
+            return {"pred_scores": batch}
+
+    run = trainer(CdfNormalizationCallback(1.0, source="validation"))
+    with pytest.raises(NotFittedError, match=r"neither the step's outputs nor the batch have a 'label'"):
+        run.validate(Unlabelled(), torch.utils.data.DataLoader(torch.ones(4)), verbose=False)
+
+
+@pytest.mark.clause("L3")
+def test_without_training_data_there_is_a_clear_error() -> None:
+    with pytest.raises(NotFittedError, match='this run has none.*source="validation"'):
+        trainer(CdfNormalizationCallback(1.0)).validate(ScriptedModule(), loader(VALIDATION), verbose=False)
+
+
+@pytest.mark.clause("L3")
+def test_without_training_data_fitted_statistics_stay() -> None:
+    _, module = fit(CdfNormalizationCallback(1.0))
+    before = module.normalization_metrics.image_mean
+    trainer(CdfNormalizationCallback(1.0)).validate(module, loader(VALIDATION), verbose=False)
+    assert module.normalization_metrics.image_mean == before
+
+
+@pytest.mark.clause("L3")
+def test_limit_train_batches_limits_the_collection() -> None:
+    _, module = fit(CdfNormalizationCallback(1.0), limit_train_batches=2)
+    assert module.normalization_metrics.image_count == 6
+
+
+@pytest.mark.clause("L3")
+def test_the_last_incomplete_batch_counts_although_training_drops_it() -> None:
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
+    run.fit(module, loader(TRAIN, 6, drop_last=True, shuffle=True), loader(VALIDATION))
+    assert module.normalization_metrics.image_count == len(TRAIN)
+
+
+class Noisy(ScriptedModule):
+    """Everything that a pass over the training data could disturb: dropout, buffers, lists, logs, random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+        self.norm = torch.nn.BatchNorm1d(1)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.losses: list[float] = []
+        self.passed: list[int] = []
+        self.features: dict[str, torch.Tensor] = {}
+        self.layer[0].register_forward_hook(self._remember())
+
+    def _remember(self) -> Any:
+        # As feature extractors do: a closure over self, which a copy of the module would share.
+        def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            self.features["first"] = output
+
+        return hook
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = (self.norm(self.layer(batch["score"][:, None])) - torch.rand(()) + np.random.rand()).square().mean()  # noqa: NPY002
+        self.losses.append(loss.item())
+        return loss
+
+    def outputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.layer(batch["score"][:, None])
+        self.steps += 1
+        self.passed.append(len(batch["score"]))
+        torch.rand(3)
+        scores = self.features["first"].abs().sum(1) + 0.1
+        self.log("mean_score", scores.mean(), on_step=False, on_epoch=True)
+        return {"pred_scores": scores}
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
+        return self.outputs(batch)
+
+
+def _train_noisy(*callbacks: Any) -> tuple[Noisy, Any]:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    module = Noisy()
+    generator = torch.Generator().manual_seed(3)
+    run = trainer(*callbacks, max_epochs=3, val_check_interval=2)
+    run.fit(module, loader(TRAIN, 4, shuffle=True, generator=generator), loader(VALIDATION))
+    return module, run
+
+
+@pytest.mark.clause("L3", "L10")
+def test_the_collection_leaves_no_trace_in_module_and_training() -> None:
+    plain, plain_run = _train_noisy()
+    observed, observed_run = _train_noisy(CdfNormalizationCallback(1.0))
+    assert observed.losses == plain.losses
+    assert observed.passed == plain.passed
+    assert observed.steps == plain.steps
+    assert observed.training == plain.training
+    assert observed_run.logged_metrics == plain_run.logged_metrics
+    assert observed_run.global_step == plain_run.global_step
+    own = {name: value for name, value in observed.state_dict().items() if "normalization_metrics" not in name}
+    assert own.keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in own.items())
+
+
+@pytest.mark.clause("L3")
+def test_hooks_of_the_duplicate_write_into_the_duplicate() -> None:
+    module = Noisy()
+    duplicate = CdfNormalizationCallback._create_inference_model(module)
+    duplicate.layer(torch.ones(2, 1))
+    assert "first" in duplicate.features
+    assert "first" not in module.features
+
+
+@pytest.mark.clause("L3")
+def test_the_duplicate_shares_weights_and_nothing_else() -> None:
+    module = Noisy().train()
+    duplicate = CdfNormalizationCallback._create_inference_model(module)
+    assert type(duplicate) is Noisy
+    assert duplicate is not module
+    for (name, mine), (other, its) in zip(module.named_parameters(), duplicate.named_parameters(), strict=True):
+        assert (name, mine.data_ptr()) == (other, its.data_ptr())
+    assert not any(part.training for part in duplicate.modules())
+    assert all(part.training for part in module.modules())
+    duplicate.steps += 5
+    duplicate.passed.append(1)
+    assert module.steps == 0
+    assert module.passed == []
+    duplicate.log("anything", 1.0)  # needs a trainer on a module of its own, and does nothing here
+
+
+@pytest.mark.clause("L3")
+def test_persistent_workers_of_the_training_loader_are_left_alone() -> None:
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), val_check_interval=2)
+    run.fit(module, loader(TRAIN, 4, num_workers=1, persistent_workers=True), loader(VALIDATION))
+    assert run.global_step == 5
+    assert module.normalization_metrics.image_count == len(TRAIN)
+
+
+@pytest.mark.clause("L3")
+def test_no_second_trainer_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pytorch_lightning as pl
+
+    monkeypatch.chdir(tmp_path)
+    run, module = fit(CdfNormalizationCallback(1.0))
+    created: list[Any] = []
+    monkeypatch.setattr(pl.Trainer, "__init__", lambda self, *args, **kwargs: created.append(self))
+    run.validate(module, loader(VALIDATION), verbose=False)
+    assert created == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.clause("L3")
+def test_a_progress_bar_shows_the_collection(capfd: pytest.CaptureFixture[str]) -> None:
+    fit(CdfNormalizationCallback(1.0), enable_progress_bar=True)
+    assert "Collecting normal scores" in capfd.readouterr().err
+    fit(CdfNormalizationCallback(1.0), enable_progress_bar=False)
+    assert "Collecting normal scores" not in capfd.readouterr().err
+
+
+@pytest.mark.clause("L1")
+def test_an_exception_during_the_collection_leaves_the_old_statistics() -> None:
+    class Failing(ScriptedModule):
+        fails = False
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.fails and batch_idx == 3:
+                raise RuntimeError("camera unplugged")
+            return self.outputs(batch)
+
+    run, module = fit(CdfNormalizationCallback(1.0), Failing())
+    before = {name: value.clone() for name, value in module.normalization_metrics.state_dict().items()}
+    module.fails = True
+    with pytest.raises(RuntimeError, match="camera unplugged"):
+        trainer(CdfNormalizationCallback(1.0)).fit(module, loader(TRAIN), loader(VALIDATION))
+    for name, value in module.normalization_metrics.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name].numpy())
+    module.fails = False
+    assert predictions(run, module, loader(TEST))["pred_scores"].shape == (6,)
+
+
+@pytest.mark.clause("N6", "S6")
+def test_zero_and_nan_scores() -> None:
+    scores = np.concatenate([TRAIN_SCORES, np.float32([0.0, math.nan])])
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(module, loader(samples(scores)), loader(samples(VALIDATION_SCORES)))
+    messages = [str(warning.message) for warning in caught if warning.category is InvalidScoreWarning]
+    assert messages == [
+        "2 of 22 image-level values are NaN or infinite, or not positive where a logarithm is taken; they were left "
+        "out of the statistics."
+    ]
+    found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
+    np.testing.assert_allclose(found, moments(TRAIN_SCORES), rtol=1e-6, atol=1e-7)
+    unit = predictions(run, module, loader(samples([0.0, math.nan, 1e30])))
+    np.testing.assert_array_equal(unit["pred_scores"], [0.0, math.nan, 1.0])
+    assert unit["pred_labels"].tolist() == [False, False, True]
+
+
+@pytest.mark.clause("S8")
+def test_other_resolution_is_an_error() -> None:
+    run, module = fit(CdfNormalizationCallback(1.0))
+    with pytest.raises(ResolutionError, match=r"\(H, W\) = \(2, 3\)"):
+        run.predict(module, loader(samples(TEST_SCORES, np.ones((6, 4, 3)))))
+
+
+@pytest.mark.clause("L3")
+def test_plain_iterables_and_iterable_datasets_are_collected_too() -> None:
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(TRAIN)
+
+    class Batches:
+        def __iter__(self) -> Any:
+            return (torch.utils.data.default_collate(TRAIN[i : i + 5]) for i in range(0, 20, 5))
+
+    for data in (Batches(), loader(Stream())):  # type: ignore[arg-type]
+        module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
+        run.fit(module, data, loader(VALIDATION))
+        assert module.normalization_metrics.image_count == len(TRAIN)

@@ -1,0 +1,204 @@
+"""MinMax and AnomalyScoreDistribution as torchmetrics: states, dtype, merging, processes."""
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomnorm_core import NotFittedError, ResolutionError
+from anomnorm_torch import AnomalyScoreDistribution, MinMax
+
+RNG = np.random.default_rng(17)
+SCORES = torch.tensor(np.exp(RNG.normal(size=8)), dtype=torch.float32)
+MAPS = torch.tensor(np.exp(RNG.normal(size=(8, 1, 2, 3))), dtype=torch.float32)
+METRICS = pytest.mark.parametrize("kind", [MinMax, AnomalyScoreDistribution])
+
+
+def filled(kind: Any, part: slice = slice(None), maps: bool = True) -> Any:
+    metric = kind()
+    metric.update(SCORES[part], MAPS[part] if maps else None)
+    return metric
+
+
+def values(metric: Any) -> list[Any]:
+    return [value.double().numpy() for level in ("image", "pixel") for value in metric.statistics(level)]
+
+
+def expected(kind: Any) -> list[Any]:
+    scores, maps = SCORES.double().numpy(), MAPS[:, 0].double().numpy()
+    if kind is MinMax:
+        return [scores.min(), scores.max(), maps.min(), maps.max()]
+    return [f(np.log(x)) for x in (scores, maps) for f in (lambda v: v.mean(0), lambda v: v.std(0, ddof=1))]
+
+
+def assert_same(found: list[Any], wanted: list[Any]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@METRICS
+def test_batchwise_equals_whole(kind: Any) -> None:
+    metric = kind()
+    for start in range(0, 8, 3):
+        metric.update(SCORES[start : start + 3], MAPS[start : start + 3])
+    assert_same(values(metric), expected(kind))
+    assert_same([value.double().numpy() for value in metric.compute()], expected(kind))
+
+
+@METRICS
+def test_forward_keeps_the_global_statistics_right(kind: Any) -> None:
+    metric = kind()
+    for start in range(0, 8, 4):
+        metric(SCORES[start : start + 4], MAPS[start : start + 4])
+    assert_same(values(metric), expected(kind))
+
+
+@METRICS
+def test_reset_forgets_everything_but_thresholds(kind: Any) -> None:
+    metric = filled(kind)
+    metric.set_threshold("image", 3.0)
+    metric.statistics("image")
+    metric.reset()
+    for level in ("image", "pixel"):
+        assert not metric.seen(level)
+        with pytest.raises(NotFittedError, match=f"{level}-level"):
+            metric.statistics(level)
+    assert metric.manual_threshold("image") == 3.0
+    metric.update(2 * SCORES, 2 * MAPS[..., :1])  # also at another resolution
+    assert metric.seen("pixel")
+
+
+@METRICS
+def test_merging_parts_equals_the_whole(kind: Any) -> None:
+    parts = [filled(kind, slice(0, 3)), filled(kind, slice(3, 4)), filled(kind, slice(4, 8))]
+    metric = parts[0]
+    metric.merge_state(parts[1])
+    metric.merge_state(parts[2].metric_state)
+    assert_same(values(metric), expected(kind))
+    empty = kind()
+    empty.merge_state(metric)
+    assert_same(values(empty), expected(kind))
+    other = MinMax() if kind is AnomalyScoreDistribution else AnomalyScoreDistribution()
+    with pytest.raises(ValueError, match=f"cannot merge a {type(other).__name__}"):
+        metric.merge_state(other)
+
+
+@METRICS
+def test_merging_with_a_part_that_has_no_maps(kind: Any) -> None:
+    metric = filled(kind, slice(0, 5))
+    metric.merge_state(filled(kind, slice(5, 8), maps=False))
+    np.testing.assert_allclose(values(metric)[0], expected(kind)[0], rtol=1e-12)
+    part = filled(kind, slice(0, 5))
+    assert_same(values(metric)[2:], values(part)[2:])
+
+
+@METRICS
+def test_copies_and_pickles_are_equal(kind: Any) -> None:
+    metric = filled(kind)
+    for other in (copy.deepcopy(metric), metric.clone(), pickle.loads(pickle.dumps(metric))):
+        assert_same(values(other), values(metric))
+
+
+@pytest.mark.clause("L9")
+@METRICS
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double", "to"])
+def test_statistics_do_not_follow_the_dtype_of_the_module(kind: Any, change: str) -> None:
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.normalization_metrics = filled(kind)
+
+    module = Module()
+    before = values(module.normalization_metrics)
+    module = module.to(torch.float16) if change == "to" else getattr(module, change)()
+    assert module.weight.dtype != torch.float32
+    for a, b in zip(values(module.normalization_metrics), before, strict=True):
+        assert np.array_equal(a, b)
+    assert module.normalization_metrics.image_threshold.dtype == torch.float64
+
+
+@pytest.mark.clause("L9")
+@METRICS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_are_accumulated_in_float64(kind: Any, dtype: torch.dtype) -> None:
+    metric = kind()
+    scores = (SCORES.repeat(2000) * 50).to(dtype)
+    metric.update(scores)
+    exact = scores.double().numpy()
+    wanted = [exact.min(), exact.max()] if kind is MinMax else [np.log(exact).mean(), np.log(exact).std(ddof=1)]
+    np.testing.assert_allclose([value.item() for value in metric.statistics("image")], wanted, rtol=1e-9)
+
+
+@pytest.mark.clause("S8")
+def test_maps_of_another_resolution_are_refused() -> None:
+    metric = filled(AnomalyScoreDistribution)
+    with pytest.raises(ResolutionError, match=r"\(2, 3\)"):
+        metric.update(SCORES, MAPS[..., :2])
+
+
+@METRICS
+def test_an_empty_metric_cannot_compute(kind: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchmetrics says so too
+        with pytest.raises(NotFittedError):
+            kind().compute()
+
+
+def test_the_positional_argument_of_the_founding_metric() -> None:
+    metric = MinMax()
+    metric.update(torch.tensor([1.0, 3.0]))
+    assert [value.item() for value in metric.compute()[:2]] == [1.0, 3.0]
+    assert [metric.min.item(), metric.max.item()] == [1.0, 3.0]
+
+
+@pytest.mark.clause("L8")
+@METRICS
+def test_the_update_path_never_reads_a_value(kind: Any) -> None:
+    # Tensors on the meta device have no values: whatever reads one fails.
+    metric = kind().to("meta")
+    for _ in range(2):
+        metric.update(SCORES.to("meta"), MAPS.to("meta"), where=torch.ones(8, dtype=torch.bool, device="meta"))
+
+
+def _two_processes(rank: int, folder: str, results: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    own = (slice(0, 5), slice(5, 8))[rank]
+    for kind in (MinMax, AnomalyScoreDistribution):
+        metric = filled(kind, own, maps=rank == 0)  # one rank never sees a map
+        metric.sync()
+        results.put((rank, kind.__name__, values(metric)))
+        metric.unsync()
+        results.put((rank, f"{kind.__name__} alone", [value.item() for value in metric.statistics("image")]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.clause("L8")
+def test_two_processes_synchronize_to_the_statistics_of_one(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_two_processes, args=(rank, str(tmp_path), results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in range(8)]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    first = slice(0, 5)
+    for rank, name, numbers in found:
+        kind = MinMax if name.startswith("MinMax") else AnomalyScoreDistribution
+        if name.endswith("alone"):
+            own: Tensor = SCORES[(first, slice(5, 8))[rank]]
+            single = kind()
+            single.update(own)
+            assert numbers == [value.item() for value in single.statistics("image")]
+            continue
+        np.testing.assert_allclose(numbers[:2], expected(kind)[:2], rtol=0 if kind is MinMax else 1e-12)
+        assert_same(numbers[2:], values(filled(kind, first))[2:])
