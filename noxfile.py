@@ -14,12 +14,12 @@ CONSTRAINTS = ("-c", "constraints.txt")
 TEST_DEPENDENCIES = (
     "array-api-strict",
     "flax",
+    "matplotlib",
     "mpmath",
     "optax",
     "pytest",
     "pytest-xdist",
     "scikit-learn",
-    "matplotlib",
 )
 TYPED = ["packages/anomnorm-core/src", "packages/anomnorm-torch/src", "packages/anomnorm-jax/src"]
 # One environment for the sessions that need torch and jax: installing them is the slow part.

@@ -118,7 +118,7 @@ def test_source_validation_needs_labels() -> None:
 
 @pytest.mark.clause("L3")
 def test_without_training_data_there_is_a_clear_error() -> None:
-    with pytest.raises(NotFittedError, match='this run has none.*source="validation"'):
+    with pytest.raises(NotFittedError, match=r'this run has none.*source="validation"'):
         trainer(CdfNormalizationCallback(1.0)).validate(ScriptedModule(), loader(VALIDATION), verbose=False)
 
 

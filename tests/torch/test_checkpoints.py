@@ -146,5 +146,5 @@ def test_founding_key_names_are_in_the_state_dict() -> None:
 @pytest.mark.clause("L6")
 def test_unknown_keys_are_reported() -> None:
     metric = MinMax()
-    with pytest.raises(RuntimeError, match="Unexpected key.*median"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*median"):
         metric.load_state_dict({**metric.state_dict(), "median": torch.tensor(1.0)})
