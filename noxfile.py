@@ -1,5 +1,6 @@
 """Sessions for development and continuous integration; ``nox -l`` lists them, plain ``nox`` runs all verdicts."""
 
+import sys
 from pathlib import Path
 
 import nox
@@ -9,26 +10,39 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "typing", "tests", "conformance", "build"]
 
+ROOT = Path(__file__).parent
 PACKAGES = [f"packages/anomnorm-{name}" for name in ("core", "torch", "jax")]
-CONSTRAINTS = ("-c", "constraints.txt")
-TEST_DEPENDENCIES = (
+SOURCES = [f"{package}/src" for package in PACKAGES]
+CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+DEVELOPMENT_TOOLS = (
     "array-api-strict",
     "flax",
     "matplotlib",
     "mpmath",
+    "mypy",
     "optax",
+    "pyright[nodejs]",
     "pytest",
     "pytest-xdist",
     "scikit-learn",
 )
-TYPED = ["packages/anomnorm-core/src", "packages/anomnorm-torch/src", "packages/anomnorm-jax/src"]
-# One environment for the sessions that need torch and jax: installing them is the slow part.
-SHARED = {"venv_location": ".nox/development", "reuse_venv": True}
 
 
-def _install_development(session: nox.Session, *more: str) -> None:
+def _development(session: nox.Session, *more: str) -> str:
+    """Install everything into one environment, and return its interpreter.
+
+    The sessions that need torch and jax share it: installing those is the slow part.
+    """
+    environment = ROOT / ".nox" / "development"
+    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    if not python.exists():
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(environment), external=True)
     editable = [argument for package in PACKAGES for argument in ("-e", package)]
-    session.install(*CONSTRAINTS, *editable, *TEST_DEPENDENCIES, *more)
+    pip = (str(python), "-m", "pip", "install", "--quiet", *CONSTRAINTS)
+    session.run(*pip, *editable, *DEVELOPMENT_TOOLS, external=True)
+    if more:
+        session.run(*pip, *more, external=True)
+    return str(python)
 
 
 @nox.session
@@ -39,40 +53,38 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
-@nox.session(**SHARED)
+@nox.session(venv_backend="none")
 def typing(session: nox.Session) -> None:
     """Check types (mypy strict, pyright)."""
-    _install_development(session, "mypy", "pyright[nodejs]")
-    for source in TYPED:
-        session.run("mypy", source)
-    session.run("pyright", "--pythonpath", f"{session.bin}/python", *TYPED)
+    python = _development(session)
+    for source in SOURCES:
+        session.run(python, "-m", "mypy", source)
+    session.run(python, "-m", "pyright", "--pythonpath", python, *SOURCES)
 
 
-@nox.session(**SHARED)
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the unit tests of the three packages, the README's code and the demo."""
-    _install_development(session)
+    """Run the unit tests of the three packages, the code blocks of README and docs, and the demo."""
+    python = _development(session)
     default = ("tests/core", "tests/torch", "tests/jax", "tests/docs")
-    session.run("pytest", "-n", "2", *(session.posargs or default))
+    session.run(python, "-m", "pytest", "-n", "auto", *(session.posargs or default))
 
 
-@nox.session(**SHARED)
+@nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Prove that all backends compute the same; ``-- --backends jax`` for one."""
-    _install_development(session)
-    session.install("--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
-    only = [] if session.posargs else ["tests/conformance/test_suite.py"]
-    arguments = ["--ignore=tests/conformance/test_suite.py", *session.posargs]
-    session.run("pytest", "-n", "2", "--dist", "worksteal", "tests/conformance", *arguments)
-    if only:
-        session.run("pytest", "-n", "2", *only)
+    python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
+    pytest = (python, "-m", "pytest", "-n", "auto", "--dist", "worksteal")
+    self_test = "tests/conformance/test_suite.py"
+    session.run(*pytest, "tests/conformance", f"--ignore={self_test}", *session.posargs)
+    if not session.posargs:
+        session.run(*pytest, self_test)
 
 
-@nox.session(**SHARED)
+@nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Detect anomalous handwritten digits with both frameworks and both normalizations."""
-    _install_development(session)
-    session.run("python", "examples/digits/demo.py", *session.posargs)
+    session.run(_development(session), "examples/digits/demo.py", *session.posargs)
 
 
 @nox.session
@@ -84,11 +96,10 @@ def build(session: nox.Session) -> None:
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), *PACKAGES)
     built = {wheel.name.split("-")[0]: str(wheel) for wheel in wheels.glob("*.whl")}
     with session.chdir(wheels):  # away from the sources
-        root = Path(__file__).parent
-        constraints = ("-c", str(root / "constraints.txt"))
-        session.install(*constraints, built["anomnorm_core"])
-        session.run("python", "-c", "import anomnorm_core as a; print('anomnorm-core', a.__version__)")
-        session.install(*constraints, *built.values())
+        session.install(*CONSTRAINTS, built["anomnorm_core"])
+        session.run("python", "-c", "import anomnorm_core as core; print('anomnorm-core', core.__version__)")
+        session.install(*CONSTRAINTS, *built.values())
         for name in ("anomnorm_torch", "anomnorm_jax"):
-            session.run("python", "-c", f"import {name} as a; [getattr(a, n) for n in a.__all__]; print(a.__version__)")
+            everything = f"import {name} as m; [getattr(m, n) for n in m.__all__]; print(m.__name__, m.__version__)"
+            session.run("python", "-c", everything)
         session.run("pip", "check")
