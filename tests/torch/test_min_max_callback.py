@@ -198,7 +198,7 @@ def test_unfitted_statistics_are_an_error_before_the_first_batch(callback: Any, 
 
 @pytest.mark.clause("T1")
 def test_no_threshold_at_all_is_an_error_that_says_what_to_give() -> None:
-    with pytest.raises(AnomnormError, match=r"give it threshold=.*ScriptedModule have image_threshold.value"):
+    with pytest.raises(AnomnormError, match=r"give threshold=.*ScriptedModule have image_threshold.value"):
         fitted(MinMaxNormalizationCallback())
 
 

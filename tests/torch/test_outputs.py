@@ -73,7 +73,7 @@ class Frozen(NamedTuple):
         (None, r"outputs \(NoneType\) hold nothing, but normalization needs 'pred_scores' of shape \(B,\)"),
         ({"loss": 1}, r"outputs \(dict\) hold 'loss'"),
         ({"pred_scores": None}, r"hold 'pred_scores', but"),
-        ({"pred_scores": [1.0]}, "'pred_scores' in the step's outputs is a list; it must be a tensor"),
+        ({"pred_scores": [1.0]}, "'pred_scores' in the step's outputs is of type list; it must be a tensor"),
         (torch.ones(3), r"outputs \(Tensor\) hold"),
         (Batch(torch.ones(1)), "'pred_score'"),
     ],

@@ -4,6 +4,7 @@ They run once per stage, never per batch, so reading the counts off a device is 
 """
 
 import warnings
+from collections.abc import Mapping
 
 from anomnorm_core.errors import (
     InsufficientDataError,
@@ -47,17 +48,25 @@ def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None
     )
 
 
-def report_invalid(level: str, count: int, invalid: int, on_invalid: OnInvalid) -> None:
-    """Warn about, or refuse, the ``invalid`` values that were left out beside ``count`` valid ones (clause S6)."""
-    if invalid == 0:
+def report_invalid(counts: Mapping[str, tuple[int, int]], on_invalid: OnInvalid) -> None:
+    """Warn about, or refuse, values that were left out of the statistics (clause S6).
+
+    Args:
+        counts: for each level, how many values were valid and how many were left out.
+        on_invalid: ``WARN`` gives one `InvalidScoreWarning` for all levels together.
+
+    Raises:
+        InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``.
+    """
+    found = [
+        f"{invalid} of {valid + invalid} {level}-level values" for level, (valid, invalid) in counts.items() if invalid
+    ]
+    if not found:
         return
-    found = (
-        f"{invalid} of {count + invalid} {level}-level values are NaN or infinite, or not positive where a logarithm "
-        "is taken"
-    )
+    message = f"{' and '.join(found)} are NaN or infinite, or not positive where a logarithm is taken"
     if on_invalid is OnInvalid.RAISE:
-        raise InvalidScoreError(f'{found}. They cannot enter the statistics and on_invalid="raise" refuses them.')
-    warnings.warn(f"{found}; they were left out of the statistics.", InvalidScoreWarning, stacklevel=2)
+        raise InvalidScoreError(f'{message}. They cannot enter the statistics and on_invalid="raise" refuses them.')
+    warnings.warn(f"{message}; they were left out of the statistics.", InvalidScoreWarning, stacklevel=2)
 
 
 def require_resolution(found: tuple[int, ...], fitted: tuple[int, ...]) -> None:

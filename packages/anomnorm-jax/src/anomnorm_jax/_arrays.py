@@ -49,6 +49,15 @@ def less(a: Array, b: Array) -> Array:
     return (order_key(a) < order_key(b)) & ~jnp.isnan(a) & ~jnp.isnan(b)
 
 
+def positive(x: Array) -> Array:
+    """Where ``x`` is a number above zero that has a logarithm here, infinity included.
+
+    A float32 counts from the smallest subnormal number on (see `_double`); a float64 from the smallest normal one,
+    because XLA's own logarithm takes the others for zero.
+    """
+    return x > 0 if x.dtype == jnp.float64 else less(jnp.zeros_like(x), x)
+
+
 def samples(scores: Array, shape: tuple[int, ...]) -> Array:
     """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
     found = scores.shape

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import require_count, require_resolution
-from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, samples, selection
+from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples, selection
 from anomnorm_jax._double import log_ratio, two_sum
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
@@ -69,7 +69,7 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     if x.shape[0] == 0:
         return record
     taken = selection(where, x)
-    valid = taken & jnp.isfinite(x) & less(jnp.zeros_like(x), x)
+    valid = taken & jnp.isfinite(x) & positive(x)
     count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
     # Distances from a point near the mean keep the digits that the logarithm itself would lose to its size: from the
     # mean so far or, in the first batch, from the first image.
@@ -179,8 +179,7 @@ def standardize(scores: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: A
     center = mean if center_at is None else parameter(center_at, x)
     floor = STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.abs(center))
     constant = std <= floor
-    zero = jnp.zeros_like(x)
-    finite = less(zero, x) & (x < jnp.inf)
+    finite = positive(x) & (x < jnp.inf)
     safe = jnp.where(finite, x, 1.0)
     # One expression serves both cases: with a scale of one it is the distance from the centre.
     z = _log_ratio(safe, center, jnp.where(constant, 1.0, std))

@@ -25,14 +25,14 @@ def used(outputs: Outputs) -> dict[str, Any]:
         OutputError: ``outputs`` is no mapping.
     """
     if not isinstance(outputs, Mapping):
-        raise missing_fields(type(outputs).__name__, getattr(outputs, "__dict__", ()))
+        raise missing_fields(type(outputs).__name__, getattr(outputs, "__dict__", ()), attributes=False)
     names = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps, *MAPPING_FIELDS.labels)
     found = {name: outputs[name] for name in names if outputs.get(name) is not None}
     if not {MAPPING_FIELDS.scores, MAPPING_FIELDS.maps} & found.keys():
-        raise missing_fields(type(outputs).__name__, outputs)
+        raise missing_fields(type(outputs).__name__, outputs, attributes=False)
     for name, value in found.items():
         if not hasattr(value, "shape"):
-            raise wrong_type(name, type(value).__name__, "array")
+            raise wrong_type(name, type(value).__name__, "an array")
     return found
 
 

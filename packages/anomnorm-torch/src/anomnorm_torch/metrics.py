@@ -17,6 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from anomnorm_core import Center, OnInvalid
 from anomnorm_core.checks import report_invalid
+from anomnorm_core.policy import parse_threshold
 from anomnorm_torch import cdf, min_max
 
 Level = Literal["image", "pixel"]
@@ -93,30 +94,51 @@ class NormalizationMetric(Metric, Generic[Record]):
             kept = self._finalized[level] = (record, self._finalize(record, level))
         return kept[1]
 
-    def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
-        """End a fit: check every level that has seen values, and report what was left out (clauses S6, S7).
+    def report_invalid(self, on_invalid: OnInvalid) -> None:
+        """Warn about, or refuse, what was left out so far (clause S6). Waits for the device.
 
         Raises:
-            NotFittedError, InsufficientDataError: see `statistics`.
-            InvalidScoreError: values were left out and ``on_invalid`` is ``RAISE``.
+            InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``.
         """
+        records = {level: self.record(level) for level in LEVELS}
+        # Level-wide totals: of a per-pixel record, all pixels together.
+        counts: dict[str, tuple[int, int]] = {
+            level: (int(each.count.sum()), int(each.invalid.sum())) for level, each in records.items()
+        }
+        report_invalid(counts, on_invalid)
+
+    def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
+        """End a fit: report what was left out, and check every level that has seen values (clauses S6, S7).
+
+        Raises:
+            InvalidScoreError: see `report_invalid`.
+            NotFittedError, InsufficientDataError: see `statistics`.
+        """
+        self.report_invalid(on_invalid)
         for level in LEVELS:
-            record = self.record(level)
-            # Level-wide totals in 64 bits: of a per-pixel record, all pixels together.
-            report_invalid(level, int(record.count.sum()), int(record.invalid.sum()), on_invalid)
             if level == "image" or self.seen(level):
                 self.statistics(level)
 
     # Thresholds.
 
-    def set_threshold(self, level: Level, value: float) -> None:
-        """Give ``level`` a threshold that wins over the module's own and over checkpoints (clause T4)."""
-        self._manual_threshold[level] = value
+    def set_threshold(self, level: Level, value: float | None) -> None:
+        """Give ``level`` a threshold that wins over the module's own and over checkpoints (clause T4).
+
+        None takes it back.
+
+        Raises:
+            OptionError: ``value`` is not a finite number.
+        """
+        number = parse_threshold(value, f"{level} threshold")
+        if number is not None:
+            self._manual_threshold[level] = number
+        elif self._manual_threshold.pop(level, None) is not None:
+            setattr(self, f"{level}_threshold", torch.full_like(self._threshold(level), math.nan))
         self._apply_manual_threshold()
 
     def _apply_manual_threshold(self) -> None:
         for level, value in self._manual_threshold.items():
-            setattr(self, f"{level}_threshold", torch.full((), value, dtype=torch.float64, device=self.device))
+            setattr(self, f"{level}_threshold", torch.full_like(self._threshold(level), value))
 
     def manual_threshold(self, level: Level) -> Tensor | None:
         """The threshold set by hand, as a tensor, or None."""

@@ -31,14 +31,14 @@ class StepOutputs:
         if scores is None:
             if self.maps is None:
                 found = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", ())
-                raise missing_fields(type(outputs).__name__, found)
+                raise missing_fields(type(outputs).__name__, found, attributes=True)
             scores = self.maps.flatten(1).amax(1)
         self.scores = scores
 
     def _tensor(self, name: str) -> Tensor | None:
         value = read(self._outputs, (name,))
         if value is not None and not isinstance(value, Tensor):
-            raise wrong_type(name, type(value).__name__, "tensor")
+            raise wrong_type(name, type(value).__name__, "a tensor")
         return value
 
     def write(self, scores: Tensor, maps: Tensor | None) -> None:

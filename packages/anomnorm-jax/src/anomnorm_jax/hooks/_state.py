@@ -37,7 +37,7 @@ class NormalizationState(Generic[Record]):
     pixel: Record | None  # statistics of the maps; None where a step returns none
     image_threshold: Array  # () float
     pixel_threshold: Array  # () float
-    fitted: bool = False  # set by the check that ends a fit
+    fitted: tuple[str, ...] = ()  # levels whose statistics passed the check that ends a fit
 
 
 @dataclass(frozen=True)
@@ -66,39 +66,61 @@ class NormalizationHook(Generic[Record]):
 
         Args:
             state: any state of this hook.
-            threshold: for the scores, in the units of `NormalizationHook`.
+            threshold: for the scores, in the units of the hook's ``threshold``: a finite number, or an array.
             pixel_threshold: for the maps; None takes ``threshold``.
+
+        Raises:
+            OptionError: a number that is not finite.
         """
+        pixel = threshold if pixel_threshold is None else pixel_threshold
         return replace(
             state,
-            image_threshold=jnp.asarray(threshold, dtype=float),
-            pixel_threshold=jnp.asarray(threshold if pixel_threshold is None else pixel_threshold, dtype=float),
+            image_threshold=_threshold_array(threshold, "threshold"),
+            pixel_threshold=_threshold_array(pixel, "pixel_threshold"),
         )
 
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
-        """End a fit: check the statistics, report what was left out, and mark the state as fitted."""
-        for level, record in (("image", state.image), ("pixel", state.pixel)):
-            if record is None:
-                continue
+        """End a fit: report what was left out, check every level that has seen values, mark those as fitted."""
+        records = {"image": state.image} | ({} if state.pixel is None else {"pixel": state.pixel})
+        counts = {level: _totals(record) for level, record in records.items()}
+        report_invalid(counts, OnInvalid(self.on_invalid))
+        fitted = tuple(level for level in records if level == "image" or any(counts[level]))
+        for level in fitted:
+            record = records[level]
             if isinstance(record, min_max.MinMaxStatistics):
-                count, invalid = _counter.to_int(record.count), _counter.to_int(record.invalid)
                 min_max.bounds(record, level=level)
             else:
-                # Level-wide totals in Python integers: of a per-pixel record, all pixels together.
-                count = int(np.sum(np.asarray(record.count), dtype=np.uint64))
-                invalid = int(np.sum(np.asarray(record.invalid), dtype=np.uint64))
                 cdf.mean_std(record, level=level)
-            report_invalid(level, count, invalid, OnInvalid(self.on_invalid))
-        return replace(state, fitted=True)
+        return replace(state, fitted=fitted)
 
 
-def require_fitted(state: NormalizationState[Record]) -> None:
-    """Raise `NotFittedError` unless a fit was finished. Reads no array."""
-    if not state.fitted:
+def _threshold_array(value: ArrayLike, argument: str) -> Array:
+    if isinstance(value, int | float):
+        parse_threshold(value, argument)
+    return jnp.asarray(value, dtype=float)
+
+
+def _totals(record: min_max.MinMaxStatistics | cdf.ScoreDistribution) -> tuple[int, int]:
+    # Level-wide totals in Python integers: of a per-pixel record, all pixels together.
+    if isinstance(record, min_max.MinMaxStatistics):
+        return _counter.to_int(record.count), _counter.to_int(record.invalid)
+    count, invalid = (int(np.sum(np.asarray(field), dtype=np.uint64)) for field in (record.count, record.invalid))
+    return count, invalid
+
+
+def require_fitted(state: NormalizationState[Record], values: Scores, *, shared: bool = False) -> None:
+    """Raise `NotFittedError` unless a fit was finished for every level of ``values``. Reads no array.
+
+    ``shared`` says that both levels use the image-level statistics.
+    """
+    needed = ["image"] if values.maps is None or shared else ["image", "pixel"]
+    missing = [level for level in needed if level not in state.fitted]
+    if missing:
         raise NotFittedError(
-            "the state has not been fitted, or its fit was not finished. Finish a validation run with "
-            "state = hook.on_validation_epoch_end(state) before testing or predicting; after restoring arrays from a "
-            "checkpoint into a fresh state, call it too: it checks them."
+            f"the {missing[0]}-level statistics of the state have not been fitted, or the fit was not finished. Finish "
+            "a validation run whose outputs hold that level with state = hook.on_validation_epoch_end(state) before "
+            "testing or predicting; after restoring arrays from a checkpoint into a fresh state, call it too: it "
+            "checks them."
         )
 
 

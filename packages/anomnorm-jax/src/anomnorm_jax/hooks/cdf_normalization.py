@@ -99,7 +99,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         """
         logger.info("Collecting the statistics of the normal data to normalize the scores.")
         pixel = None if state.pixel is None else cdf.init(state.pixel.mean.shape)
-        state = replace(state, image=cdf.init(), pixel=pixel, fitted=False)
+        state = replace(state, image=cdf.init(), pixel=pixel, fitted=())
         for batch in tqdm(batches, desc="Collecting normal scores", leave=False, disable=not self.progress):
             state = self._update(state, used(predict(batch)))
         return self._finish(state)
@@ -141,9 +141,9 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
 
     @partial(jax.jit, static_argnums=0)
     def _standardize_batch(self, state: State, outputs: dict[str, Array]) -> Scores:
-        require_fitted(state)
         values = read(outputs)
         require_maps(state, values)
+        require_fitted(state, values)
         mean, std = cdf.mean_std(state.image)
         maps = None
         if values.maps is not None and state.pixel is not None:

@@ -66,7 +66,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
     def on_validation_epoch_start(self, state: State) -> State:
         """Empty the statistics: each validation run stands for itself (clause L1)."""
         empty = min_max.init()
-        return replace(state, image=empty, pixel=None if state.pixel is None else empty, fitted=False)
+        return replace(state, image=empty, pixel=None if state.pixel is None else empty, fitted=())
 
     def on_validation_batch_end(self, state: State, outputs: Outputs) -> tuple[State, Outputs]:
         """Add the batch's raw scores to the statistics; the outputs stay as they are.
@@ -110,9 +110,9 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
-        require_fitted(state)
         values = read(outputs)
         require_maps(state, values)
+        require_fitted(state, values, shared=self.shared_range)
         scores = min_max.normalize(values.scores, state.image_threshold, *min_max.bounds(state.image))
         maps = None
         if values.maps is not None and state.pixel is not None:

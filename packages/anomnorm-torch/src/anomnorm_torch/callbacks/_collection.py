@@ -22,7 +22,7 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from anomnorm_core.errors import NotFittedError
-from anomnorm_core.policy import Source
+from anomnorm_core.policy import OnInvalid, Source
 from anomnorm_torch.metrics import AnomalyScoreDistribution
 from anomnorm_torch.outputs import StepOutputs, normal_samples
 
@@ -33,6 +33,7 @@ def collect(
     model: LightningModule,
     statistics: AnomalyScoreDistribution,
     source: Source,
+    on_invalid: OnInvalid,
 ) -> bool:
     """Add the scores that ``model`` gives the normal data to ``statistics``.
 
@@ -45,12 +46,14 @@ def collect(
         model: what scores the data: a duplicate of ``pl_module``.
         statistics: is updated.
         source: which data.
+        on_invalid: ``RAISE`` checks after every batch.
 
     Returns:
         False where there is no data but statistics restored from a checkpoint can stay.
 
     Raises:
         NotFittedError: there is no data to fit on, and nothing restored.
+        InvalidScoreError: under ``RAISE``, a score cannot enter the statistics.
     """
     found = _loaders(trainer, pl_module, source)
     if found is None:
@@ -59,7 +62,7 @@ def collect(
     step = _inference_step(model)
     hidden = trainer.progress_bar_callback is None or not getattr(trainer.progress_bar_callback, "is_enabled", True)
     with isolate_rng(), torch.no_grad():
-        for loader in loaders:
+        for loader_index, loader in enumerate(loaders):
             with _fresh(loader) as (batches, total):
                 wanted = _limit(limit, total)
                 progress = tqdm(
@@ -72,7 +75,7 @@ def collect(
                 for index, batch in enumerate(progress):
                     batch = _to_device(trainer, pl_module, batch)
                     with trainer.precision_plugin.val_step_context():
-                        raw = step(batch, index)
+                        raw = step(batch, index, loader_index)
                     outputs = StepOutputs(raw)
                     normal = normal_samples(raw, batch)
                     if normal is None and source is Source.VALIDATION:
@@ -81,6 +84,8 @@ def collect(
                             "outputs nor the batch have a 'label' or 'gt_label' that tells which those are."
                         )
                     statistics.update(outputs.scores, outputs.maps, where=normal)
+                    if on_invalid is OnInvalid.RAISE:
+                        statistics.report_invalid(on_invalid)
     return True
 
 
@@ -170,10 +175,11 @@ def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-def _inference_step(model: LightningModule) -> Callable[[Any, int], Any]:
+def _inference_step(model: LightningModule) -> Callable[[Any, int, int], Any]:
     # predict_step is made for inference; validation_step is what a detector has that never predicts.
     names = ("predict_step", "validation_step", "test_step")
     name = next((name for name in names if is_overridden(name, model)), names[0])
     step = getattr(model, name)
-    takes_index = len(inspect.signature(step).parameters) > 1
-    return step if takes_index else lambda batch, _index: step(batch)
+    # As Lightning has it, a step may leave out the indices that it does not use.
+    taken = len(inspect.signature(step).parameters)
+    return lambda *arguments: step(*arguments[:taken])

@@ -1,5 +1,6 @@
 """What both callbacks do alike: attach the statistics to the module, find thresholds, check when a stage starts."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -56,8 +57,8 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor:
             if value is not None:
                 return value
     raise NotFittedError(
-        f"there is no {level}-level threshold: give threshold=... to the callback, or let the module have "
-        f"{level}_threshold.value."
+        f"there is no {level}-level threshold to put at 0.5: give threshold=... to the callback, or let "
+        f"{type(pl_module).__name__} have {level}_threshold.value."
     )
 
 
@@ -105,15 +106,20 @@ class NormalizationLifeCycle(Generic[Statistics]):
             raise OptionError("pixel_threshold is given without threshold; give both, or threshold alone for both.")
         self.on_invalid = OnInvalid.parse(on_invalid, "on_invalid")
 
+    @abstractmethod
     def _new_statistics(self) -> Statistics:
-        raise NotImplementedError
+        """Empty statistics with this callback's options."""
+
+    @abstractmethod
+    def _configure(self, metrics: Statistics) -> None:
+        """Give statistics that the module already had this callback's options."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """Add the statistics to the module as ``normalization_metrics``, or adopt the ones that are there.
 
         Raises:
-            AnomnormError: the module carries the statistics of the other method, or there is nothing to take a
-                threshold from, or the trainer runs several processes.
+            AnomnormError: the module carries the statistics of the other method, or the trainer runs several
+                processes.
         """
         if trainer.world_size > 1:
             raise AnomnormError(
@@ -130,17 +136,20 @@ class NormalizationLifeCycle(Generic[Statistics]):
                 "module."
             )
         metrics = self._metrics(pl_module)
+        self._configure(metrics)
         for level, value in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
-            if value is not None:
-                metrics.set_threshold(level, value)
-        if stage == "fit" and self.threshold is None and own_threshold(pl_module, "image") is None:
-            raise AnomnormError(
-                f"{type(self).__name__} has no threshold to put at 0.5: give it threshold=..., or let "
-                f"{type(pl_module).__name__} have image_threshold.value (and pixel_threshold.value)."
-            )
+            metrics.set_threshold(level, value)
 
     def _metrics(self, pl_module: LightningModule) -> Statistics:
         return cast("Statistics", attached(pl_module, self.statistics_class))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is a threshold, rather than find out after the training (clause T1).
+
+        Raises:
+            NotFittedError: neither callback nor module nor a restored checkpoint has one.
+        """
+        threshold(pl_module, "image")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there are statistics (clause N8) and put the thresholds of the module's test metrics at 0.5.

@@ -34,7 +34,8 @@ class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution],
         source: where the distribution is fitted: ``"train"``, or ``"validation"`` on the normal samples of the
             validation data, which unlike the training data the detector has not seen before.
         on_invalid: ``"warn"``: scores without a logarithm (NaN, infinite, not positive) are left out of the statistics
-            and one warning counts them; ``"raise"``: they are an error.
+            and one warning counts them; ``"raise"``: the first one is an error (this reads counts off the device in
+            every batch of the collection).
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -58,6 +59,9 @@ class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution],
     def _new_statistics(self) -> AnomalyScoreDistribution:
         # Each process finalizes what it has; merging processes is an explicit step, never a side effect of reading.
         return AnomalyScoreDistribution(center=self.center, sync_on_compute=False)
+
+    def _configure(self, metrics: AnomalyScoreDistribution) -> None:
+        metrics.center = self.center
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the score distribution with the current weights.
@@ -122,7 +126,7 @@ class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution],
         """
         metrics = self._metrics(pl_module)
         fresh = self._new_statistics().to(pl_module.device)
-        if collect(trainer, pl_module, self._create_inference_model(pl_module), fresh, self.source):
+        if collect(trainer, pl_module, self._create_inference_model(pl_module), fresh, self.source, self.on_invalid):
             fresh.finish(self.on_invalid)
             # The old statistics are replaced only by complete ones.
             metrics.reset()

@@ -48,6 +48,9 @@ class MinMaxNormalizationCallback(NormalizationLifeCycle[MinMax], Callback):
         # Each process finalizes what it has; merging processes is an explicit step, never a side effect of reading.
         return MinMax(shared_range=self.shared_range, sync_on_compute=False)
 
+    def _configure(self, metrics: MinMax) -> None:
+        metrics.shared_range = self.shared_range
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Empty the statistics: each validation run stands for itself (clause L1)."""
         if not trainer.sanity_checking:
@@ -74,7 +77,7 @@ class MinMaxNormalizationCallback(NormalizationLifeCycle[MinMax], Callback):
         metrics = self._metrics(pl_module)
         metrics.update(step.scores, step.maps)
         if self.on_invalid is OnInvalid.RAISE:
-            metrics.finish(self.on_invalid)
+            metrics.report_invalid(self.on_invalid)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the statistics and report what was left out of them.
