@@ -149,7 +149,7 @@ def standardize(
 
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
-    require_resolution(tuple(scores.shape), tuple(getattr(std, "shape", ())))
+    require_resolution(tuple(scores.shape), tuple(std.shape) if isinstance(std, Tensor) else ())
     x, result = arithmetic(scores)
     # The logarithm and its distance from the centre cancel: in float64 the float32 result is off by half an ulp,
     # in float32 it would be off by |log x| / std of them.
