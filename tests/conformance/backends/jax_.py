@@ -23,7 +23,9 @@ class JaxJit(Backend):
     moments_rtol = 1e-5
 
     def asarray(self, values: Any, dtype: str) -> jax.Array:
-        return jnp.asarray(np.array(values), dtype=dtype)
+        # Outside a float64 context JAX has no float64 and warns that it gives float32.
+        available = jax.dtypes.canonicalize_dtype(dtype) if dtype == "float64" else dtype
+        return jnp.asarray(np.array(values), dtype=available)
 
     def to_numpy(self, array: Any) -> np.ndarray:
         kind = "f" if jnp.issubdtype(array.dtype, jnp.floating) else "b" if array.dtype == bool else "i"
