@@ -2,7 +2,7 @@
 
 import math
 from enum import StrEnum
-from typing import Self
+from typing import Self, SupportsFloat
 
 from anomnorm_core.errors import OptionError
 
@@ -39,13 +39,15 @@ class Source(_Option):
     VALIDATION = "validation"  # normal samples of the validation data
 
 
-def parse_threshold(value: float | None, argument: str) -> float | None:
+def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float | None:
     """Return ``value`` as a finite float (or None); raise `OptionError` for anything else.
 
     A NaN threshold would flag nothing and an infinite one has no place on the unit scale, so both are refused.
     """
     if value is None:
         return None
+    if isinstance(value, bool | str):
+        raise OptionError(f"{argument}={value!r} is not a number; give a finite float.")
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -78,7 +78,7 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     log_x = jnp.where(valid, _log_ratio(safe, reference[None], jnp.ones((), x.dtype)), 0.0)
     divisor = jnp.maximum(count, 1).astype(x.dtype)
     mean = jnp.sum(log_x, axis=0) / divisor
-    deviation = jnp.where(valid, log_x - mean, 0.0)
+    deviation = jnp.where(valid, log_x - mean[None], 0.0)
     # A second pass over the deviations gives what rounding took from the first mean.
     residue = jnp.sum(deviation, axis=0) / divisor
     m2 = jnp.sum(deviation * deviation, axis=0) - divisor * residue * residue

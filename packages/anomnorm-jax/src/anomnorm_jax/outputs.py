@@ -31,7 +31,7 @@ def used(outputs: Outputs) -> dict[str, Any]:
     if not {MAPPING_FIELDS.scores, MAPPING_FIELDS.maps} & found.keys():
         raise missing_fields(type(outputs).__name__, outputs, attributes=False)
     for name, value in found.items():
-        if not hasattr(value, "shape"):
+        if not hasattr(value, "dtype") or value.dtype.kind in "OSU":
             raise wrong_type(name, type(value).__name__, "an array")
     return found
 

@@ -108,16 +108,18 @@ class NormalizationMetric(Metric, Generic[Record]):
         report_invalid(counts, on_invalid)
 
     def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
-        """End a fit: report what was left out, and check every level that has seen values (clauses S6, S7).
+        """End a fit: check every level that has seen values, and report what was left out (clauses S6, S7).
 
         Raises:
-            InvalidScoreError: see `report_invalid`.
             NotFittedError, InsufficientDataError: see `statistics`.
+            InvalidScoreError: see `report_invalid`.
         """
-        self.report_invalid(on_invalid)
+        if on_invalid is OnInvalid.RAISE:
+            self.report_invalid(OnInvalid.RAISE)
         for level in LEVELS:
             if level == "image" or self.seen(level):
                 self.statistics(level)
+        self.report_invalid(OnInvalid.WARN)  # of a usable fit: an unusable one was an error above
 
     # Thresholds.
 

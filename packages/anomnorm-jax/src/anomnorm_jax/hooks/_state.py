@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, SupportsFloat, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,12 @@ class NormalizationHook(Generic[Record]):
     on_invalid: OnInvalid | str = OnInvalid.WARN
 
     def __post_init__(self) -> None:
-        if parse_threshold(self.threshold, "threshold") is None:
+        threshold = parse_threshold(self.threshold, "threshold")
+        if threshold is None:
             raise OptionError("threshold=None is not a number; give a finite float.")
-        parse_threshold(self.pixel_threshold, "pixel_threshold")
+        # Plain floats, also where an array of one number was given: a hook has to be hashable.
+        object.__setattr__(self, "threshold", threshold)
+        object.__setattr__(self, "pixel_threshold", parse_threshold(self.pixel_threshold, "pixel_threshold"))
         object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
 
     def _state(self, image: Record, pixel: Record | None) -> NormalizationState[Record]:
@@ -80,10 +83,11 @@ class NormalizationHook(Generic[Record]):
         )
 
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
-        """End a fit: report what was left out, check every level that has seen values, mark those as fitted."""
+        """End a fit: check every level that has seen values, report what was left out, mark those levels as fitted."""
         records = {"image": state.image} | ({} if state.pixel is None else {"pixel": state.pixel})
         counts = {level: _totals(record) for level, record in records.items()}
-        report_invalid(counts, OnInvalid(self.on_invalid))
+        if self.on_invalid is OnInvalid.RAISE:
+            report_invalid(counts, OnInvalid.RAISE)
         fitted = tuple(level for level in records if level == "image" or any(counts[level]))
         for level in fitted:
             record = records[level]
@@ -91,12 +95,13 @@ class NormalizationHook(Generic[Record]):
                 min_max.bounds(record, level=level)
             else:
                 cdf.mean_std(record, level=level)
+        report_invalid(counts, OnInvalid.WARN)  # of a usable fit: an unusable one was an error above
         return replace(state, fitted=fitted)
 
 
 def _threshold_array(value: ArrayLike, argument: str) -> Array:
-    if isinstance(value, int | float):
-        parse_threshold(value, argument)
+    if not isinstance(value, Array):  # reading a JAX array would wait for the device, or fail under a trace
+        parse_threshold(cast("SupportsFloat", value), argument)
     return jnp.asarray(value, dtype=float)
 
 

@@ -1,0 +1,67 @@
+"""Options: what is accepted, and that a refusal names the argument, the value and the fix."""
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from anomnorm_core import AnomnormError, Center, OnInvalid, OptionError, Source
+from anomnorm_core.policy import parse_threshold
+
+_ENUMS = {OnInvalid: {"warn", "raise"}, Center: {"image", "pixel"}, Source: {"train", "validation"}}
+_Option = type[OnInvalid] | type[Center] | type[Source]
+
+
+@pytest.mark.parametrize(("option", "values"), _ENUMS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_an_option_accepts_its_strings_and_its_members(option: _Option, values: Iterable[str]) -> None:
+    assert {str(member) for member in option} == set(values)
+    for value in values:
+        member = option.parse(value, "argument")
+        assert member == value  # members are strings: a user may compare with either
+        assert option.parse(member, "argument") is member
+
+
+@pytest.mark.parametrize(("option", "values"), _ENUMS.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("wrong", ["", "Warn", "IMAGE", "none", None, 3, 1.5, True])
+def test_an_option_refuses_everything_else(option: _Option, values: Iterable[str], wrong: object) -> None:
+    with pytest.raises(OptionError) as caught:
+        option.parse(wrong, "some_argument")  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert message.startswith(f"some_argument={wrong!r} ")
+    assert all(repr(value) in message for value in values)
+    assert caught.value.__suppress_context__  # the enum's own error would only confuse
+
+
+def test_option_errors_can_be_caught_as_value_errors() -> None:
+    assert issubclass(OptionError, ValueError)
+    assert issubclass(OptionError, AnomnormError)
+
+
+@pytest.mark.clause("T4")
+@pytest.mark.parametrize("value", [0, -3, 0.7, 1e300, np.float32(0.5), np.array(2.5), Fraction(1, 4)], ids=repr)
+def test_a_threshold_is_any_finite_number(value: float) -> None:
+    parsed = parse_threshold(value, "threshold")
+    assert type(parsed) is float
+    assert parsed == value
+
+
+@pytest.mark.clause("T4")
+def test_no_threshold_stays_none() -> None:
+    assert parse_threshold(None, "threshold") is None
+
+
+@pytest.mark.clause("T4")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("inf")], ids=repr)
+def test_a_threshold_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(OptionError, match=rf"^pixel_threshold={float(value)} is not finite; give a finite float\.$"):
+        parse_threshold(value, "pixel_threshold")
+
+
+@pytest.mark.clause("T4")
+@pytest.mark.parametrize("value", ["adaptive", "", [], [0.5], {}, 1j, object], ids=repr)
+def test_a_threshold_that_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_threshold(value, "image_threshold")  # type: ignore[arg-type]
+    assert str(caught.value) == f"image_threshold={value!r} is not a number; give a finite float."
