@@ -87,6 +87,12 @@ def demo(session: nox.Session) -> None:
     session.run(_development(session), "examples/digits/demo.py", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Time the kernels against the founding formulas, as ratios in one run; ``-- --quick`` for a short one."""
+    session.run(_development(session), "benchmarks/kernels.py", *session.posargs)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheels, install them into an empty environment and import them."""
