@@ -4,6 +4,8 @@ Run with ``nox -s demo``, or ``python examples/digits/demo.py --output picture.p
 """
 
 import argparse
+import logging
+import warnings
 from pathlib import Path
 
 import flax_detector
@@ -47,6 +49,12 @@ def table(results: list[Result]) -> str:
 
 def main() -> None:
     """Run, print the table, write the picture."""
+    # Of what Lightning has to say, the progress bars are enough here.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", message=".*treespec, LeafSpec.*|.*does not have many workers.*|.*logging interval.*"
+    )
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="where the picture goes")
     output = parser.parse_args().output.resolve()

@@ -61,14 +61,14 @@ class Result:
 
     def _decision_values(self, backend: str, level: int, raw: np.ndarray) -> Any:
         module = {"torch": anomnorm_torch, "jax": anomnorm_jax}[backend]
-        values = torch.from_numpy(raw) if backend == "torch" else raw
+        values = torch.tensor(raw) if backend == "torch" else raw
         if self.method == "min-max":
             return module, values
         mean, std = (self._array(backend, value) for value in self.statistics[level])
         return module, module.cdf.standardize(values, mean, std, center_at=float(self.statistics[0][0]))
 
     def _array(self, backend: str, value: np.ndarray) -> Any:
-        return torch.as_tensor(value) if backend == "torch" else value
+        return torch.tensor(value) if backend == "torch" else value
 
     def _unit(self, backend: str, level: int, raw: np.ndarray) -> np.ndarray:
         module, values = self._decision_values(backend, level, raw)

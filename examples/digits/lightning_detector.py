@@ -1,6 +1,5 @@
 """A small autoencoder in PyTorch Lightning whose reconstruction errors are anomaly maps and scores."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,16 @@ from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 CALLBACKS = {"min-max": MinMaxNormalizationCallback, "CDF": CdfNormalizationCallback}
 
 
+class Threshold(nn.Module):
+    """A threshold that is saved with the module."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(0.0))
+
+
 class Detector(pl.LightningModule):
     """Normal digits pass through eight numbers and come back; what does not come back is anomalous."""
 
@@ -24,9 +33,9 @@ class Detector(pl.LightningModule):
         self.model = nn.Sequential(
             nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8), nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 64)
         )
-        # The founding contract: a module with these decides where its thresholds are, and the callback takes them.
-        self.image_threshold = SimpleNamespace(value=torch.tensor(0.0))
-        self.pixel_threshold = SimpleNamespace(value=torch.tensor(0.0))
+        # A module that has these decides where its thresholds are, and the callback takes them.
+        self.image_threshold = Threshold()
+        self.pixel_threshold = Threshold()
         self.seen: list[dict[str, Any]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,6 +90,7 @@ def run(method: str, train: Split, validation: Split, test: Split, epochs: int) 
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        num_sanity_val_steps=0,
     )
     trainer.fit(detector, _loader(train, shuffle=True), _loader(validation))
     predictions = trainer.predict(detector, _loader(test)) or []

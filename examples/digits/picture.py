@@ -20,10 +20,13 @@ def draw(results: list[Result], test: Split, path: Path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2.3))
     axes = top.subplots(2, 2)
     for row, result in zip(axes, results, strict=True):
-        _histogram(row[0], result, "raw_scores", result.raw_threshold(0), f"{result.method}: raw image scores")
+        unit = "" if result.method == "min-max" else f", threshold at {result.thresholds[0]:.2f} sigmas"
+        _histogram(row[0], result, "raw_scores", result.raw_threshold(0), f"{result.method}: raw image scores{unit}")
         _histogram(row[1], result, "pred_scores", 0.5, f"{result.method}: unit scores, 0.5 at the threshold")
     _triples(bottom.subplots(2, 9), results[-1], test)
-    bottom.suptitle(f"input, raw map and unit map ({results[-1].method}); red: at least 0.5", fontsize=10)
+    bottom.suptitle(
+        f"input, raw map and unit map ({results[-1].method}): white is 0.5, red is flagged, blue is not", fontsize=10
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -65,7 +65,9 @@ def test_invalid_values_warn_once_with_both_counts(level: str) -> None:
     (warning,) = caught
     assert warning.category is InvalidScoreWarning
     assert str(warning.message).startswith(f"3 of 10 {level}-level values are NaN or infinite, or not positive")
-    assert str(warning.message).endswith("they were left out of the statistics.")
+    assert str(warning.message).endswith(
+        "they were left out of the statistics. If there are many, look at the detector's raw scores."
+    )
 
 
 @pytest.mark.clause("S6")

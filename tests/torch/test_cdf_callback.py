@@ -292,7 +292,7 @@ def test_zero_and_nan_scores() -> None:
     messages = [str(warning.message) for warning in caught if warning.category is InvalidScoreWarning]
     assert messages == [
         "2 of 22 image-level values are NaN or infinite, or not positive where a logarithm is taken; they were left "
-        "out of the statistics."
+        "out of the statistics. If there are many, look at the detector's raw scores."
     ]
     found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
     np.testing.assert_allclose(found, moments(TRAIN_SCORES), rtol=1e-6, atol=1e-7)

@@ -74,6 +74,27 @@ def test_a_number_given_by_hand_wins_over_the_checkpoint(kind: Any, tmp_path: Pa
     assert (after > before["pred_scores"]).any()
 
 
+@pytest.mark.clause("T4")
+@CALLBACKS
+def test_a_restored_threshold_can_be_moved_and_saved_again(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    saved(path, kind(1.5))
+    module, run = ScriptedModule(), trainer(kind())
+    run.predict(module, loader(DATA), ckpt_path=path)
+    module.normalization_metrics.set_threshold("image", 0.5)
+    moved = predictions(run, module, loader(DATA))
+    raw = SCORES.astype("f8")
+    if kind is CdfNormalizationCallback:
+        mean, std = (value.item() for value in module.normalization_metrics.statistics("image"))
+        raw = (np.log(raw * module.gain.item()) - mean) / std
+    else:
+        raw = raw * module.gain.item()
+    assert moved["pred_labels"].tolist() == (raw >= 0.5).tolist()
+    run.save_checkpoint(path)
+    again: Any = trainer(kind()).predict(ScriptedModule(), loader(DATA), ckpt_path=path)
+    assert torch.cat([entry["pred_scores"] for entry in again]).numpy().tolist() == moved["pred_scores"].tolist()
+
+
 @pytest.mark.clause("L6")
 @CALLBACKS
 def test_a_checkpoint_of_a_run_without_normalization_loads(kind: Any, tmp_path: Path) -> None:

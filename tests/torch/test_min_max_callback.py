@@ -202,11 +202,49 @@ def test_no_threshold_at_all_is_an_error_that_says_what_to_give() -> None:
         fitted(MinMaxNormalizationCallback())
 
 
-def test_one_normalization_callback_per_module() -> None:
-    with pytest.raises(AnomnormError, match="one normalization callback per module"):
-        trainer(MinMaxNormalizationCallback(5.0), CdfNormalizationCallback(1.0)).fit(
-            ScriptedModule(), loader(TRAIN), loader(VALIDATION)
-        )
+@pytest.mark.parametrize("second", [MinMaxNormalizationCallback(6.0), CdfNormalizationCallback(1.0)])
+def test_one_normalization_callback_per_trainer(second: Any) -> None:
+    with pytest.raises(AnomnormError, match=r"2 normalization callbacks \(MinMax.*; use one"):
+        trainer(MinMaxNormalizationCallback(5.0), second).fit(ScriptedModule(), loader(TRAIN), loader(VALIDATION))
+
+
+def test_the_other_method_on_a_fitted_module_is_refused() -> None:
+    _, module = fitted(MinMaxNormalizationCallback(5.0))
+    with pytest.raises(AnomnormError, match=r"delete module.normalization_metrics first"):
+        trainer(CdfNormalizationCallback(1.0)).predict(module, loader(TEST))
+
+
+@pytest.mark.clause("T4")
+def test_a_threshold_set_by_hand_stays_until_a_callback_is_given_another_number() -> None:
+    run, module = fitted(MinMaxNormalizationCallback(5.0))
+    gain = module.gain.item()
+
+    def flagged(with_run: Any) -> list[bool]:
+        return predictions(with_run, module, loader(TEST))["pred_labels"].tolist()
+
+    module.normalization_metrics.set_threshold("image", 9.0)
+    for again in (run, run, trainer(MinMaxNormalizationCallback())):  # each stage sets up anew
+        assert flagged(again) == (gain * TEST_SCORES >= 9.0).tolist()
+    assert flagged(trainer(MinMaxNormalizationCallback(3.0))) == (gain * TEST_SCORES >= 3.0).tolist()
+    assert module.normalization_metrics.image_threshold == 3.0
+    module.normalization_metrics.set_threshold("image", 9.0)
+    module.normalization_metrics.set_threshold("image", None)
+    assert flagged(trainer(MinMaxNormalizationCallback(3.0))) == (gain * TEST_SCORES >= 3.0).tolist()
+
+
+@pytest.mark.clause("T1")
+def test_a_callback_without_a_number_leaves_the_module_its_own_threshold() -> None:
+    module, run = ScriptedModule(threshold=3.0), trainer(MinMaxNormalizationCallback(5.0))
+    run.validate(module, loader(VALIDATION), verbose=False)
+    found = predictions(trainer(MinMaxNormalizationCallback()), module, loader(TEST))
+    assert found["pred_labels"].tolist() == (TEST_SCORES >= 3.0).tolist()
+
+
+def test_training_without_validation_is_warned_about() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(MinMaxNormalizationCallback(5.0)).fit(ScriptedModule(), loader(TRAIN))
+    assert any("fits its statistics in validation runs, and this" in str(warning.message) for warning in caught)
 
 
 def test_several_processes_are_refused() -> None:

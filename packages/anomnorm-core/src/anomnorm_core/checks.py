@@ -40,7 +40,8 @@ def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None
     if count == 0:
         raise NotFittedError(
             f"all {invalid} {level}-level values were invalid (NaN or infinite, or not positive where a logarithm "
-            "is taken), so there is nothing to fit. Check the detector's raw scores."
+            "is taken), so there is nothing to fit. Check the detector's raw scores; for negative ones use min-max, "
+            "or a transformation that makes them positive."
         )
     raise InsufficientDataError(
         f"the {level}-level statistics have seen {count} valid value and need at least {minimum}: the standard "
@@ -66,7 +67,11 @@ def report_invalid(counts: Mapping[str, tuple[int, int]], on_invalid: OnInvalid)
     message = f"{' and '.join(found)} are NaN or infinite, or not positive where a logarithm is taken"
     if on_invalid is OnInvalid.RAISE:
         raise InvalidScoreError(f'{message}. They cannot enter the statistics and on_invalid="raise" refuses them.')
-    warnings.warn(f"{message}; they were left out of the statistics.", InvalidScoreWarning, stacklevel=2)
+    warnings.warn(
+        f"{message}; they were left out of the statistics. If there are many, look at the detector's raw scores.",
+        InvalidScoreWarning,
+        stacklevel=2,
+    )
 
 
 def require_resolution(found: tuple[int, ...], fitted: tuple[int, ...]) -> None:

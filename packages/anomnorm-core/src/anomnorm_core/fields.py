@@ -50,6 +50,27 @@ def missing_fields(kind: str, found: Iterable[object], *, attributes: bool) -> O
     )
 
 
+def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> None:
+    """Raise `OutputError` unless scores are (B,) and maps (B, 1, H, W) or (B, H, W), of one batch (clause L5).
+
+    An axis in the wrong place would otherwise be normalized without a complaint.
+    """
+    if len(scores) != 1:
+        raise OutputError(
+            f"the step's image scores have shape {scores}; one score for each image is needed, shape (B,). Reshape "
+            "them, with .reshape(-1) for example."
+        )
+    if maps is None:
+        return
+    if not (len(maps) == 3 or (len(maps) == 4 and maps[1] == 1)):
+        raise OutputError(
+            f"the step's anomaly maps have shape {maps}; (B, 1, H, W) or (B, H, W) is needed. Drop a channel axis at "
+            "the end with maps[..., 0], and reduce several channels to one, by their mean for example."
+        )
+    if scores[0] != maps[0]:
+        raise OutputError(f"the step returned {scores[0]} image scores but {maps[0]} anomaly maps.")
+
+
 def wrong_type(name: str, found: str, needed: str) -> OutputError:
     """The error for a field ``name`` that holds a ``found`` instead of a ``needed``."""
     return OutputError(f"{name!r} in the step's outputs is of type {found}; it must be {needed} of real numbers.")

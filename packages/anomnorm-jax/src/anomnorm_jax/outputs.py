@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from anomnorm_core.fields import MAPPING_FIELDS, missing_fields, wrong_type
+from anomnorm_core.fields import MAPPING_FIELDS, missing_fields, require_shapes, wrong_type
 
 Outputs = Mapping[str, Any]
 
@@ -31,16 +31,21 @@ def used(outputs: Outputs) -> dict[str, Any]:
     if not {MAPPING_FIELDS.scores, MAPPING_FIELDS.maps} & found.keys():
         raise missing_fields(type(outputs).__name__, outputs, attributes=False)
     for name, value in found.items():
-        if not hasattr(value, "dtype") or value.dtype.kind in "OSU":
+        if not hasattr(value, "dtype") or getattr(value.dtype, "kind", "O") in "OSU":
             raise wrong_type(name, type(value).__name__, "an array")
     return found
 
 
 def read(outputs: Outputs) -> Scores:
-    """Scores and maps of the `used` entries of a step's outputs."""
+    """Scores and maps of the `used` entries of a step's outputs.
+
+    Raises:
+        OutputError: their shapes are wrong.
+    """
     scores, maps = outputs.get(MAPPING_FIELDS.scores), outputs.get(MAPPING_FIELDS.maps)
     if scores is None:
         scores = jnp.max(outputs[MAPPING_FIELDS.maps], axis=tuple(range(1, outputs[MAPPING_FIELDS.maps].ndim)))
+    require_shapes(scores.shape, None if maps is None else maps.shape)
     return Scores(scores, maps)
 
 

@@ -11,6 +11,8 @@ def arithmetic(scores: Tensor) -> tuple[Tensor, torch.dtype]:
 
     Half types are computed in float32; integers take the default float. The result may alias ``scores``.
     """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores must be a torch.Tensor, found {type(scores).__name__}; use torch.as_tensor(scores).")
     if scores.dtype.is_complex:
         raise TypeError(f"scores must be real numbers, found dtype {scores.dtype}.")
     result = scores.dtype if scores.dtype.is_floating_point else torch.get_default_dtype()

@@ -61,7 +61,7 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
 
     Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
     """
-    x = samples(arithmetic(scores.detach())[0], tuple(record.mean.shape))
+    x = samples(arithmetic(scores)[0].detach(), tuple(record.mean.shape))
     if x.shape[0] == 0:
         return record
     taken = selection(where, x)

@@ -45,8 +45,9 @@ class NormalizationMetric(Metric, Generic[Record]):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._manual_threshold: dict[Level, float] = {}
-        self._restored_threshold: set[Level] = set()
+        self._threshold_by_hand: dict[Level, float] = {}
+        self._threshold_given: dict[Level, float] = {}
+        self._threshold_restored: dict[Level, float] = {}
         self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
         for level in LEVELS:
             self.register_buffer(f"{level}_threshold", torch.full((), math.nan, dtype=torch.float64))
@@ -124,31 +125,46 @@ class NormalizationMetric(Metric, Generic[Record]):
     # Thresholds.
 
     def set_threshold(self, level: Level, value: float | None) -> None:
-        """Give ``level`` a threshold that wins over the module's own and over checkpoints (clause T4).
+        """Set the threshold of ``level`` by hand; None takes it back (clause T4).
 
-        None takes it back.
+        It wins over the number that a callback was given, over the module's own threshold and over checkpoints, until
+        a callback is given another number.
 
         Raises:
             OptionError: ``value`` is not a finite number.
         """
-        number = parse_threshold(value, f"{level} threshold")
-        if number is not None:
-            self._manual_threshold[level] = number
-        elif self._manual_threshold.pop(level, None) is not None:
-            setattr(self, f"{level}_threshold", torch.full_like(self._threshold(level), math.nan))
-        self._apply_manual_threshold()
+        self._remember(self._threshold_by_hand, level, parse_threshold(value, f"{level} threshold"))
 
-    def _apply_manual_threshold(self) -> None:
-        for level, value in self._manual_threshold.items():
-            setattr(self, f"{level}_threshold", torch.full_like(self._threshold(level), value))
+    def give_threshold(self, level: Level, value: float | None) -> None:
+        """Take over the threshold that a callback was given; None if it was given none.
+
+        The same number again, as in each stage of a trainer, changes nothing; another one replaces also a threshold
+        set by hand.
+        """
+        if value is not None and value != self._threshold_given.get(level):
+            self._threshold_by_hand.pop(level, None)
+        self._remember(self._threshold_given, level, value)
+
+    def _remember(self, thresholds: dict[Level, float], level: Level, value: float | None) -> None:
+        thresholds.pop(level, None)
+        if value is not None:
+            thresholds[level] = value
+        self._write_thresholds()
+
+    def _write_thresholds(self) -> None:
+        # The buffers hold what belongs into a checkpoint.
+        for level in LEVELS:
+            value = (self._threshold_restored | self._threshold_given | self._threshold_by_hand).get(level, math.nan)
+            old: Tensor = getattr(self, f"{level}_threshold")
+            setattr(self, f"{level}_threshold", torch.full_like(old, value))
 
     def manual_threshold(self, level: Level) -> Tensor | None:
-        """The threshold set by hand, as a tensor, or None."""
-        return self._threshold(level) if level in self._manual_threshold else None
+        """The threshold set by hand or given to a callback, or None."""
+        return self._threshold(level) if level in self._threshold_by_hand | self._threshold_given else None
 
     def restored_threshold(self, level: Level) -> Tensor | None:
         """The threshold that a checkpoint brought, or None."""
-        return self._threshold(level) if level in self._restored_threshold else None
+        return self._threshold(level) if level in self._threshold_restored else None
 
     def _threshold(self, level: Level) -> Tensor:
         return cast("Tensor", getattr(self, f"{level}_threshold"))
@@ -221,8 +237,9 @@ class NormalizationMetric(Metric, Generic[Record]):
                 like = getattr(self, name)
                 setattr(self, name, state.pop(name).to(device=like.device, dtype=like.dtype, copy=True))
         unexpected_keys.extend(own[name] for name in state)
-        self._restored_threshold = {level for level in LEVELS if not self._threshold(level).isnan()}
-        self._apply_manual_threshold()
+        loaded = {level: self._threshold(level).item() for level in LEVELS}
+        self._threshold_restored = {level: value for level, value in loaded.items() if not math.isnan(value)}
+        self._write_thresholds()
         self._computed = None
 
     def _state_names(self) -> tuple[str, ...]:

@@ -46,9 +46,9 @@ def update(record: MinMaxStatistics, scores: Tensor, *, where: Tensor | None = N
     Returns:
         New statistics on the device of ``record``, which is not changed. No host synchronization.
     """
-    if scores.numel() == 0:
+    x = arithmetic(scores)[0].detach()
+    if x.numel() == 0:
         return record
-    x, _ = arithmetic(scores.detach())
     taken = selection(where, x)
     valid = x.isfinite() if taken is None else x.isfinite().logical_and_(taken)
     count = valid.sum()

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from anomnorm_core.errors import OutputError
-from anomnorm_core.fields import ATTRIBUTE_FIELDS, MAPPING_FIELDS, Fields, missing_fields, wrong_type
+from anomnorm_core.fields import (
+    ATTRIBUTE_FIELDS,
+    MAPPING_FIELDS,
+    Fields,
+    missing_fields,
+    require_shapes,
+    wrong_type,
+)
 
 
 class StepOutputs:
@@ -32,8 +39,9 @@ class StepOutputs:
             if self.maps is None:
                 found = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", ())
                 raise missing_fields(type(outputs).__name__, found, attributes=True)
-            scores = self.maps.flatten(1).amax(1)
+            scores = self.maps.flatten(1).amax(1) if self.maps.ndim > 1 else self.maps
         self.scores = scores
+        require_shapes(tuple(scores.shape), None if self.maps is None else tuple(self.maps.shape))
 
     def _tensor(self, name: str) -> Tensor | None:
         value = read(self._outputs, (name,))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax import Array
 
+from anomnorm_core.errors import AnomnormError
 from anomnorm_jax import min_max
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
@@ -73,7 +74,13 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
 
         Raises:
             OutputError: the outputs hold neither scores nor maps.
+            AnomnormError: the state's fit is finished; `on_validation_epoch_start` begins the next one.
         """
+        if state.fitted:
+            raise AnomnormError(
+                "the fit of this state is finished, and adding to it would mix two validation runs. Begin the next one "
+                "with state = hook.on_validation_epoch_start(state)."
+            )
         return self._update(state, used(outputs)), outputs
 
     @partial(jax.jit, static_argnums=0)

@@ -1,5 +1,6 @@
 """What both callbacks do alike: attach the statistics to the module, find thresholds, check when a stage starts."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -58,7 +59,8 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor:
                 return value
     raise NotFittedError(
         f"there is no {level}-level threshold to put at 0.5: give threshold=... to the callback, or let "
-        f"{type(pl_module).__name__} have {level}_threshold.value."
+        f"{type(pl_module).__name__} have {level}_threshold.value (found {level}_threshold of type "
+        f"{type(getattr(pl_module, f'{level}_threshold', None)).__name__})."
     )
 
 
@@ -118,27 +120,32 @@ class NormalizationLifeCycle(Generic[Statistics]):
         """Add the statistics to the module as ``normalization_metrics``, or adopt the ones that are there.
 
         Raises:
-            AnomnormError: the module carries the statistics of the other method, or the trainer runs several
-                processes.
+            AnomnormError: the module carries the statistics of the other method, the trainer has a second
+                normalization callback, or it runs several processes.
         """
         if trainer.world_size > 1:
             raise AnomnormError(
                 f"{type(self).__name__} does not merge statistics between processes yet, and this trainer runs "
                 f"{trainer.world_size}; statistics of one of them would be wrong. Use devices=1."
             )
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        normalizing = [callback for callback in callbacks if isinstance(callback, NormalizationLifeCycle)]
+        if len(normalizing) > 1:
+            names = ", ".join(type(callback).__name__ for callback in normalizing)
+            raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
         present = getattr(pl_module, "normalization_metrics", None)
         if present is None:
             pl_module.normalization_metrics = self._new_statistics()
         elif not isinstance(present, self.statistics_class):
             raise AnomnormError(
                 f"the module already has normalization_metrics of type {type(present).__name__}, but "
-                f"{type(self).__name__} needs {self.statistics_class.__name__}. Use one normalization callback per "
-                "module."
+                f"{type(self).__name__} needs {self.statistics_class.__name__}. To change the method, delete "
+                "module.normalization_metrics first."
             )
         metrics = self._metrics(pl_module)
         self._configure(metrics)
         for level, value in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
-            metrics.set_threshold(level, value)
+            metrics.give_threshold(level, value)
 
     def _metrics(self, pl_module: LightningModule) -> Statistics:
         return cast("Statistics", attached(pl_module, self.statistics_class))
@@ -150,6 +157,12 @@ class NormalizationLifeCycle(Generic[Statistics]):
             NotFittedError: neither callback nor module nor a restored checkpoint has one.
         """
         threshold(pl_module, "image")
+        if not trainer.enable_validation:
+            warnings.warn(
+                f"{type(self).__name__} fits its statistics in validation runs, and this training has none: give "
+                "trainer.fit a validation loader and the module a validation_step.",
+                stacklevel=2,
+            )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there are statistics (clause N8) and put the thresholds of the module's test metrics at 0.5.
