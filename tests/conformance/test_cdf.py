@@ -164,3 +164,12 @@ def test_s8_other_resolution_is_an_error(backend: Backend, fitted: tuple[int, in
     statistics = backend.asarray(np.ones(fitted), backend.usual_dtype)
     with pytest.raises(ResolutionError, match=r"4, 4.*\(" + f"{fitted[0]}, {fitted[1]}"):
         backend.cdf.standardize(maps, statistics, statistics)
+
+
+@pytest.mark.clause("S8")
+def test_s8_every_statistic_has_the_resolution_of_the_maps(backend: Backend) -> None:
+    maps = backend.asarray(np.ones((5, 1, 1, 4)), backend.usual_dtype)
+    fitted = backend.asarray(np.ones((4, 4)), backend.usual_dtype)
+    for mean, std, center in ((fitted, 1.0, None), (0.0, fitted, None), (0.0, 1.0, fitted)):
+        with pytest.raises(ResolutionError, match=r"4, 4"):
+            backend.cdf.standardize(maps, mean, std, center_at=center)

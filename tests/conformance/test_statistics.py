@@ -244,3 +244,13 @@ def test_s3_not_the_difference_of_squares(backend: Backend, dtype: str) -> None:
     for start, stop in pairwise(range(0, 65, 16)):
         record = backend.cdf.update(record, backend.asarray(scores[start:stop], dtype))
     np.testing.assert_allclose(_moments(backend, record), oracle.moments(scores), rtol=1e-5)
+
+
+@pytest.mark.clause("S8")
+@pytest.mark.parametrize("shapes", [((4, 4), (4, 1)), ((), (4, 4)), ((1, 1), (4, 4))], ids=str)
+def test_s8_records_of_other_maps_do_not_merge(
+    backend: Backend, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    a, b = (backend.cdf.init(shape) for shape in shapes)
+    with pytest.raises(ResolutionError, match="cannot merge"):
+        backend.cdf.merge(a, b)

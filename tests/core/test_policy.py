@@ -40,7 +40,7 @@ def test_option_errors_can_be_caught_as_value_errors() -> None:
 
 
 @pytest.mark.clause("T4")
-@pytest.mark.parametrize("value", [0, -3, 0.7, 1e300, np.float32(0.5), np.array(2.5), Fraction(1, 4)], ids=repr)
+@pytest.mark.parametrize("value", [0, -3, 0.7, 1e38, np.float32(0.5), np.array(2.5), Fraction(1, 4)], ids=repr)
 def test_a_threshold_is_any_finite_number(value: float) -> None:
     parsed = parse_threshold(value, "threshold")
     assert type(parsed) is float
@@ -57,6 +57,13 @@ def test_no_threshold_stays_none() -> None:
 def test_a_threshold_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(OptionError, match=rf"^pixel_threshold={float(value)} is not finite; give a finite float\.$"):
         parse_threshold(value, "pixel_threshold")
+
+
+@pytest.mark.clause("T4")
+@pytest.mark.parametrize("value", [1e39, -1e300])
+def test_a_threshold_that_float32_cannot_hold_is_refused(value: float) -> None:
+    with pytest.raises(OptionError, match=r"^threshold=.* is infinite in float32"):
+        parse_threshold(value, "threshold")
 
 
 @pytest.mark.clause("T4")

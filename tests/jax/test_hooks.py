@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from anomnorm_core import (
+    AnomnormError,
     Center,
     InsufficientDataError,
     InvalidScoreError,
@@ -510,9 +511,14 @@ def test_maps_at_a_state_set_up_without_them_are_an_error(hook_type: type[Hook])
     steps = _steps(23)
     bare = _without(steps, "anomaly_maps")
     state = _fitted(hook, bare)
-    for stage in (hook.on_test_batch_end, hook.on_predict_batch_end, hook.on_validation_batch_end):
+    begun = hook.on_validation_epoch_start(state) if isinstance(hook, MinMaxNormalizationHook) else state
+    for stage, given in (
+        (hook.on_test_batch_end, state),
+        (hook.on_predict_batch_end, state),
+        (hook.on_validation_batch_end, begun),
+    ):
         with pytest.raises(NotFittedError, match=r"'anomaly_maps'.*hook\.setup\(outputs\)"):
-            stage(state, steps[0])
+            stage(given, steps[0])
     if isinstance(hook, CdfNormalizationHook):
         with pytest.raises(NotFittedError, match="set up from outputs without them"):
             hook.on_validation_epoch_start(state, dict, steps)
@@ -739,3 +745,68 @@ def test_hooks_of_other_options_and_types_differ() -> None:
     assert CdfNormalizationHook(1.0) != CdfNormalizationHook(1.0, center="pixel")
     assert CdfNormalizationHook(1.0, center="pixel") == CdfNormalizationHook(1.0, center=Center.PIXEL)
     assert MinMaxNormalizationHook(1.0) != CdfNormalizationHook(1.0)  # type: ignore[comparison-overlap]
+
+
+@HOOKS
+@pytest.mark.parametrize("outputs", [None, [1.0], np.ones(3)], ids=["None", "list", "array"])
+def test_outputs_that_are_no_mapping_are_refused_in_every_method(hook_type: type[Hook], outputs: Any) -> None:
+    hook = hook_type(threshold=1.0)
+    state = _fitted(hook, _steps(40))
+    for stage in (hook.on_validation_batch_end, hook.on_test_batch_end, hook.on_predict_batch_end):
+        with pytest.raises(OutputError, match="but normalization needs 'pred_scores'"):
+            stage(state, outputs)
+
+
+@pytest.mark.clause("L1")
+def test_adding_to_a_finished_fit_is_an_error() -> None:
+    hook = MinMaxNormalizationHook(threshold=1.0)
+    steps = _steps(41)
+    with pytest.raises(AnomnormError, match=r"Begin the next one with state = hook.on_validation_epoch_start\(state\)"):
+        hook.on_validation_batch_end(_fitted(hook, steps), steps[0])
+
+
+@HOOKS
+def test_ending_a_fit_inside_jit_is_an_error_that_says_where_to_call_it(hook_type: type[Hook]) -> None:
+    hook = hook_type(threshold=1.0)
+    with pytest.raises(AnomnormError, match=r"a fit ends outside jax.jit"):
+        jax.jit(hook.on_validation_epoch_end)(hook.setup(_steps(42)[0]))
+
+
+@pytest.mark.clause("L5")
+def test_shapes_that_no_detector_means_are_refused() -> None:
+    hook = MinMaxNormalizationHook(threshold=1.0)
+    for outputs, message in (
+        ({"pred_scores": np.ones((3, 1), "f4")}, r"shape \(3, 1\); one score for each image"),
+        ({"anomaly_maps": np.ones((3, 4, 4, 1), "f4")}, r"maps\[..., 0\]"),
+        ({"pred_scores": np.ones(2, "f4"), "anomaly_maps": np.ones((3, 4, 4), "f4")}, "2 image scores but 3"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            hook.setup(outputs)
+
+
+@HOOKS
+def test_a_fresh_state_can_be_donated(hook_type: type[Hook]) -> None:
+    hook, steps = hook_type(threshold=1.0), _steps(43)
+    state = hook.setup(steps[0])
+    if isinstance(hook, MinMaxNormalizationHook):
+        state = hook.on_validation_epoch_start(state)
+    updated = jax.jit(hook._update, donate_argnums=0)(state, steps[0])
+    assert jax.tree.structure(updated) == jax.tree.structure(hook.setup(steps[0]))
+
+
+@pytest.mark.clause("N9")
+@HOOKS
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_other_scores_than_float64_give_the_same_with_x64_on(hook_type: type[Hook], dtype: str) -> None:
+    def run() -> list[np.ndarray]:
+        steps = [{name: jnp.asarray(value, dtype) for name, value in step.items()} for step in _steps(44)]
+        hook = hook_type(threshold=1.0)
+        outputs = hook.on_predict_batch_end(_fitted(hook, steps), steps[0])
+        assert outputs["pred_scores"].dtype == outputs["anomaly_maps"].dtype == jnp.dtype(dtype)
+        return [np.asarray(outputs[name]).astype(np.float64) for name in ("pred_scores", "anomaly_maps")]
+
+    plain = run()
+    with jax.enable_x64(True):
+        wide = run()
+    for a, b in zip(plain, wide, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 if dtype == "float32" else 1e-2)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,129 @@ def test_plain_iterables_and_iterable_datasets_are_collected_too() -> None:
         module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
         run.fit(module, data, loader(VALIDATION))
         assert module.normalization_metrics.image_count == len(TRAIN)
+
+
+@pytest.mark.clause("L3", "L10")
+def test_a_loader_that_is_its_own_iterator_keeps_its_place() -> None:
+    class OwnIterator:
+        def __iter__(self) -> Any:
+            self.position = 0
+            return self
+
+        def __len__(self) -> int:
+            return 5
+
+        def __next__(self) -> Any:
+            if self.position == len(self):
+                raise StopIteration
+            self.position += 1
+            return torch.utils.data.default_collate(TRAIN[4 * self.position - 4 : 4 * self.position])
+
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), val_check_interval=2)
+    run.fit(module, OwnIterator(), loader(VALIDATION))
+    assert run.global_step == 5
+    assert module.normalization_metrics.image_count == len(TRAIN)
+
+
+@pytest.mark.clause("L3")
+def test_a_stream_without_end_is_read_for_as_many_batches_as_lie_between_validations() -> None:
+    class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            while True:
+                yield from TRAIN
+
+    options = {"max_steps": 4, "max_epochs": -1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), **options)
+    run.fit(module, loader(Endless(), 4), loader(VALIDATION))  # type: ignore[arg-type]
+    assert module.normalization_metrics.image_count == 8
+
+
+class Store:
+    """A hook that is an object."""
+
+    def __init__(self, features: dict[str, torch.Tensor]) -> None:
+        self.features = features
+
+    def __call__(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        self.features["last"] = output
+
+
+@pytest.mark.clause("L3")
+@pytest.mark.parametrize("kind", ["closure", "default", "object", "method", "weakref"])
+def test_hooks_of_every_kind_store_where_the_duplicate_looks(kind: str) -> None:
+    class Extractor(ScriptedModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 4)
+            self.features: dict[str, torch.Tensor] = {}
+            reference = weakref.ref(self)
+            hooks: dict[str, Any] = {
+                "closure": lambda _m, _i, output: self.features.update(last=output),
+                "default": lambda _m, _i, output, features=self.features: features.update(last=output),
+                "object": Store(self.features),
+                "method": self.remember,
+                "weakref": lambda _m, _i, output: reference().features.update(last=output),
+            }
+            self.layer.register_forward_hook(hooks[kind])
+
+        def remember(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            self.features["last"] = output
+
+    module = Extractor()
+    module.layer(torch.zeros(1, 1))
+    before = module.features["last"]
+    duplicate = CdfNormalizationCallback._create_inference_model(module)
+    output = duplicate.layer(torch.ones(3, 1))
+    assert duplicate.features["last"] is output
+    assert module.features["last"] is before
+
+
+@pytest.mark.clause("L3")
+def test_steps_may_take_fewer_arguments_or_keywords() -> None:
+    class Plain(ScriptedModule):
+        def predict_step(self, batch: Any, *, scale: float = 1.0) -> Any:  # type: ignore[override]
+            return {"pred_scores": batch["score"] * scale}
+
+    module = Plain()
+    trainer(CdfNormalizationCallback(1.0)).fit(module, loader(TRAIN), loader(samples(VALIDATION_SCORES)))
+    assert module.normalization_metrics.image_count == len(TRAIN)
+
+
+@pytest.mark.clause("L3")
+def test_loggers_do_not_see_the_collection(tmp_path: Path) -> None:
+    from pytorch_lightning.loggers import CSVLogger
+
+    class Logging(ScriptedModule):
+        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+            self.logger.log_metrics({"from_predict": 1.0})  # type: ignore[union-attr]
+            return self.outputs(batch)
+
+    logger = CSVLogger(tmp_path)
+    trainer(CdfNormalizationCallback(1.0), logger=logger).fit(Logging(), loader(TRAIN), loader(VALIDATION))
+    assert not any("from_predict" in row for row in logger.experiment.metrics)
+
+
+@pytest.mark.clause("S6")
+def test_training_data_without_a_normal_sample_is_an_error_that_says_so() -> None:
+    with pytest.raises(NotFittedError, match="every sample is labelled anomalous"):
+        trainer(CdfNormalizationCallback(1.0)).fit(
+            ScriptedModule(), loader(samples(TRAIN_SCORES, None, [1] * 20)), loader(VALIDATION)
+        )
+
+
+@pytest.mark.clause("T1")
+def test_a_modules_own_threshold_that_is_no_number_is_refused_before_the_first_batch() -> None:
+    module = ScriptedModule(threshold=math.nan)
+    run = trainer(CdfNormalizationCallback())
+    run.fit(module, loader(TRAIN), loader(VALIDATION))
+    with pytest.raises(NotFittedError, match="image-level threshold of ScriptedModule is nan"):
+        run.predict(module, loader(TEST))
+
+
+def test_weight_averaging_beside_the_callback() -> None:
+    from pytorch_lightning.callbacks import EMAWeightAveraging
+
+    module = ScriptedModule()
+    callbacks = (EMAWeightAveraging(use_buffers=False), CdfNormalizationCallback(1.0))
+    trainer(*callbacks).fit(module, loader(TRAIN), loader(VALIDATION))
+    assert module.normalization_metrics.image_count == len(TRAIN)

@@ -158,6 +158,24 @@ def test_the_positional_argument_of_the_founding_metric() -> None:
     assert [metric.min.item(), metric.max.item()] == [1.0, 3.0]
 
 
+@METRICS
+def test_forward_of_a_batch_that_has_no_statistics_loses_nothing(kind: Any) -> None:
+    metric = kind()
+    metric.update(SCORES)
+    metric(SCORES[:1])
+    metric(torch.tensor([float("nan")]))
+    record = metric.record("image")
+    assert (record.count.item(), record.invalid.item()) == (9, 1)
+
+
+@pytest.mark.clause("S8")
+def test_a_refused_update_changes_neither_level() -> None:
+    metric = filled(AnomalyScoreDistribution)
+    with pytest.raises(ResolutionError):
+        metric.update(SCORES, MAPS[..., :2])
+    assert metric.image_count == 8
+
+
 @pytest.mark.clause("L8")
 @METRICS
 def test_the_update_path_never_reads_a_value(kind: Any) -> None:

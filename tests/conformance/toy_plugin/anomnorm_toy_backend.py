@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from conformance.backend import Backend, Description
 
-from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_core.checks import require_count, require_resolution, require_same_shape
 from anomnorm_core.errors import ResolutionError
 
 _BELOW_HALF = math.nextafter(0.5, 0.0)
@@ -118,6 +118,7 @@ def _record(entries: list[Any], shape: tuple[int, ...]) -> Moments:
 
 
 def _moments_merge(a: Moments, b: Moments) -> Moments:
+    require_same_shape(a.mean.shape, b.mean.shape)
     entries = []
     for (n, mean, m2, invalid), (other_n, other_mean, other_m2, other_invalid) in zip(
         zip(*(field.values for field in a), strict=True), zip(*(field.values for field in b), strict=True), strict=True
@@ -151,7 +152,8 @@ def _z(x: float, mean: float, std: float, center: float) -> float:
 
 
 def _standardize(scores: Toy, mean: Any, std: Any, center_at: Any = None) -> Toy:
-    require_resolution(scores.shape, _number(std).shape)
+    statistics = (value for value in (mean, std, center_at) if value is not None)
+    require_resolution(scores.shape, *(_number(value).shape for value in statistics))
     return _map(_z, scores, mean, std, mean if center_at is None else center_at)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from anomnorm_core.checks import require_mask
 from anomnorm_core.errors import ResolutionError
 
 # The array API standard has no protocol class to annotate with yet.
@@ -38,9 +39,9 @@ def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
 
 def parameter(value: Array | float, like: Array, dtype: Any, xp: Namespace) -> Array:
     """Round a statistic or threshold to ``dtype`` and return it as float64 on the device of ``like``."""
-    if hasattr(value, "dtype"):
+    if hasattr(value, "dtype") and not isinstance(value, float):  # NumPy's float64 scalars are floats
         return xp.astype(xp.astype(value, dtype), xp.float64)
-    return xp.astype(xp.asarray(value, dtype=dtype, device=device(like)), xp.float64)
+    return xp.astype(xp.asarray(float(value), dtype=dtype, device=device(like)), xp.float64)
 
 
 def below_half(dtype: Any, xp: Namespace) -> float:
@@ -65,8 +66,9 @@ def selection(where: Array | None, values: Array, xp: Namespace) -> Array:
     """A per-sample mask of shape (B,), or everything, as a mask of the shape of ``values``."""
     if where is None:
         return xp.ones_like(values, dtype=xp.bool)
-    where = xp.reshape(where, (-1,) + (1,) * (values.ndim - 1))
-    return xp.broadcast_to(where, values.shape)
+    require_mask(tuple(where.shape), values.shape[0])
+    mask = xp.reshape(xp.astype(where, xp.bool), (-1,) + (1,) * (values.ndim - 1))
+    return xp.broadcast_to(mask, values.shape)
 
 
 def ndtr(z: Array, xp: Namespace) -> Array:

@@ -20,7 +20,7 @@ from anomnorm_core._arrays import (
     selection,
     widen,
 )
-from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_core.checks import require_count, require_resolution, require_same_shape
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
 # mostly float32, whose logarithm carries 2^-24 of its size, and moments of it a few times that.
@@ -94,6 +94,7 @@ def _update(record: ScoreDistribution, scores: Array, where: Array | None, *, xp
 
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
     """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape."""
+    require_same_shape(a.mean.shape, b.mean.shape)
     xp = array_namespace(a.mean, b.mean)
     count = a.count + b.count
     share = xp.astype(b.count, xp.float64) / xp.astype(xp.where(count > 0, count, xp.ones_like(count)), xp.float64)
@@ -164,7 +165,7 @@ def _standardize(
     scores: Array, mean: Array | float, std: Array | float, center_at: Array | float | None, *, xp: Namespace
 ) -> Array:
     x, dtype, result = widen(scores, xp)
-    require_resolution(x.shape, getattr(std, "shape", ()))
+    require_resolution(x.shape, *(getattr(value, "shape", ()) for value in (mean, std, center_at)))
     mean, std = parameter(mean, x, dtype, xp), parameter(std, x, dtype, xp)
     center = mean if center_at is None else parameter(center_at, x, dtype, xp)
     log_x = xp.log(xp.where(x > 0, x, xp.ones_like(x)))

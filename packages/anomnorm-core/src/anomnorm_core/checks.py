@@ -74,13 +74,26 @@ def report_invalid(counts: Mapping[str, tuple[int, int]], on_invalid: OnInvalid)
     )
 
 
-def require_resolution(found: tuple[int, ...], fitted: tuple[int, ...]) -> None:
-    """Raise `ResolutionError` unless maps of shape ``found`` end in the ``fitted`` (H, W) (clause S8).
+def require_resolution(found: tuple[int, ...], *statistics: tuple[int, ...]) -> None:
+    """Raise `ResolutionError` unless maps of shape ``found`` end in the (H, W) of the ``statistics`` (clause S8).
 
     Without this check a fitted map of one row or column would silently broadcast.
     """
-    if len(fitted) >= 2 and tuple(found[-2:]) != tuple(fitted[-2:]):
-        raise ResolutionError(
-            f"anomaly maps have shape {tuple(found)}, but the statistics were fitted on maps of (H, W) = "
-            f"{tuple(fitted[-2:])}; resize the maps or fit again at the new resolution."
-        )
+    for fitted in statistics:
+        if len(fitted) >= 2 and tuple(found[-2:]) != tuple(fitted[-2:]):
+            raise ResolutionError(
+                f"anomaly maps have shape {tuple(found)}, but the statistics were fitted on maps of (H, W) = "
+                f"{tuple(fitted[-2:])}; resize the maps or fit again at the new resolution."
+            )
+
+
+def require_same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    """Raise `ResolutionError` unless two records that are merged have one shape (clause S8)."""
+    if tuple(a) != tuple(b):
+        raise ResolutionError(f"statistics of shapes {tuple(a)} and {tuple(b)} are of different maps; cannot merge.")
+
+
+def require_mask(found: tuple[int, ...], samples: int) -> None:
+    """Raise unless a ``where`` of shape ``found`` has one entry for each of ``samples``."""
+    if tuple(found) != (samples,):
+        raise ValueError(f"where must have shape ({samples},), one entry for each sample, found {tuple(found)}.")

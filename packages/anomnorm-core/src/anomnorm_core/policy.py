@@ -39,6 +39,9 @@ class Source(_Option):
     VALIDATION = "validation"  # normal samples of the validation data
 
 
+_LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
+
+
 def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float | None:
     """Return ``value`` as a finite float (or None); raise `OptionError` for anything else.
 
@@ -54,4 +57,6 @@ def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float |
         raise OptionError(f"{argument}={value!r} is not a number; give a finite float.") from None
     if not math.isfinite(number):
         raise OptionError(f"{argument}={number} is not finite; give a finite float.")
+    if abs(number) > _LARGEST_FLOAT32:
+        raise OptionError(f"{argument}={number} is infinite in float32, which most scores are; give a smaller number.")
     return number

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from anomnorm_core.checks import require_mask
 from anomnorm_core.errors import ResolutionError
 
 
@@ -75,5 +76,6 @@ def selection(where: ArrayLike | None, values: Array) -> Array:
     """A per-sample mask of shape (B,), or everything, as a mask of the shape of ``values``."""
     if where is None:
         return jnp.ones(values.shape, dtype=bool)
-    mask = jnp.asarray(where, dtype=bool).reshape((-1,) + (1,) * (values.ndim - 1))
-    return jnp.broadcast_to(mask, values.shape)
+    mask = jnp.asarray(where, dtype=bool)
+    require_mask(mask.shape, values.shape[0])
+    return jnp.broadcast_to(mask.reshape((-1,) + (1,) * (values.ndim - 1)), values.shape)

@@ -59,10 +59,10 @@ def log_distance(x: Array, center: Array) -> tuple[Array, Array]:
     # A subnormal number is a small integer times 2^-149. XLA on CPU would take it for zero, so convert the integer.
     subnormal = bits < 0x00800000
     bits = jnp.where(subnormal, lax.bitcast_convert_type(bits.astype(jnp.float32), jnp.int32), bits)
-    offset = jnp.where(subnormal, -149, 0)
+    offset = jnp.where(subnormal, jnp.int32(-149), jnp.int32(0))
     # m in [sqrt(1/2), sqrt(2)) keeps |s| under 0.172.
-    exponent = lax.shift_right_arithmetic(bits - 0x3F3504F3, 23)
-    mantissa = lax.bitcast_convert_type(bits - lax.shift_left(exponent, 23), jnp.float32)
+    exponent = lax.shift_right_arithmetic(bits - 0x3F3504F3, jnp.int32(23))
+    mantissa = lax.bitcast_convert_type(bits - lax.shift_left(exponent, jnp.int32(23)), jnp.float32)
     e = (exponent + offset).astype(jnp.float32)
 
     f = mantissa - 1.0

@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_core.checks import require_count, require_resolution, require_same_shape
 from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples, selection
 from anomnorm_jax._double import log_ratio, two_sum
 
@@ -43,8 +43,15 @@ class ScoreDistribution(NamedTuple):
 
 def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:
     """Empty statistics for image scores (``shape=()``) or maps (``shape=(H, W)``), in JAX's default float."""
-    number, moment = jnp.zeros(shape, dtype=jnp.uint32), jnp.zeros(shape, dtype=float)
-    return ScoreDistribution(count=number, mean=moment, m2=moment, invalid=number, mean_tail=moment, m2_tail=moment)
+    # An array for each field: a buffer that stands twice in a record could not be donated.
+    return ScoreDistribution(
+        count=jnp.zeros(shape, dtype=jnp.uint32),
+        mean=jnp.zeros(shape, dtype=float),
+        m2=jnp.zeros(shape, dtype=float),
+        invalid=jnp.zeros(shape, dtype=jnp.uint32),
+        mean_tail=jnp.zeros(shape, dtype=float),
+        m2_tail=jnp.zeros(shape, dtype=float),
+    )
 
 
 @jax.jit
@@ -99,6 +106,7 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
 @jax.jit
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
     """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape."""
+    require_same_shape(a.mean.shape, b.mean.shape)
     count = a.count + b.count
     dtype = a.mean.dtype
     share = b.count.astype(dtype) / jnp.maximum(count, 1).astype(dtype)
@@ -174,7 +182,7 @@ def standardize(scores: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: A
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
     x, result = arithmetic(scores)
-    require_resolution(x.shape, jnp.shape(std))
+    require_resolution(x.shape, *(jnp.shape(value) for value in (mean, std, center_at) if value is not None))
     mean, std = parameter(mean, x), parameter(std, x)
     center = mean if center_at is None else parameter(center_at, x)
     floor = STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.abs(center))

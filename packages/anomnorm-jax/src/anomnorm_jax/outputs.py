@@ -57,6 +57,11 @@ def normal_samples(outputs: Outputs) -> Array | None:
     return None
 
 
+def replaced(outputs: Outputs, entries: dict[str, Array]) -> dict[str, Any]:
+    """A copy of ``outputs`` with these entries."""
+    return {**outputs, **entries}
+
+
 def normalized(values: Scores) -> dict[str, Array]:
     """The entries that hold scores and maps."""
     return _present(((MAPPING_FIELDS.scores, values.scores), (MAPPING_FIELDS.maps, values.maps)))

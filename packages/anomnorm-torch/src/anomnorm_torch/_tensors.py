@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from anomnorm_core.checks import require_mask
 from anomnorm_core.errors import ResolutionError
 
 
@@ -25,7 +26,10 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 def parameter(value: Tensor | float, like: Tensor) -> Tensor:
-    """Round a statistic or threshold to the dtype of ``like`` and bring it to its device, without waiting for it."""
+    """Round a statistic or threshold to the dtype of ``like``, on its device.
+
+    A number is filled in there; a tensor of another device is copied, which waits for it.
+    """
     if isinstance(value, Tensor):
         return value.to(device=like.device, dtype=like.dtype)
     return torch.full((), value, dtype=like.dtype, device=like.device)
@@ -53,4 +57,5 @@ def selection(where: Tensor | None, values: Tensor) -> Tensor | None:
     """Give a per-sample mask of shape (B,) the axes of ``values``."""
     if where is None:
         return None
+    require_mask(tuple(where.shape), values.shape[0])
     return where.to(device=values.device, dtype=torch.bool).reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)

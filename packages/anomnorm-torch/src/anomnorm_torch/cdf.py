@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomnorm_core.checks import require_count, require_resolution
+from anomnorm_core.checks import require_count, require_resolution, require_same_shape
 from anomnorm_torch._tensors import arithmetic, below_half, parameter, samples, selection, wide
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
@@ -88,6 +88,7 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
 
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
     """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape, on the device of ``a``."""
+    require_same_shape(tuple(a.mean.shape), tuple(b.mean.shape))
     b = ScoreDistribution(*(field.to(a.mean.device) for field in b))
     count = a.count + b.count
     share = b.count.to(a.mean.dtype) / count.clamp(min=1)
@@ -149,7 +150,8 @@ def standardize(
 
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
-    require_resolution(tuple(scores.shape), tuple(std.shape) if isinstance(std, Tensor) else ())
+    statistics = [tuple(value.shape) for value in (mean, std, center_at) if isinstance(value, Tensor)]
+    require_resolution(tuple(scores.shape), *statistics)
     x, result = arithmetic(scores)
     # The logarithm and its distance from the centre cancel: in float64 the float32 result is off by half an ulp,
     # in float32 it would be off by |log x| / std of them.

@@ -34,7 +34,6 @@ class NormalizationMetric(Metric, Generic[Record]):
 
     is_differentiable = False
     higher_is_better = None
-    # forward() may not reduce the states one by one: mean and m2 of two parts make sense only together.
     full_state_update = True
 
     image_threshold: Tensor
@@ -50,7 +49,10 @@ class NormalizationMetric(Metric, Generic[Record]):
         self._threshold_restored: dict[Level, float] = {}
         self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
         for level in LEVELS:
-            self.register_buffer(f"{level}_threshold", torch.full((), math.nan, dtype=torch.float64))
+            # A state and not a buffer: buffers that appear after its construction confuse copies of the module that
+            # other callbacks keep in step with it (an average of the weights, say).
+            unset = torch.full((), math.nan, dtype=torch.float64)
+            self.add_state(f"{level}_threshold", default=unset, dist_reduce_fx=None, persistent=True)
 
     # Records: the functional statistics behind the states.
 
@@ -171,6 +173,15 @@ class NormalizationMetric(Metric, Generic[Record]):
 
     # What torchmetrics does to states.
 
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Add values, as `update` does. The statistics of a single batch are of no use, and may not even exist."""
+        self.update(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget all values. Thresholds stay."""
+        super().reset()
+        self._write_thresholds()
+
     def merge_state(self, incoming_state: "Mapping[str, Any] | Metric") -> None:
         """Add the statistics of another metric of this class, or of its ``metric_state``."""
         state: Mapping[str, Any]
@@ -227,7 +238,8 @@ class NormalizationMetric(Metric, Generic[Record]):
         if self._foreign_state in own:
             error_msgs.append(
                 f"{prefix.rstrip('.')}: the checkpoint holds the statistics of the other normalization, this run "
-                f"uses {self.method}. Use {self._foreign_callback}, or load with strict=False and fit again."
+                f"uses {self.method}. Use {self._foreign_callback}, or remove the keys that begin with {prefix!r} from "
+                "the state dict and fit again."
             )
             return
         state = {name: cast("Tensor", state_dict.pop(key)).detach() for name, key in own.items()}
@@ -237,13 +249,13 @@ class NormalizationMetric(Metric, Generic[Record]):
                 like = getattr(self, name)
                 setattr(self, name, state.pop(name).to(device=like.device, dtype=like.dtype, copy=True))
         unexpected_keys.extend(own[name] for name in state)
-        loaded = {level: self._threshold(level).item() for level in LEVELS}
+        loaded: dict[Level, float] = {level: float(self._threshold(level)) for level in LEVELS}
         self._threshold_restored = {level: value for level, value in loaded.items() if not math.isnan(value)}
         self._write_thresholds()
         self._computed = None
 
     def _state_names(self) -> tuple[str, ...]:
-        return (*self._defaults, "image_threshold", "pixel_threshold")
+        return tuple(self._defaults)
 
     @abstractmethod
     def _complete(self, state: dict[str, Tensor]) -> None:
@@ -392,13 +404,16 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
         Raises:
             ResolutionError: the maps' height and width are not those of the first ones (clause S8).
         """
+        updated: dict[Level, cdf.ScoreDistribution] = {}
         for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
             if values is None:
                 continue
             record = self.record(level)
             if record.mean.numel() == 0:
                 record = cdf.init(tuple(values.shape[-2:]), device=record.mean.device)
-            self._store(level, cdf.update(record, values, where=where))
+            updated[level] = cdf.update(record, values, where=where)
+        for level, record in updated.items():  # both levels or, after an error, none
+            self._store(level, record)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``(image_mean, image_std, pixel_mean, pixel_std)``; empty tensors where a level has seen nothing.

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import report_invalid
-from anomnorm_core.errors import NotFittedError, OptionError
+from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.policy import OnInvalid, parse_threshold
 from anomnorm_jax import _counter, cdf, min_max
 from anomnorm_jax.outputs import Scores, decision
@@ -84,6 +85,11 @@ class NormalizationHook(Generic[Record]):
 
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
         """End a fit: check every level that has seen values, report what was left out, mark those levels as fitted."""
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+            raise AnomnormError(
+                "a fit ends outside jax.jit: it reads counts and may warn. Jit the per-batch methods, and call "
+                "on_validation_epoch_end (and on_validation_epoch_start of the CDF hook) from plain Python."
+            )
         records = {"image": state.image} | ({} if state.pixel is None else {"pixel": state.pixel})
         counts = {level: _totals(record) for level, record in records.items()}
         if self.on_invalid is OnInvalid.RAISE:

@@ -20,7 +20,7 @@ from anomnorm_jax.hooks._state import (
     require_fitted,
     require_maps,
 )
-from anomnorm_jax.outputs import Outputs, Scores, normal_samples, normalized, read, used
+from anomnorm_jax.outputs import Outputs, Scores, normal_samples, normalized, read, replaced, used
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width.
         """
-        return state, {**outputs, **normalized(self._standardize_batch(state, used(outputs)))}
+        return state, replaced(outputs, normalized(self._standardize_batch(state, used(outputs))))
 
     def on_validation_epoch_end(self, state: State) -> State:
         """Check the statistics and mark the state as fitted (which also makes a restored state usable).
@@ -133,11 +133,11 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
 
     def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
-        return {**outputs, **self._normalize_batch(state, used(outputs))}
+        return replaced(outputs, self._normalize_batch(state, used(outputs)))
 
     def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
-        return {**outputs, **self._normalize_batch(state, used(outputs))}
+        return replaced(outputs, self._normalize_batch(state, used(outputs)))
 
     @partial(jax.jit, static_argnums=0)
     def _standardize_batch(self, state: State, outputs: dict[str, Array]) -> Scores:

@@ -17,7 +17,7 @@ from anomnorm_jax.hooks._state import (
     require_maps,
 )
 from anomnorm_jax.min_max import MinMaxStatistics
-from anomnorm_jax.outputs import Outputs, Scores, normalized, read, used
+from anomnorm_jax.outputs import Outputs, Scores, normalized, read, replaced, used
 
 State = NormalizationState[MinMaxStatistics]
 
@@ -66,8 +66,8 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
 
     def on_validation_epoch_start(self, state: State) -> State:
         """Empty the statistics: each validation run stands for itself (clause L1)."""
-        empty = min_max.init()
-        return replace(state, image=empty, pixel=None if state.pixel is None else empty, fitted=())
+        pixel = None if state.pixel is None else min_max.init()
+        return replace(state, image=min_max.init(), pixel=pixel, fitted=())
 
     def on_validation_batch_end(self, state: State, outputs: Outputs) -> tuple[State, Outputs]:
         """Add the batch's raw scores to the statistics; the outputs stay as they are.
@@ -76,12 +76,13 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             OutputError: the outputs hold neither scores nor maps.
             AnomnormError: the state's fit is finished; `on_validation_epoch_start` begins the next one.
         """
+        entries = used(outputs)
         if state.fitted:
             raise AnomnormError(
                 "the fit of this state is finished, and adding to it would mix two validation runs. Begin the next one "
                 "with state = hook.on_validation_epoch_start(state)."
             )
-        return self._update(state, used(outputs)), outputs
+        return self._update(state, entries), outputs
 
     @partial(jax.jit, static_argnums=0)
     def _update(self, state: State, outputs: dict[str, Array]) -> State:
@@ -109,11 +110,11 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             NotFittedError: the state has not been fitted.
             OutputError: the outputs hold neither scores nor maps.
         """
-        return {**outputs, **self._normalize_batch(state, used(outputs))}
+        return replaced(outputs, self._normalize_batch(state, used(outputs)))
 
     def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_test_batch_end`."""
-        return {**outputs, **self._normalize_batch(state, used(outputs))}
+        return replaced(outputs, self._normalize_batch(state, used(outputs)))
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:

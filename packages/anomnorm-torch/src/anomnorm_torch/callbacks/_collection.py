@@ -1,5 +1,6 @@
 """One streaming pass over the normal data, beside the trainer's own loops (clause L3)."""
 
+import copy
 import inspect
 import itertools
 import warnings
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -61,10 +63,10 @@ def collect(
     loaders, limit = found
     step = _inference_step(model)
     hidden = trainer.progress_bar_callback is None or not getattr(trainer.progress_bar_callback, "is_enabled", True)
-    with isolate_rng(), torch.no_grad():
+    with isolate_rng(), torch.no_grad(), _silenced(trainer):
         for loader_index, loader in enumerate(loaders):
             with _fresh(loader) as (batches, total):
-                wanted = _limit(limit, total)
+                wanted = _limit(trainer, limit, total)
                 progress = tqdm(
                     itertools.islice(batches, wanted),
                     desc="Collecting normal scores",
@@ -86,6 +88,11 @@ def collect(
                     statistics.update(outputs.scores, outputs.maps, where=normal)
                     if on_invalid is OnInvalid.RAISE:
                         statistics.report_invalid(on_invalid)
+    if not statistics.seen("image"):
+        raise NotFittedError(
+            "the pass over the data has found no normal sample to fit the CDF statistics on: the loader gave no batch, "
+            "or every sample is labelled anomalous."
+        )
     return True
 
 
@@ -125,11 +132,26 @@ def _flatten(loaders: Any) -> list[Iterable[Any]]:
     return list(loaders.flattened if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders).flattened)
 
 
-def _limit(limit: int | float, total: int | None) -> int | None:
+def _limit(trainer: Trainer, limit: int | float, total: int | None) -> int | None:
     # As Trainer(limit_train_batches=) has it: a number of batches, or a share of them.
     if isinstance(limit, int):
         return limit
-    return None if total is None or limit == 1.0 else int(total * limit)
+    if total is not None:
+        return None if limit == 1.0 else int(total * limit)
+    # A stream may have no end. Validating every so many batches says how many make an epoch.
+    between = trainer.val_check_interval
+    return between if isinstance(between, int) else None
+
+
+@contextmanager
+def _silenced(trainer: Trainer) -> Iterator[None]:
+    """Loggers that the step reaches through the trainer do not see this pass."""
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
 
 
 @contextmanager
@@ -140,7 +162,8 @@ def _fresh(loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
     a loader with a generator of its own would shuffle the next epoch differently.
     """
     if not isinstance(loader, DataLoader):
-        yield loader, len(loader) if isinstance(loader, Sized) else None
+        # Its own iterator may be the loader itself; a copy of it has a position of its own.
+        yield copy.copy(loader), len(loader) if isinstance(loader, Sized) else None
         return
     options = {
         name: getattr(loader, name)
@@ -181,5 +204,9 @@ def _inference_step(model: LightningModule) -> Callable[[Any, int, int], Any]:
     name = next((name for name in names if is_overridden(name, model)), names[0])
     step = getattr(model, name)
     # As Lightning has it, a step may leave out the indices that it does not use.
-    taken = len(inspect.signature(step).parameters)
+    parameters = inspect.signature(step).parameters.values()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = sum(parameter.kind in by_position for parameter in parameters)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        taken = 3
     return lambda *arguments: step(*arguments[:taken])

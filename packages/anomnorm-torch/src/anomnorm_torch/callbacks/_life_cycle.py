@@ -1,12 +1,12 @@
 """What both callbacks do alike: attach the statistics to the module, find thresholds, check when a stage starts."""
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def attached(pl_module: LightningModule, kind: type[Metrics]) -> Metrics:
     return metrics
 
 
-def threshold(pl_module: LightningModule, level: Level) -> Tensor:
+def threshold(pl_module: LightningModule, level: Level) -> Tensor | float:
     """The decision threshold of ``level`` (clauses T1, T4, T6).
 
     In this order: the number given to the callback; the module's own ``image_threshold.value`` or
@@ -47,7 +47,7 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor:
     """
     metrics: NormalizationMetric[Any] = attached(pl_module, NormalizationMetric)  # type: ignore[type-abstract]
     levels: tuple[Level, ...] = (level,) if level == "image" else (level, "image")
-    owners: tuple[Callable[[Level], Tensor | None], ...] = (
+    owners: tuple[Callable[[Level], Tensor | float | None], ...] = (
         metrics.manual_threshold,
         partial(own_threshold, pl_module),
         metrics.restored_threshold,
@@ -64,15 +64,28 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor:
     )
 
 
-def own_threshold(pl_module: LightningModule, level: Level) -> Tensor | None:
+def own_threshold(pl_module: LightningModule, level: Level) -> Tensor | float | None:
     """The module's own threshold (the founding contract), if it has one."""
     value = getattr(getattr(pl_module, f"{level}_threshold", None), "value", None)
-    if value is None or isinstance(value, Tensor):
-        return value
-    return torch.full((), float(value), dtype=torch.float64)
+    return value if value is None or isinstance(value, Tensor) else float(value)
 
 
-def decide(outputs: Any, pl_module: LightningModule) -> tuple[StepOutputs, Tensor, Tensor | None]:
+def require_ready(pl_module: LightningModule) -> None:
+    """Check statistics and threshold when a stage starts, where reading a value is affordable.
+
+    Raises:
+        NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them, or there is
+            no threshold, or it is not finite.
+    """
+    metrics: NormalizationMetric[Any] = attached(pl_module, NormalizationMetric)  # type: ignore[type-abstract]
+    metrics.statistics("image")
+    for level in LEVELS:
+        value = float(threshold(pl_module, level))
+        if not math.isfinite(value):
+            raise NotFittedError(f"the {level}-level threshold of {type(pl_module).__name__} is {value}; set it first.")
+
+
+def decide(outputs: Any, pl_module: LightningModule) -> tuple[StepOutputs, Tensor | float, Tensor | float | None]:
     """Write predicted labels and masks, decided on the values as they are (raw or z).
 
     Returns:
@@ -172,8 +185,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         Raises:
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
         """
-        self._metrics(pl_module).statistics("image")
-        threshold(pl_module, "image")
+        require_ready(pl_module)
         for name in ("image_metrics", "pixel_metrics"):
             set_metric_threshold(getattr(pl_module, name, None), 0.5)
 
@@ -183,8 +195,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         Raises:
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
         """
-        self._metrics(pl_module).statistics("image")
-        threshold(pl_module, "image")
+        require_ready(pl_module)
 
 
 def set_metric_threshold(metrics: Any, value: float) -> None:
