@@ -1,0 +1,241 @@
+"""What both metrics share."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from anomnorm_core import OnInvalid
+from anomnorm_core.checks import report_invalid
+from anomnorm_core.policy import parse_threshold
+from anomnorm_torch import cdf, min_max
+from anomnorm_torch.metrics._thresholds import LEVELS, Level, Thresholds
+
+Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
+
+
+class NormalizationMetric(Metric, Generic[Record]):
+    """What `MinMax` and `AnomalyScoreDistribution` share: levels, thresholds, merging, state dicts.
+
+    ``image_threshold`` and ``pixel_threshold`` are the thresholds that a callback was given; NaN where the module owns
+    them. They live here to be in the state dict beside the statistics that they belong to.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = True  # unused: forward() is update()
+
+    image_threshold: Tensor
+    pixel_threshold: Tensor
+    method: str  # for messages
+    _foreign_state: str  # a state name by which a checkpoint of the other method is recognized
+    _foreign_callback: str
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._thresholds = Thresholds()
+        self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
+        for level in LEVELS:
+            # A state and not a buffer: buffers that appear after its construction confuse copies of the module that
+            # other callbacks keep in step with it (an average of the weights, say).
+            unset = torch.full((), math.nan, dtype=torch.float64)
+            self.add_state(f"{level}_threshold", default=unset, dist_reduce_fx=None, persistent=True)
+
+    # Records: the functional statistics behind the states.
+
+    @abstractmethod
+    def _fields(self, level: Level) -> tuple[str, ...]:
+        """State names of the fields of the record of ``level``, in the record's order."""
+
+    @abstractmethod
+    def _make(self, fields: Iterable[Tensor]) -> Record:
+        """A record of ``fields``."""
+
+    @abstractmethod
+    def _merge(self, a: Record, b: Record) -> Record: ...
+
+    @abstractmethod
+    def _finalize(self, record: Record, level: Level) -> tuple[Tensor, Tensor]: ...
+
+    def record(self, level: Level) -> Record:
+        """The functional record of ``level``."""
+        return self._make(getattr(self, name) for name in self._fields(level))
+
+    def _store(self, level: Level, record: Record) -> None:
+        for name, field in zip(self._fields(level), record, strict=True):
+            setattr(self, name, field)
+
+    def seen(self, level: Level) -> bool:
+        """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
+        record = self.record(level)
+        return bool((record.count.sum() + record.invalid.sum()).item())
+
+    def statistics(self, level: Level) -> tuple[Tensor, Tensor]:
+        """Finalized statistics: ``(min, max)`` or ``(mean, std)``. Checked once, then kept while the states stay.
+
+        Raises:
+            NotFittedError: ``level`` has seen no valid value (clauses N8, S6).
+            InsufficientDataError: too few values for a deviation (clause S7).
+        """
+        record = self.record(level)
+        kept = self._finalized.get(level)
+        # States are replaced, never written to, so the same tensors are the same statistics.
+        if kept is None or any(old is not new for old, new in zip(kept[0], record, strict=True)):
+            kept = self._finalized[level] = (record, self._finalize(record, level))
+        return kept[1]
+
+    def report_invalid(self, on_invalid: OnInvalid) -> None:
+        """Warn about, or refuse, what was left out so far (clause S6). Waits for the device.
+
+        Raises:
+            InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``.
+        """
+        records = {level: self.record(level) for level in LEVELS}
+        # Level-wide totals: of a per-pixel record, all pixels together.
+        counts: dict[str, tuple[int, int]] = {
+            level: (int(each.count.sum()), int(each.invalid.sum())) for level, each in records.items()
+        }
+        report_invalid(counts, on_invalid)
+
+    def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
+        """End a fit: check every level that has seen values, and report what was left out (clauses S6, S7).
+
+        Raises:
+            NotFittedError, InsufficientDataError: see `statistics`.
+            InvalidScoreError: see `report_invalid`.
+        """
+        if on_invalid is OnInvalid.RAISE:
+            self.report_invalid(OnInvalid.RAISE)
+        for level in LEVELS:
+            if level == "image" or self.seen(level):
+                self.statistics(level)
+        self.report_invalid(OnInvalid.WARN)  # of a usable fit: an unusable one was an error above
+
+    # Thresholds.
+
+    def set_threshold(self, level: Level, value: float | None) -> None:
+        """Set the threshold of ``level`` by hand; None takes it back (clause T4).
+
+        It wins over the number that a callback was given, over the module's own threshold and over checkpoints, until
+        a callback is given another number.
+
+        Raises:
+            OptionError: ``value`` is not a finite number.
+        """
+        self._thresholds.set_by_hand(level, parse_threshold(value, f"{level} threshold"))
+        self._write_thresholds()
+
+    def give_threshold(self, level: Level, value: float | None) -> None:
+        """Take over the threshold that a callback was given; None if it was given none. See `Thresholds.give`."""
+        self._thresholds.give(level, value)
+        self._write_thresholds()
+
+    def manual_threshold(self, level: Level) -> Tensor | None:
+        """The threshold set by hand or given to a callback, or None."""
+        return self._threshold(level) if self._thresholds.is_manual(level) else None
+
+    def restored_threshold(self, level: Level) -> Tensor | None:
+        """The threshold that a checkpoint brought, or None."""
+        return self._threshold(level) if level in self._thresholds.restored else None
+
+    def _threshold(self, level: Level) -> Tensor:
+        return cast("Tensor", getattr(self, f"{level}_threshold"))
+
+    def _write_thresholds(self) -> None:
+        # The states hold what belongs into a checkpoint, on the device where it is needed.
+        for level in LEVELS:
+            value = self._thresholds.value(level)
+            setattr(self, f"{level}_threshold", torch.full_like(self._threshold(level), value))
+
+    # What torchmetrics does to states.
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Add values, as `update` does. The statistics of a single batch are of no use, and may not even exist."""
+        self.update(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget all values. Thresholds stay."""
+        super().reset()
+        self._write_thresholds()
+
+    def merge_state(self, incoming_state: "Mapping[str, Any] | Metric") -> None:
+        """Add the statistics of another metric of this class, or of its ``metric_state``."""
+        state: Mapping[str, Any]
+        if isinstance(incoming_state, Metric):
+            if not isinstance(incoming_state, type(self)):
+                raise ValueError(f"cannot merge a {type(incoming_state).__name__} into a {type(self).__name__}.")
+            state = incoming_state.metric_state
+        else:
+            state = incoming_state
+        for level in LEVELS:
+            incoming = self._make(cast("Tensor", state[name]) for name in self._fields(level))
+            self._pool(level, [self.record(level), incoming])
+        self._update_count += 1
+        self._computed = None
+
+    def _pool(self, level: Level, records: list[Record]) -> None:
+        # A part without maps has the (0, 0) record of an empty pixel level: nothing to merge.
+        parts = [record for record in records if record.count.numel()] or records[:1]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self._merge(total, part)
+        self._store(level, total)
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None
+    ) -> None:
+        group = process_group or self.process_group
+        for level in LEVELS:
+            gathered = [dist_sync_fn(field, group=group) for field in self.record(level)]
+            self._pool(level, [self._make(fields) for fields in zip(*gathered, strict=True)])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> torch.nn.Module:
+        # Statistics follow the module's device but not its dtype: a bf16 model needs no bf16 statistics (clause L9).
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(torch.empty(0, device=tensor.device)).device
+            # Apple's devices have no float64 at all.
+            return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
+
+        return super()._apply(move, exclude_state)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],  # noqa: ARG002  # the signature is torch's
+        strict: bool,  # noqa: ARG002
+        missing_keys: list[str],  # noqa: ARG002
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Absent statistics are no error: a checkpoint of a run without normalization loads (clause L6). Present ones
+        # are taken over in the shape they have, so that maps need no resolution before the first one is seen.
+        own = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
+        if self._foreign_state in own:
+            error_msgs.append(
+                f"{prefix.rstrip('.')}: the checkpoint holds the statistics of the other normalization, this run "
+                f"uses {self.method}. Use {self._foreign_callback}, or remove the keys that begin with {prefix!r} from "
+                "the state dict and fit again."
+            )
+            return
+        state = {name: cast("Tensor", state_dict.pop(key)).detach() for name, key in own.items()}
+        self._complete(state)
+        for level in LEVELS:
+            if f"{level}_threshold" in state:
+                self._thresholds.restore(level, float(state[f"{level}_threshold"]))
+        for name in self._defaults:
+            if name in state:
+                like = getattr(self, name)
+                setattr(self, name, state.pop(name).to(device=like.device, dtype=like.dtype, copy=True))
+        unexpected_keys.extend(own[name] for name in state)
+        self._write_thresholds()
+        self._computed = None
+
+    @abstractmethod
+    def _complete(self, state: dict[str, Tensor]) -> None:
+        """Translate the founding layout, which had no counts, into this one."""

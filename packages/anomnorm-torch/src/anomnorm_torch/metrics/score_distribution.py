@@ -1,0 +1,137 @@
+"""The distribution of scores as a metric."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomnorm_core import Center
+from anomnorm_torch import cdf
+from anomnorm_torch.metrics._base import NormalizationMetric
+from anomnorm_torch.metrics._thresholds import LEVELS, Level
+
+
+class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
+    """Moments of the logarithm of the scores of normal images (shape ()) and of each pixel of their maps ((H, W)).
+
+    Args:
+        center: where pixel z-scores are zero: at the image-level mean (``"image"``, the founding behaviour) or at
+            each pixel's own (``"pixel"``).
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    method = "CDF"
+    _foreign_state = "min"
+    _foreign_callback = "MinMaxNormalizationCallback"
+
+    image_count: Tensor
+    image_mean: Tensor
+    image_m2: Tensor
+    image_invalid: Tensor
+    pixel_count: Tensor
+    pixel_mean: Tensor
+    pixel_m2: Tensor
+    pixel_invalid: Tensor
+
+    def __init__(self, *, center: Center | str = Center.IMAGE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.center = Center.parse(center, "center")
+        for level in LEVELS:
+            # Maps have no resolution before the first one arrives.
+            shape = () if level == "image" else (0, 0)
+            for name, default in cdf.init(shape)._asdict().items():
+                self.add_state(f"{level}_{name}", default=default, dist_reduce_fx=None, persistent=True)
+
+    @property
+    def image_std(self) -> Tensor:
+        """Standard deviation of the logarithm of image scores (ddof 1); NaN below two values."""
+        return self._std("image")
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """Standard deviation of the logarithm of each pixel (ddof 1); NaN below two values."""
+        return self._std("pixel")
+
+    def _std(self, level: Level) -> Tensor:
+        record = self.record(level)
+        return torch.where(record.count > 1, record.m2 / (record.count - 1), math.nan).sqrt()
+
+    def update(
+        self,
+        anomaly_scores: Tensor | None = None,
+        anomaly_maps: Tensor | None = None,
+        where: Tensor | None = None,
+    ) -> None:
+        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
+
+        ``where`` is a boolean tensor of shape (B,): samples that take part.
+
+        Raises:
+            ResolutionError: the maps' height and width are not those of the first ones (clause S8).
+        """
+        updated: dict[Level, cdf.ScoreDistribution] = {}
+        for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
+            if values is None:
+                continue
+            record = self.record(level)
+            if record.mean.numel() == 0:
+                record = cdf.init(tuple(values.shape[-2:]), device=record.mean.device)
+            updated[level] = cdf.update(record, values, where=where)
+        for level, record in updated.items():  # both levels or, after an error, none
+            self._store(level, record)
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(image_mean, image_std, pixel_mean, pixel_std)``; empty tensors where a level has seen nothing.
+
+        Raises:
+            NotFittedError, InsufficientDataError: no level has what it needs, see `statistics`.
+        """
+        wanted = [level for level in LEVELS if self.seen(level)] or [LEVELS[0]]
+        nothing = torch.empty(0, device=self.device)
+        image = self.statistics("image") if "image" in wanted else (nothing, nothing)
+        pixel = self.statistics("pixel") if "pixel" in wanted else (nothing, nothing)
+        return *image, *pixel
+
+    def seen(self, level: Level) -> bool:
+        """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
+        return self.record(level).count.numel() > 0 and super().seen(level)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The states, and beside them ``image_std`` and ``pixel_std`` as the founding implementation had them."""
+        destination: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for level in LEVELS:
+            destination[f"{prefix}{level}_std"] = self._std(level)
+        return destination
+
+    def _fields(self, level: Level) -> tuple[str, ...]:
+        return tuple(f"{level}_{name}" for name in cdf.ScoreDistribution._fields)
+
+    def _make(self, fields: Iterable[Tensor]) -> cdf.ScoreDistribution:
+        return cdf.ScoreDistribution(*fields)
+
+    def _merge(self, a: cdf.ScoreDistribution, b: cdf.ScoreDistribution) -> cdf.ScoreDistribution:
+        return cdf.merge(a, b)
+
+    def _finalize(self, record: cdf.ScoreDistribution, level: Level) -> tuple[Tensor, Tensor]:
+        if record.count.numel() == 0:
+            record = cdf.init(device=record.mean.device)
+        return cdf.mean_std(record, level=level)
+
+    def _complete(self, state: dict[str, Tensor]) -> None:
+        for level in LEVELS:
+            std, mean = state.pop(f"{level}_std", None), state.get(f"{level}_mean")
+            if std is None or mean is None or f"{level}_m2" in state:
+                continue
+            if mean.numel() == 0:
+                del state[f"{level}_mean"]  # founding layout, level never seen
+                continue
+            # Founding layout: the count is unknown, and two is the least for which there is a deviation.
+            count = torch.full_like(mean, 2, dtype=torch.int64)
+            state |= {
+                f"{level}_count": count,
+                f"{level}_m2": std.square(),
+                f"{level}_invalid": torch.zeros_like(count),
+            }
