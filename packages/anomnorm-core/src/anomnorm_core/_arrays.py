@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from anomnorm_core.checks import require_mask
-from anomnorm_core.errors import ResolutionError
+from anomnorm_core.checks import batch_shape, require_mask
 
 # The array API standard has no protocol class to annotate with yet.
 Array = Any
@@ -51,15 +50,7 @@ def below_half(dtype: Any, xp: Namespace) -> float:
 
 def samples(scores: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
     """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
-    found = tuple(scores.shape)
-    if found[1:] == shape and found:
-        return scores
-    if found == () == shape or found[1:] == (1, *shape):
-        return xp.reshape(scores, (found[0] if found else 1, *shape))
-    raise ResolutionError(
-        f"the statistics were set up for samples of shape {shape or '()'}, found scores of shape {found}; give "
-        f"{('(B, H, W) or (B, 1, H, W) maps of that height and width') if shape else 'image scores of shape (B,)'}."
-    )
+    return xp.reshape(scores, batch_shape(tuple(scores.shape), shape))
 
 
 def selection(where: Array | None, values: Array, xp: Namespace) -> Array:

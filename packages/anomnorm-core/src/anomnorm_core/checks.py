@@ -93,6 +93,24 @@ def require_same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> None:
         raise ResolutionError(f"statistics of shapes {tuple(a)} and {tuple(b)} are of different maps; cannot merge.")
 
 
+def batch_shape(found: tuple[int, ...], sample: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of scores of shape ``found`` as a batch of samples of shape ``sample`` (clause S8).
+
+    A channel axis of one is dropped, and a lone image score is a batch of one.
+
+    Raises:
+        ResolutionError: the scores are no such batch.
+    """
+    if found and found[1:] in (sample, (1, *sample)):
+        return (found[0], *sample)
+    if found == () == sample:
+        return (1,)
+    raise ResolutionError(
+        f"the statistics were set up for samples of shape {sample or '()'}, found scores of shape {found}; give "
+        f"{'(B, H, W) or (B, 1, H, W) maps of that height and width' if sample else 'image scores of shape (B,)'}."
+    )
+
+
 def require_mask(found: tuple[int, ...], samples: int) -> None:
     """Raise unless a ``where`` of shape ``found`` has one entry for each of ``samples``."""
     if tuple(found) != (samples,):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import require_mask
-from anomnorm_core.errors import ResolutionError
+from anomnorm_core.checks import batch_shape, require_mask
 
 
 def arithmetic(scores: ArrayLike) -> tuple[Array, jnp.dtype]:
@@ -61,15 +60,7 @@ def positive(x: Array) -> Array:
 
 def samples(scores: Array, shape: tuple[int, ...]) -> Array:
     """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
-    found = scores.shape
-    if found and found[1:] == shape:
-        return scores
-    if found == () == shape or found[1:] == (1, *shape):
-        return scores.reshape((found[0] if found else 1, *shape))
-    raise ResolutionError(
-        f"the statistics were set up for samples of shape {shape or '()'}, found scores of shape {found}; give "
-        f"{'(B, H, W) or (B, 1, H, W) maps of that height and width' if shape else 'image scores of shape (B,)'}."
-    )
+    return scores.reshape(batch_shape(scores.shape, shape))
 
 
 def selection(where: ArrayLike | None, values: Array) -> Array:

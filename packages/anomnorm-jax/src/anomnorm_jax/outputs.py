@@ -58,7 +58,10 @@ def normal_samples(outputs: Outputs) -> Array | None:
 
 
 def replaced(outputs: Outputs, entries: dict[str, Array]) -> dict[str, Any]:
-    """A copy of ``outputs`` with these entries."""
+    """A copy of ``outputs`` with these entries.
+
+    A function, so that whatever makes the entries has refused ``outputs`` that are no mapping before they are unpacked.
+    """
     return {**outputs, **entries}
 
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from anomnorm_core.checks import require_mask
-from anomnorm_core.errors import ResolutionError
+from anomnorm_core.checks import batch_shape, require_mask
 
 
 def arithmetic(scores: Tensor) -> tuple[Tensor, torch.dtype]:
@@ -42,15 +41,7 @@ def below_half(dtype: torch.dtype) -> float:
 
 def samples(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
     """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
-    found = tuple(scores.shape)
-    if found and found[1:] == shape:
-        return scores
-    if found == () == shape or found[1:] == (1, *shape):
-        return scores.reshape((found[0] if found else 1, *shape))
-    raise ResolutionError(
-        f"the statistics were set up for samples of shape {shape or '()'}, found scores of shape {found}; give "
-        f"{'(B, H, W) or (B, 1, H, W) maps of that height and width' if shape else 'image scores of shape (B,)'}."
-    )
+    return scores.reshape(batch_shape(tuple(scores.shape), shape))
 
 
 def selection(where: Tensor | None, values: Tensor) -> Tensor | None:

@@ -102,7 +102,6 @@ def _loaders(
     # The data loaders to pass over and the trainer's limit on them, or None to keep what a checkpoint restored.
     if source is Source.VALIDATION:
         return _flatten(trainer.val_dataloaders), trainer.limit_val_batches
-    fitted = bool(pl_module.normalization_metrics.seen("image"))  # type: ignore[union-attr,operator]
     reason: Exception | None = None
     data = trainer.train_dataloader  # None outside trainer.fit
     if data is None:
@@ -114,7 +113,7 @@ def _loaders(
                 reason = error
     if data is not None:
         return _flatten(data), trainer.limit_train_batches
-    if not fitted:
+    if not pl_module.normalization_metrics.seen("image"):  # type: ignore[union-attr,operator]
         raise NotFittedError(
             "the CDF statistics are fitted on the normal training data, and this run has none: trainer.validate() "
             "was called without a datamodule or module that provides train_dataloader(). Provide it, load a "

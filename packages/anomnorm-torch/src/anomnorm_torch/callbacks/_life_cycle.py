@@ -39,7 +39,7 @@ def attached(pl_module: LightningModule, kind: type[Metrics]) -> Metrics:
 def threshold(pl_module: LightningModule, level: Level) -> Tensor | float:
     """The decision threshold of ``level`` (clauses T1, T4, T6).
 
-    In this order: the number given to the callback; the module's own ``image_threshold.value`` or
+    In this order: the number set by hand or given to the callback; the module's own ``image_threshold.value`` or
     ``pixel_threshold.value``; the number that a checkpoint restored. A missing pixel threshold is the image one.
 
     Raises:

@@ -57,6 +57,10 @@ class NormalizationMetric(Metric, Generic[Record]):
         """A record of ``fields``."""
 
     @abstractmethod
+    def _add(self, record: Record, values: Tensor, where: Tensor | None) -> Record:
+        """The record with a batch of one level."""
+
+    @abstractmethod
     def _merge(self, a: Record, b: Record) -> Record: ...
 
     @abstractmethod
@@ -69,6 +73,26 @@ class NormalizationMetric(Metric, Generic[Record]):
     def _store(self, level: Level, record: Record) -> None:
         for name, field in zip(self._fields(level), record, strict=True):
             setattr(self, name, field)
+
+    def update(
+        self,
+        anomaly_scores: Tensor | None = None,
+        anomaly_maps: Tensor | None = None,
+        where: Tensor | None = None,
+    ) -> None:
+        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
+
+        ``where`` is a boolean tensor of shape (B,): samples that take part.
+
+        Raises:
+            ResolutionError: maps do not have the height and width that per-pixel statistics began with (clause S8).
+        """
+        updated: dict[Level, Record] = {}
+        for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
+            if values is not None:
+                updated[level] = self._add(self.record(level), values, where)
+        for level, record in updated.items():  # both levels or, after an error, none
+            self._store(level, record)
 
     def seen(self, level: Level) -> bool:
         """Whether any value of ``level`` arrived, valid or not. Waits for the device."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomnorm_torch import min_max
 from anomnorm_torch.metrics._base import NormalizationMetric
-from anomnorm_torch.metrics._thresholds import LEVELS, Level
+from anomnorm_torch.metrics._thresholds import Level
 
 
 class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
@@ -47,15 +47,10 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
         anomaly_maps: Tensor | None = None,
         where: Tensor | None = None,
     ) -> None:
-        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
-
-        ``where`` is a boolean tensor of shape (B,): samples that take part.
-        """
+        """See the base class; with ``shared_range``, maps take the place of scores."""
         if self.shared_range and anomaly_maps is not None:
             anomaly_scores, anomaly_maps = anomaly_maps, None
-        for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
-            if values is not None:
-                self._store(level, min_max.update(self.record(level), values, where=where))
+        super().update(anomaly_scores, anomaly_maps, where)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``(min, max, pixel_min, pixel_max)``; the identity ``(inf, -inf)`` where a level has seen nothing.
@@ -81,6 +76,9 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
 
     def _make(self, fields: Iterable[Tensor]) -> min_max.MinMaxStatistics:
         return min_max.MinMaxStatistics(*fields)
+
+    def _add(self, record: min_max.MinMaxStatistics, values: Tensor, where: Tensor | None) -> min_max.MinMaxStatistics:
+        return min_max.update(record, values, where=where)
 
     def _merge(self, a: min_max.MinMaxStatistics, b: min_max.MinMaxStatistics) -> min_max.MinMaxStatistics:
         return min_max.merge(a, b)

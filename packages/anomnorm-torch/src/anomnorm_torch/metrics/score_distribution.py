@@ -58,30 +58,6 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
         record = self.record(level)
         return torch.where(record.count > 1, record.m2 / (record.count - 1), math.nan).sqrt()
 
-    def update(
-        self,
-        anomaly_scores: Tensor | None = None,
-        anomaly_maps: Tensor | None = None,
-        where: Tensor | None = None,
-    ) -> None:
-        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
-
-        ``where`` is a boolean tensor of shape (B,): samples that take part.
-
-        Raises:
-            ResolutionError: the maps' height and width are not those of the first ones (clause S8).
-        """
-        updated: dict[Level, cdf.ScoreDistribution] = {}
-        for level, values in zip(LEVELS, (anomaly_scores, anomaly_maps), strict=True):
-            if values is None:
-                continue
-            record = self.record(level)
-            if record.mean.numel() == 0:
-                record = cdf.init(tuple(values.shape[-2:]), device=record.mean.device)
-            updated[level] = cdf.update(record, values, where=where)
-        for level, record in updated.items():  # both levels or, after an error, none
-            self._store(level, record)
-
     def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``(image_mean, image_std, pixel_mean, pixel_std)``; empty tensors where a level has seen nothing.
 
@@ -111,6 +87,11 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
 
     def _make(self, fields: Iterable[Tensor]) -> cdf.ScoreDistribution:
         return cdf.ScoreDistribution(*fields)
+
+    def _add(self, record: cdf.ScoreDistribution, values: Tensor, where: Tensor | None) -> cdf.ScoreDistribution:
+        if record.mean.numel() == 0:
+            record = cdf.init(tuple(values.shape[-2:]), device=record.mean.device)
+        return cdf.update(record, values, where=where)
 
     def _merge(self, a: cdf.ScoreDistribution, b: cdf.ScoreDistribution) -> cdf.ScoreDistribution:
         return cdf.merge(a, b)
