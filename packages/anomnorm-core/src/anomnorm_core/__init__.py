@@ -5,8 +5,10 @@ the same functions natively and take only what has no arrays in it from here.
 """
 
 from anomnorm_core import cdf, min_max, threshold
+from anomnorm_core._version import __version__
 from anomnorm_core.errors import (
     AnomnormError,
+    FileFormatError,
     InsufficientDataError,
     InvalidScoreError,
     InvalidScoreWarning,
@@ -14,23 +16,29 @@ from anomnorm_core.errors import (
     OptionError,
     OutputError,
     ResolutionError,
+    ThresholdWarning,
 )
-from anomnorm_core.policy import Center, OnInvalid, Source
-
-__version__ = "0.1.0"
+from anomnorm_core.normalizer import Normalizer
+from anomnorm_core.policy import Center, Companion, Method, OnInvalid, Source, Units
 
 __all__ = [
     "AnomnormError",
     "Center",
+    "Companion",
+    "FileFormatError",
     "InsufficientDataError",
     "InvalidScoreError",
     "InvalidScoreWarning",
+    "Method",
+    "Normalizer",
     "NotFittedError",
     "OnInvalid",
     "OptionError",
     "OutputError",
     "ResolutionError",
     "Source",
+    "ThresholdWarning",
+    "Units",
     "__version__",
     "cdf",
     "min_max",

@@ -64,20 +64,31 @@ def selection(where: Array | None, values: Array, xp: Namespace) -> Array:
 
 def ndtr(z: Array, xp: Namespace) -> Array:
     """Standard normal CDF of float64: ``erfc(-z / sqrt 2) / 2``, which unlike ``(1 + erf) / 2`` keeps the tail."""
-    return 0.5 * _erfc(xp)(z * -(0.5**0.5))
+    return 0.5 * _special("erfc", xp)(z * -(0.5**0.5))
 
 
-# The array API standard has no erfc. Where a library's own lives; every other library goes through NumPy and SciPy.
-# Imported on first use: SciPy's takes 60 ms, and a framework's is loaded already when its arrays arrive here.
+def log_ndtr(z: Array, xp: Namespace) -> Array:
+    """Logarithm of the standard normal CDF of float64, accurate in both tails."""
+    # Near 1 the logarithm sees only the distance from 1, which ndtr itself has rounded away.
+    return xp.where(z > 0, xp.log1p(-ndtr(-z, xp)), _special("log_ndtr", xp)(z))
+
+
+def ndtri(u: Array, xp: Namespace) -> Array:
+    """Inverse of the standard normal CDF of float64: -inf at 0 and +inf at 1."""
+    return _special("ndtri", xp)(u)
+
+
+# The array API standard has none of them. Where a library's own live; every other library goes through NumPy and SciPy.
+# Imported on first use: SciPy's take 60 ms, and a framework's are loaded already when its arrays arrive here.
 _SPECIAL_FUNCTIONS = {"numpy": "scipy.special", "torch": "torch.special", "jax": "jax.scipy.special"}
 
 
-def _erfc(xp: Namespace) -> Callable[[Array], Array]:
+def _special(name: str, xp: Namespace) -> Callable[[Array], Array]:
     library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
     if library in _SPECIAL_FUNCTIONS:
-        return import_module(_SPECIAL_FUNCTIONS[library]).erfc  # type: ignore[no-any-return]
-    erfc = import_module(_SPECIAL_FUNCTIONS["numpy"]).erfc
-    return lambda values: xp.asarray(erfc(np.from_dlpack(values)))
+        return getattr(import_module(_SPECIAL_FUNCTIONS[library]), name)  # type: ignore[no-any-return]
+    function = getattr(import_module(_SPECIAL_FUNCTIONS["numpy"]), name)
+    return lambda values: xp.asarray(function(np.from_dlpack(values)))
 
 
 __all__ = [
@@ -85,7 +96,9 @@ __all__ = [
     "Namespace",
     "array_namespace",
     "below_half",
+    "log_ndtr",
     "ndtr",
+    "ndtri",
     "parameter",
     "quiet",
     "samples",

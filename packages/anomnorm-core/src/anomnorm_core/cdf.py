@@ -13,7 +13,9 @@ from anomnorm_core._arrays import (
     Namespace,
     array_namespace,
     below_half,
+    log_ndtr,
     ndtr,
+    ndtri,
     parameter,
     quiet,
     samples,
@@ -180,6 +182,41 @@ def _standardize(
     return xp.astype(z, result)
 
 
+def standardize_around(
+    scores: Array, threshold: Array | float, mean: Array | float, std: Array | float
+) -> tuple[Array, Array]:
+    """Raw scores and a threshold known in raw units as z-scores, on the same side of it as before (clauses N4, P2).
+
+    `standardize` rounds: a score just below the threshold can get its z-score, and two libraries can round it
+    differently. What is decided on raw scores has to stay decided, so such z-scores are moved by the last place that
+    keeps them apart.
+
+    Args:
+        scores, mean, std: as for `standardize`.
+        threshold: in raw units; rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        ``z`` in the shape and dtype of ``scores``, and the finite z-score of the threshold in the same dtype.
+        ``z >= z_threshold`` exactly where ``scores >= threshold``, with equality where those are equal.
+    """
+    return _standardize_around(scores, threshold, mean, std, xp=array_namespace(scores))
+
+
+@quiet
+def _standardize_around(
+    scores: Array, threshold: Array | float, mean: Array | float, std: Array | float, *, xp: Namespace
+) -> tuple[Array, Array]:
+    x, dtype, result = widen(scores, xp)
+    t = parameter(threshold, x, dtype, xp)
+    z = xp.astype(_standardize(scores, mean, std, None, xp=xp), xp.float64)
+    z_t = xp.astype(_standardize(xp.astype(t, dtype), mean, std, None, xp=xp), xp.float64)
+    info = xp.finfo(result)
+    z_t = xp.astype(xp.astype(xp.clip(z_t, float(info.min), float(info.max)), result), xp.float64)
+    below = z_t - xp.maximum(xp.abs(z_t) * float(info.eps), float(info.smallest_normal) * xp.ones_like(z_t))
+    z = xp.where((x < t) & (z >= z_t), below, xp.where((x > t) & (z < z_t), z_t, z))
+    return xp.astype(xp.where(x == t, z_t, z), result), xp.astype(z_t, result)
+
+
 def normalize(z: Array, threshold: Array | float) -> Array:
     """Map z-scores to [0, 1] with 0.5 at the threshold: ``u = Phi(z - threshold)`` (clause N3).
 
@@ -206,3 +243,68 @@ def _normalize(z: Array, threshold: Array | float, *, xp: Namespace) -> Array:
     u = ndtr(values - t, xp)
     u = xp.where(values < t, xp.minimum(u, xp.asarray(below_half(result, xp), dtype=u.dtype)), u)
     return xp.astype(u, result)
+
+
+def log_survival(z: Array, threshold: Array | float) -> Array:
+    """The logarithm of what the unit score leaves to 1: ``log(1 - Phi(z - threshold))`` (clause N10).
+
+    Where the unit score is 1 for every large ``z``, this keeps falling, so that ranking on it is ranking on ``z``.
+
+    Args:
+        z, threshold: as for `normalize`.
+
+    Returns:
+        Array of the shape and device of ``z``: ``log(1/2)`` at the threshold, smaller above. NaN stays NaN, -inf and
+        +inf give 0 and -inf.
+    """
+    return _log_survival(z, threshold, xp=array_namespace(z))
+
+
+@quiet
+def _log_survival(z: Array, threshold: Array | float, *, xp: Namespace) -> Array:
+    values, dtype, result = widen(z, xp)
+    return xp.astype(log_ndtr(parameter(threshold, values, dtype, xp) - values, xp), result)
+
+
+def denormalize(
+    unit: Array,
+    threshold: Array | float,
+    mean: Array | float,
+    std: Array | float,
+    center_at: Array | float | None = None,
+) -> Array:
+    """The raw score of a unit score: ``x = exp(center + std (threshold + Phi^-1(unit)))`` (clause N11).
+
+    Args:
+        unit: real array of any shape. Floating dtypes are kept; integers give the library's default float.
+        threshold: in sigmas, as for `normalize`.
+        mean, std, center_at: as for `standardize`; the centre is ``center_at`` or, without it, ``mean``.
+
+    Returns:
+        Array of the shape and device of ``unit``. 0 and 1 give the limits 0 and infinity. NaN and numbers outside
+        [0, 1], which are no unit scores, give NaN.
+
+    Raises:
+        ResolutionError: as for `standardize`.
+    """
+    return _denormalize(unit, threshold, mean, std, center_at, xp=array_namespace(unit))
+
+
+@quiet
+def _denormalize(
+    unit: Array,
+    threshold: Array | float,
+    mean: Array | float,
+    std: Array | float,
+    center_at: Array | float | None,
+    *,
+    xp: Namespace,
+) -> Array:
+    u, dtype, result = widen(unit, xp)
+    require_resolution(u.shape, *(getattr(value, "shape", ()) for value in (mean, std, center_at)))
+    t, mean, std = (parameter(value, u, dtype, xp) for value in (threshold, mean, std))
+    center = mean if center_at is None else parameter(center_at, u, dtype, xp)
+    z = t + ndtri(u, xp)
+    # Without a deviation every z-score is the centre, also an infinite one.
+    x = xp.exp(center + xp.where(std == 0, xp.zeros_like(z), std * z))
+    return xp.astype(xp.where((u >= 0) & (u <= 1), x + (mean - mean), xp.asarray(xp.nan, dtype=u.dtype)), result)

@@ -12,6 +12,7 @@ from anomnorm_core.errors import (
     InvalidScoreWarning,
     NotFittedError,
     ResolutionError,
+    ThresholdWarning,
 )
 from anomnorm_core.policy import OnInvalid
 
@@ -46,6 +47,14 @@ def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None
     raise InsufficientDataError(
         f"the {level}-level statistics have seen {count} valid value and need at least {minimum}: the standard "
         "deviation of a single value is undefined. Fit on more normal samples."
+    )
+
+
+def unfitted_level(level: str) -> NotFittedError:
+    """The error for values of a level of which a normalizer has no statistics."""
+    return NotFittedError(
+        f"this normalizer has no {level}-level statistics: none were fitted. Fit with outputs that hold "
+        f"{'anomaly maps' if level == 'pixel' else 'scores'} too, or leave them out here."
     )
 
 
@@ -115,3 +124,71 @@ def require_mask(found: tuple[int, ...], samples: int) -> None:
     """Raise unless a ``where`` of shape ``found`` has one entry for each of ``samples``."""
     if tuple(found) != (samples,):
         raise ValueError(f"where must have shape ({samples},), one entry for each sample, found {tuple(found)}.")
+
+
+def require_threshold_samples(normal: int, anomalous: int, invalid: int) -> None:
+    """Raise unless there is something to place a threshold by, and warn where it is anomalies alone (clause T3).
+
+    Raises:
+        NotFittedError: there is no valid score.
+    """
+    if normal + anomalous == 0:
+        found = f"all {invalid} scores are NaN" if invalid else "there are none"
+        raise NotFittedError(
+            f"a threshold needs scores to be placed by, and {found}. Give the scores of a validation run, or a "
+            "threshold by hand."
+        )
+    if normal == 0:
+        warnings.warn(
+            f"the threshold is the smallest of {anomalous} anomalous scores: there is no normal one to keep away from, "
+            "so nothing is known about false alarms. Add normal samples to the validation data.",
+            ThresholdWarning,
+            stacklevel=3,
+        )
+
+
+def require_normal_samples(normal: int, invalid: int) -> None:
+    """Raise `NotFittedError` unless there is a normal score to place a threshold above (clause T3)."""
+    if normal == 0:
+        raise NotFittedError(
+            f"a normal-only threshold needs normal scores, and there are none ({invalid} NaN). Give the scores of "
+            "normal samples; labels are 0 for normal and anything else for anomalous."
+        )
+
+
+# A histogram places a threshold at the edge of one of its bins. Beyond this possible loss of F1 it says so.
+_NOTABLE_LOSS = 0.01
+
+
+def report_coarse_threshold(possible_loss: float) -> None:
+    """Warn where a better threshold than the found one may lie inside a bin of the histogram (clause T5)."""
+    if possible_loss > _NOTABLE_LOSS:
+        warnings.warn(
+            f"the scores lie so close together that another threshold between them could have an F1 up to "
+            f"{possible_loss:.2g} higher: the histogram tells numbers apart that differ by 0.2 to 0.4 percent. "
+            "Subtract what the scores have in common before normalizing them.",
+            ThresholdWarning,
+            stacklevel=3,
+        )
+
+
+def label_axes(found: tuple[int, ...], scores: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that lets labels of shape ``found`` broadcast against ``scores``: one per value, or one per sample.
+
+    A channel axis of one may be there in either and missing in the other.
+
+    Raises:
+        ValueError: the labels are of neither kind.
+    """
+    if found == scores:
+        return found
+    if scores and found == scores[:1]:
+        return (*found, *[1] * (len(scores) - 1))
+    if len(scores) >= 3 and 1 in (scores[1], *found[1:2]):
+        without = [shape[:1] + shape[2:] if len(shape) == 4 and shape[1] == 1 else shape for shape in (found, scores)]
+        if without[0] == without[1]:
+            return scores
+    raise ValueError(
+        f"labels of shape {found} do not belong to scores of shape {scores}; give one for each value, or one for each "
+        "sample."
+    )

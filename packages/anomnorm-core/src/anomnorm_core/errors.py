@@ -33,5 +33,13 @@ class OptionError(AnomnormError, ValueError):
     """An option has a value that is not one of its few allowed ones."""
 
 
+class FileFormatError(AnomnormError, ValueError):
+    """A file does not hold a normalizer, or not one that this version reads; or a normalizer is not fit to be saved."""
+
+
 class InvalidScoreWarning(UserWarning):
     """Scores were left out of the statistics because they are NaN, infinite, or have no logarithm."""
+
+
+class ThresholdWarning(UserWarning):
+    """A threshold was found, but the data say less about it than one would wish."""

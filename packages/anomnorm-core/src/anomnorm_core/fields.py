@@ -6,6 +6,7 @@ with attributes, as newer ones do. Names only: reading and writing arrays is the
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from anomnorm_core.errors import OutputError
 
@@ -74,3 +75,31 @@ def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> Non
 def wrong_type(name: str, found: str, needed: str) -> OutputError:
     """The error for a field ``name`` that holds a ``found`` instead of a ``needed``."""
     return OutputError(f"{name!r} in the step's outputs is of type {found}; it must be {needed} of real numbers.")
+
+
+def missing_values() -> OutputError:
+    """The error for a normalizer that was called with nothing."""
+    return OutputError("a normalizer needs pred_scores of shape (B,) or anomaly_maps of shape (B, H, W); got neither.")
+
+
+class Scored(NamedTuple):
+    """What became of the scores or the maps."""
+
+    unit: Any  # unit scores
+    flagged: Any  # booleans of the same shape
+    companions: dict[str, Any]  # what else was asked for, by its name
+
+
+def assemble(image: Scored, pixel: Scored | None) -> dict[str, Any]:
+    """The result of a normalizer, under the names of a step's outputs."""
+    names = MAPPING_FIELDS
+    result = {names.scores: image.unit}
+    if pixel is not None:
+        result[names.maps] = pixel.unit
+    result[names.pred_labels] = image.flagged
+    if pixel is not None:
+        result[names.pred_masks] = pixel.flagged
+    for name, level in ((names.scores, image), (names.maps, pixel)):
+        if level is not None:
+            result |= {f"{name}_{companion}": value for companion, value in level.companions.items()}
+    return result

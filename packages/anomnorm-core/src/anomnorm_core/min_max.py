@@ -126,13 +126,65 @@ def _normalize(
 ) -> Array:
     x, dtype, result = widen(scores, xp)
     t, low, high = (parameter(value, x, dtype, xp) for value in (threshold, min, max))
-    span = high - low
-    # Halving keeps a span finite that would overflow; scaling by one is exact.
-    scale = xp.where(xp.isinf(span), xp.asarray(0.5, dtype=x.dtype), xp.asarray(1.0, dtype=x.dtype))
-    span = high * scale - low * scale
+    scale, span = _span(low, high, xp)
     u = xp.clip((x * scale - t * scale) / xp.where(span > 0, span, xp.ones_like(span)) + 0.5, 0.0, 1.0)
     u = xp.where(x < t, xp.minimum(u, xp.asarray(below_half(result, xp), dtype=x.dtype)), u)
     step = xp.where(x == t, 0.5 * xp.ones_like(x), xp.where(x > t, xp.ones_like(x), xp.zeros_like(x)))
     u = xp.where((span == 0) & ~xp.isnan(x), step, u)
     u = xp.where(span >= 0, u, xp.asarray(xp.nan, dtype=x.dtype))
     return xp.astype(u, result)
+
+
+def margin(scores: Array, threshold: Array | float, min: Array | float, max: Array | float) -> Array:
+    """The distance from the threshold as a share of the range: the unit score without its clip (clause N10).
+
+    ``(scores - threshold) / (max - min)``: 0 at the threshold, and in the order of the scores however far they are out.
+
+    Args:
+        scores, threshold, min, max: as for `normalize`.
+
+    Returns:
+        Array of the shape and device of ``scores``, negative below the threshold. NaN stays NaN, infinities stay. Where
+        ``max == min`` the result is -inf, 0 or +inf (clause N7); unfitted statistics give NaN.
+    """
+    return _margin(scores, threshold, min, max, xp=array_namespace(scores))
+
+
+@quiet
+def _margin(scores: Array, threshold: Array | float, min: Array | float, max: Array | float, *, xp: Namespace) -> Array:
+    x, dtype, result = widen(scores, xp)
+    t, low, high = (parameter(value, x, dtype, xp) for value in (threshold, min, max))
+    scale, span = _span(low, high, xp)
+    distance = xp.where(x == t, xp.zeros_like(x), (x * scale - t * scale) / xp.where(span == 0, 0.0 * span, span))
+    return xp.astype(xp.where(span >= 0, distance, xp.asarray(xp.nan, dtype=x.dtype)), result)
+
+
+def denormalize(unit: Array, threshold: Array | float, min: Array | float, max: Array | float) -> Array:
+    """The raw score of a unit score: ``x = (unit - 1/2) (max - min) + threshold`` (clause N11).
+
+    Args:
+        unit: real array of any shape. Floating dtypes are kept; integers give the library's default float.
+        threshold, min, max: as for `normalize`.
+
+    Returns:
+        Array of the shape and device of ``unit``. 0 and 1 stand for everything from there on, and give its nearest end.
+        NaN and numbers outside [0, 1], which are no unit scores, give NaN.
+    """
+    return _denormalize(unit, threshold, min, max, xp=array_namespace(unit))
+
+
+@quiet
+def _denormalize(
+    unit: Array, threshold: Array | float, min: Array | float, max: Array | float, *, xp: Namespace
+) -> Array:
+    u, dtype, result = widen(unit, xp)
+    t, low, high = (parameter(value, u, dtype, xp) for value in (threshold, min, max))
+    scale, span = _span(low, high, xp)
+    x = ((u - 0.5) * span + t * scale) / scale
+    return xp.astype(xp.where((u >= 0) & (u <= 1) & (span >= 0), x, xp.asarray(xp.nan, dtype=u.dtype)), result)
+
+
+def _span(low: Array, high: Array, xp: Namespace) -> tuple[Array, Array]:
+    # Halving keeps a span finite that would overflow; scaling by one is exact.
+    scale = xp.where(xp.isinf(high - low), 0.5 * xp.ones_like(low), xp.ones_like(low))
+    return scale, high * scale - low * scale

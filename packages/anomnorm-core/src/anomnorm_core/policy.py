@@ -1,6 +1,7 @@
 """Options with few values. Public functions take the plain string; these enums give it a type and a check."""
 
 import math
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self, SupportsFloat
 
@@ -39,7 +40,56 @@ class Source(_Option):
     VALIDATION = "validation"  # normal samples of the validation data
 
 
+class Method(_Option):
+    """How raw scores become unit scores."""
+
+    MIN_MAX = "min-max"  # linear in the score (clause N1)
+    CDF = "cdf"  # log-normal (clauses N2, N3)
+
+
+class Units(_Option):
+    """The scale on which a threshold is given."""
+
+    DECISION = "decision"  # where labels are decided: raw scores under min-max, z-scores under the CDF
+    RAW = "raw"  # raw scores
+    UNIT = "unit"  # unit scores as they are now: 0.5 changes nothing, 0.7 flags what is at 0.7 or above
+
+
+class Companion(_Option):
+    """What can be had beside the unit score, which saturates (clause N10)."""
+
+    Z = "z"  # z-scores; CDF
+    MARGIN = "margin"  # the unclipped distance from the threshold as a share of the range; min-max
+    LOG_SURVIVAL = "log_survival"  # the logarithm of 1 - unit score; CDF
+    RAW = "raw"  # the raw values themselves, not copied
+
+
+_COMPANIONS = {
+    Method.MIN_MAX: (Companion.MARGIN, Companion.RAW),
+    Method.CDF: (Companion.Z, Companion.LOG_SURVIVAL, Companion.RAW),
+}
+
+
+def parse_companions(values: Iterable[Companion | str], method: Method) -> tuple[Companion, ...]:
+    """Return ``values`` as members, each once; raise `OptionError` for one that ``method`` does not have."""
+    names = (values,) if isinstance(values, str) else values
+    found = tuple(dict.fromkeys(Companion.parse(name, "companions") for name in names))
+    for companion in found:
+        if companion not in _COMPANIONS[method]:
+            there = ", ".join(repr(str(name)) for name in _COMPANIONS[method])
+            raise OptionError(f"companions: {method} normalization has no {str(companion)!r}; there are {there}.")
+    return found
+
+
 _LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
+
+
+def parse_quantile(value: SupportsFloat, argument: str) -> float:
+    """Return ``value`` as a float between 0 and 1; raise `OptionError` for anything else."""
+    number = parse_threshold(value, argument)
+    if number is None or not 0.0 <= number <= 1.0:
+        raise OptionError(f"{argument}={value!r} is not a quantile; give a number from 0 to 1.")
+    return number
 
 
 def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float | None:

@@ -1,0 +1,199 @@
+"""Thresholds from the pixels of any number of maps, in bounded memory (clause T5).
+
+A histogram whose bins are float32 numbers that share their upper 18 bits: sign, exponent and 9 bits of the significand,
+so that a bin is between 0.2 and 0.4 percent of its value wide wherever it is. No range has to be known beforehand.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from anomnorm_core._arrays import Array, Namespace, array_namespace
+from anomnorm_core.checks import (
+    label_axes,
+    report_coarse_threshold,
+    require_count,
+    require_mask,
+    require_normal_samples,
+    require_threshold_samples,
+)
+from anomnorm_core.policy import parse_quantile
+from anomnorm_core.threshold._f1 import best
+from anomnorm_core.threshold.exact import may_exceed
+
+BITS = 18
+BINS = 2**BITS
+_SHIFT = 32 - BITS
+_LOWEST = -(2**31)
+
+
+class ScoreHistogram(NamedTuple):
+    """How many pixels of either kind lie in which bin.
+
+    Laws: ``init()`` is the identity of ``merge``; ``merge`` is exactly associative and commutative; updating with a
+    concatenation equals merging the parts.
+    """
+
+    normal: Array  # (2^18,) int64: normal pixels per bin, in ascending order of the scores
+    anomalous: Array  # (2^18,) int64
+    invalid: Array  # () int64: NaN values left out
+
+
+def init(*, xp: Namespace = np) -> ScoreHistogram:
+    """An empty histogram, arrays of the namespace ``xp``; 4 MB."""
+    return ScoreHistogram(
+        normal=xp.zeros((BINS,), dtype=xp.int64),
+        anomalous=xp.zeros((BINS,), dtype=xp.int64),
+        invalid=xp.asarray(0, dtype=xp.int64),
+    )
+
+
+def update(
+    record: ScoreHistogram, scores: Array, labels: Array | None = None, *, where: Array | None = None
+) -> ScoreHistogram:
+    """Add a batch of maps or scores.
+
+    Args:
+        record: what was counted so far.
+        scores: real array of shape (B, ...), in decision space, of any sign. NaN is left out and counted; infinities
+            count. Values are taken in float32.
+        labels: ground truth, 0 for normal and anything else for anomalous: of the shape of ``scores`` (a channel axis
+            of one may be missing in either), or (B,) with one for all pixels of a sample. None: all are normal.
+        where: boolean array of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        A new histogram; ``record`` is not changed.
+
+    Raises:
+        ValueError: shapes do not match.
+    """
+    xp = array_namespace(scores)
+    # The standard has neither bit patterns nor counting; NumPy has.
+    with np.errstate(over="ignore"):
+        x = np.from_dlpack(xp.asarray(scores)).astype(np.float32)
+    anomalous = np.zeros(x.shape, dtype=bool)
+    if labels is not None:
+        given = np.from_dlpack(xp.asarray(labels)) != 0
+        anomalous |= given.reshape(label_axes(given.shape, x.shape))
+    if where is not None:
+        require_mask(tuple(where.shape), x.shape[0])
+        taken = np.from_dlpack(xp.asarray(where)).astype(bool)
+        x, anomalous = x[taken], anomalous[taken]
+    invalid = np.isnan(x)
+    bins = bin_of(x)
+    counts = [np.bincount(bins[mask & ~invalid], minlength=BINS) for mask in (~anomalous, anomalous)]
+    batch = ScoreHistogram(*(xp.asarray(count.astype(np.int64)) for count in (*counts, invalid.sum())))
+    return merge(record, batch)
+
+
+def merge(a: ScoreHistogram, b: ScoreHistogram) -> ScoreHistogram:
+    """The histogram of the union of the data behind ``a`` and ``b``."""
+    return ScoreHistogram(a.normal + b.normal, a.anomalous + b.anomalous, a.invalid + b.invalid)
+
+
+def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -> Array:
+    """The edge of a bin that maximizes F1 under ``score >= threshold``; among equals, the largest (clauses T2, T5).
+
+    Without any anomaly to find, it is the threshold of `streamed_normal_quantile`.
+
+    Args:
+        record: pixels of a validation run.
+        normal_quantile: where there is no anomaly, the share of the normals that must not be flagged.
+
+    Returns:
+        float32 array of shape (). A warning says where a threshold inside a bin could be notably better.
+
+    Raises:
+        NotFittedError: nothing valid was counted.
+        OptionError: ``normal_quantile`` is not between 0 and 1.
+    """
+    quantile = parse_quantile(normal_quantile, "normal_quantile")
+    xp = array_namespace(record.normal)
+    negatives, positives = xp.sum(record.normal), xp.sum(record.anomalous)
+    require_threshold_samples(int(negatives), int(positives), int(record.invalid))
+    if int(positives) > 0:
+        true_positives, false_positives = (_at_or_above(counts, xp) for counts in (record.anomalous, record.normal))
+        # An edge is a candidate if its bin holds an anomaly. Bin 0 is that of -inf, which is never flagged.
+        candidate = (record.anomalous > 0) & (xp.arange(BINS) > 0)
+        true_positives = xp.where(candidate, true_positives, 0 * true_positives)
+        position, found = best(true_positives, true_positives + false_positives, positives, xp)
+        if bool(found):
+            chosen = int(position)
+            hits, alarms = int(true_positives[chosen]), int(false_positives[chosen])
+            f1 = 2 * hits / (hits + alarms + int(positives))
+            # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
+            ideal_flagged = true_positives + (false_positives - record.normal)
+            ideal = xp.astype(2 * true_positives, xp.float64) / xp.astype(ideal_flagged + positives, xp.float64)
+            report_coarse_threshold(float(xp.max(ideal)) - f1)
+            return xp.asarray(lower_edge(chosen))
+    return streamed_normal_quantile(record, quantile)
+
+
+def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> Array:
+    """The first edge above the bin that holds the ``quantile`` of the normal pixels (clause T3).
+
+    Args:
+        record: pixels of a validation run; only the normal ones count.
+        quantile: from 0 to 1; with 1, no normal pixel is flagged.
+
+    Returns:
+        float32 array of shape ().
+
+    Raises:
+        NotFittedError: no normal pixel was counted.
+        OptionError: ``quantile`` is not between 0 and 1.
+    """
+    share = parse_quantile(quantile, "quantile")
+    xp = array_namespace(record.normal)
+    require_normal_samples(int(xp.sum(record.normal)), int(record.invalid))
+    return xp.asarray(lower_edge(_quantile_bin(record.normal, share, xp) + 1))
+
+
+def streamed_quantile(record: ScoreHistogram, quantile: float) -> Array:
+    """The ``quantile`` of all pixels, down to the lower edge of its bin: within 0.4 percent.
+
+    Args:
+        record: pixels of any number of maps.
+        quantile: from 0 to 1.
+
+    Returns:
+        float32 array of shape (): the lower edge of the bin of the smallest score that at least this share of the
+        pixels does not exceed.
+
+    Raises:
+        NotFittedError: nothing valid was counted.
+        OptionError: ``quantile`` is not between 0 and 1.
+    """
+    share = parse_quantile(quantile, "quantile")
+    xp = array_namespace(record.normal)
+    counts = record.normal + record.anomalous
+    require_count("pixel", int(xp.sum(counts)), int(record.invalid), minimum=1)
+    return xp.asarray(lower_edge(_quantile_bin(counts, share, xp)))
+
+
+def _at_or_above(counts: Array, xp: Namespace) -> Array:
+    return xp.sum(counts) - xp.cumulative_sum(counts) + counts
+
+
+def _quantile_bin(counts: Array, quantile: float, xp: Namespace) -> int:
+    above = may_exceed(quantile, int(xp.sum(counts)))
+    return int(xp.sum(xp.astype(_at_or_above(counts, xp) > above, xp.int64))) - 1
+
+
+def bin_of(x: np.ndarray) -> np.ndarray:
+    """The bin of each float32: bit patterns of floats order like integers of sign and magnitude."""
+    bits = x.view(np.int32)
+    key = np.where(bits < 0, np.int32(_LOWEST) - bits, bits)
+    bins = (key >> _SHIFT) + BINS // 2
+    # The bin of -inf would hold the largest negative numbers too.
+    return np.where(np.isneginf(x), 0, bins)
+
+
+def lower_edge(position: int) -> np.ndarray:
+    """The smallest finite float32 of a bin."""
+    key = (position - BINS // 2) << _SHIFT
+    bits = np.int32(key if key >= 0 else _LOWEST - key)
+    limit = np.finfo(np.float32).max
+    with np.errstate(invalid="ignore"):
+        edge = bits.view(np.float32)
+    return np.asarray(np.clip(-limit if np.isnan(edge) and key < 0 else edge, -limit, limit), dtype=np.float32)
