@@ -4,7 +4,7 @@ Two layouts are understood: dictionaries, as anomaly detectors in Lightning have
 with attributes, as newer ones do. Names only: reading and writing arrays is the business of each framework package.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ MAPPING_FIELDS = Fields(
     pred_labels="pred_labels",
     pred_masks="pred_masks",
 )
+SCORES, MAPS = MAPPING_FIELDS.scores, MAPPING_FIELDS.maps
+LEVEL = {SCORES: "image", MAPS: "pixel"}  # whose statistics are for which field
 ATTRIBUTE_FIELDS = Fields(
     scores="pred_score",
     maps="anomaly_map",
@@ -90,16 +92,12 @@ class Scored(NamedTuple):
     companions: dict[str, Any]  # what else was asked for, by its name
 
 
-def assemble(image: Scored, pixel: Scored | None) -> dict[str, Any]:
-    """The result of a normalizer, under the names of a step's outputs."""
-    names = MAPPING_FIELDS
-    result = {names.scores: image.unit}
-    if pixel is not None:
-        result[names.maps] = pixel.unit
-    result[names.pred_labels] = image.flagged
-    if pixel is not None:
-        result[names.pred_masks] = pixel.flagged
-    for name, level in ((names.scores, image), (names.maps, pixel)):
-        if level is not None:
-            result |= {f"{name}_{companion}": value for companion, value in level.companions.items()}
-    return result
+def assemble(levels: Mapping[str, Scored]) -> dict[str, Any]:
+    """The result of a normalizer, under the names of a step's outputs, from what became of `SCORES` and `MAPS`."""
+    decisions = {SCORES: MAPPING_FIELDS.pred_labels, MAPS: MAPPING_FIELDS.pred_masks}
+    units = {name: level.unit for name, level in levels.items()}
+    flagged = {decisions[name]: level.flagged for name, level in levels.items()}
+    companions = {
+        f"{name}_{companion}": value for name, level in levels.items() for companion, value in level.companions.items()
+    }
+    return units | flagged | companions

@@ -10,7 +10,7 @@ import numpy as np
 from anomnorm_core import portable
 from anomnorm_core.errors import OptionError
 from anomnorm_core.fit import Fit
-from anomnorm_core.policy import Center, Method, Units, parse_threshold
+from anomnorm_core.policy import Center, Method, Units, manual, parse_threshold
 
 Statistics = tuple[np.ndarray, np.ndarray]
 
@@ -26,6 +26,12 @@ def require_record(method: Method, *, min_max: bool) -> None:
     if (method is Method.MIN_MAX) is not min_max:
         found = "min_max" if min_max else "cdf"
         raise OptionError(f"statistics of {found}.update were given to a normalizer of the other method, {method}.")
+
+
+def require_cdf(method: Method) -> None:
+    """Raise `OptionError` where z-scores are asked for and the method has none."""
+    if method is not Method.CDF:
+        raise OptionError(f"{method} normalization has no z-scores: it decides on raw scores. Call the normalizer.")
 
 
 class FittedNormalizer(ABC):
@@ -124,14 +130,11 @@ class FittedNormalizer(ABC):
     ) -> Self:
         given = {level: value for level, value in (("image", image), ("pixel", pixel)) if value is not None}
         final = {level: cls._finalized(method, level, value) for level, value in given.items()}
-        number = parse_threshold(threshold, "threshold")
-        if number is None:
-            raise OptionError("threshold=None is not a number; give a finite float.")
         fit = Fit(
             method=method,
             image=final["image"][0],
             pixel=final["pixel"][0] if "pixel" in final else None,
-            threshold=number,
+            threshold=manual(threshold),
             pixel_threshold=parse_threshold(pixel_threshold, "pixel_threshold"),
             counts={level: counts for level, (_, counts) in final.items() if counts is not None},
             fitted_with=cls._package,

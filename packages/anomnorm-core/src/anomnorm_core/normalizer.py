@@ -1,17 +1,18 @@
 """A fitted normalization that scores what a detector gives, in NumPy (clauses N1 to N11, P1, T4)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from anomnorm_core import cdf, min_max
+from anomnorm_core._arrays import Array
 from anomnorm_core._version import __version__
 from anomnorm_core.cdf import ScoreDistribution
-from anomnorm_core.fields import Scored, assemble, missing_values, require_shapes
+from anomnorm_core.fields import LEVEL, MAPS, SCORES, Scored, assemble, missing_values, require_shapes
 from anomnorm_core.fit import Fit
-from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_record
+from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
 from anomnorm_core.min_max import MinMaxStatistics
 from anomnorm_core.policy import Center, Companion, Method, parse_companions
 from anomnorm_core.threshold import flag, manual
@@ -86,47 +87,97 @@ class Normalizer(FittedNormalizer):
             ResolutionError: the maps do not have the fitted height and width (CDF).
             OptionError: a companion is not one of the method.
         """
+        raw = _values(pred_scores, anomaly_maps)
+        z = {name: self._z(name, x) for name, x in raw.items()} if self._fit.method is Method.CDF else raw
+        return self._scored(z, raw, threshold, pixel_threshold, companions)
+
+    def standardize(
+        self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
+    ) -> dict[str, np.ndarray]:
+        """The z-scores of raw scores and maps: the space in which the CDF method decides.
+
+        Args:
+            pred_scores, anomaly_maps: as in a call.
+
+        Returns:
+            ``pred_scores`` and, with maps, ``anomaly_maps``: z-scores of the shape and dtype of the raw ones.
+
+        Raises:
+            OptionError: the method is min-max.
+            OutputError, NotFittedError, ResolutionError: as in a call.
+        """
+        require_cdf(self._fit.method)
+        return {name: self._z(name, x) for name, x in _values(pred_scores, anomaly_maps).items()}
+
+    def normalize_standardized(
+        self,
+        pred_scores: ArrayLike | None = None,
+        anomaly_maps: ArrayLike | None = None,
+        *,
+        threshold: ArrayLike | None = None,
+        pixel_threshold: ArrayLike | None = None,
+        companions: Iterable[Companion | str] = (),
+    ) -> dict[str, np.ndarray]:
+        """What a call gives, from the z-scores of `standardize`. ``"raw"`` gives those.
+
+        Args:
+            pred_scores, anomaly_maps: z-scores and maps of z-scores.
+            threshold, pixel_threshold, companions: as in a call.
+
+        Raises:
+            OptionError, OutputError: as `standardize`.
+        """
+        require_cdf(self._fit.method)
+        z = _values(pred_scores, anomaly_maps)
+        return self._scored(z, z, threshold, pixel_threshold, companions)
+
+    def _scored(
+        self,
+        values: Mapping[str, np.ndarray],
+        raw: Mapping[str, np.ndarray],
+        threshold: ArrayLike | None,
+        pixel_threshold: ArrayLike | None,
+        companions: Iterable[Companion | str],
+    ) -> dict[str, np.ndarray]:
+        """Unit scores and decisions of ``values`` in decision space."""
         wanted = parse_companions(companions, self._fit.method)
-        maps = None if anomaly_maps is None else np.asarray(anomaly_maps)
-        scores = None if pred_scores is None else np.asarray(pred_scores)
-        if scores is None:
-            if maps is None:
-                raise missing_values()
-            require_shapes(maps.shape[:1], maps.shape)
-            scores = maps.max(axis=tuple(range(1, maps.ndim)))
-        require_shapes(scores.shape, None if maps is None else maps.shape)
-        own = self._fit.pixel_threshold
-        image = self._score("image", scores, threshold, wanted)
-        if maps is None:
-            return assemble(image, None)
-        if pixel_threshold is None:
-            pixel_threshold = own if own is not None else threshold
-        return assemble(image, self._score("pixel", maps, pixel_threshold, wanted))
+        result = {}
+        for name, x in values.items():
+            given = threshold
+            if name == MAPS and (pixel_threshold is not None or self._fit.pixel_threshold is not None):
+                given = pixel_threshold if pixel_threshold is not None else self._fit.pixel_threshold
+            result[name] = self._score(name, x, raw[name], given, wanted)
+        return assemble(result)
 
-    def _score(self, level: str, x: np.ndarray, threshold: ArrayLike | None, wanted: tuple[Companion, ...]) -> Scored:
-        fit = self._fit
-        if fit.method is Method.MIN_MAX:
-            t = fit.threshold if threshold is None else _parsed(threshold)
-            low, high = fit.level(level)
-            beside = {Companion.RAW: lambda: x, Companion.MARGIN: lambda: min_max.margin(x, t, low, high)}
-            return Scored(min_max.normalize(x, t, low, high), flag(x, t), {name: beside[name]() for name in wanted})
-        z, t = self._standardized(level, x, threshold)
-        beside = {
-            Companion.RAW: lambda: x,
-            Companion.Z: lambda: z,
-            Companion.LOG_SURVIVAL: lambda: cdf.log_survival(z, t),
-        }
-        return Scored(cdf.normalize(z, t), flag(z, t), {name: beside[name]() for name in wanted})
+    def _score(
+        self, name: str, x: np.ndarray, raw: np.ndarray, threshold: ArrayLike | None, wanted: tuple[Companion, ...]
+    ) -> Scored:
+        t = self._threshold(x) if threshold is None else _parsed(threshold)
+        beside: dict[Companion, Callable[[], np.ndarray]] = {Companion.RAW: lambda: raw}
+        if self._fit.method is Method.MIN_MAX:
+            low, high = self._fit.level(LEVEL[name])
+            unit = min_max.normalize(x, t, low, high)
+            beside[Companion.MARGIN] = lambda: min_max.margin(x, t, low, high)
+        else:
+            unit = cdf.normalize(x, t)
+            beside[Companion.Z] = lambda: x
+            beside[Companion.LOG_SURVIVAL] = lambda: cdf.log_survival(x, t)
+        return Scored(unit, flag(x, t), {str(companion): beside[companion]() for companion in wanted})
 
-    def _standardized(self, level: str, x: np.ndarray, threshold: ArrayLike | None) -> tuple[np.ndarray, Any]:
-        """z-scores and the threshold that belongs to them."""
+    def _threshold(self, z: np.ndarray) -> Array:
+        """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""
+        if self._fit.raw_threshold:
+            return cdf.standardize_around(z[:0], self._fit.threshold, *self._fit.image)[1]
+        return self._fit.threshold
+
+    def _z(self, name: str, x: np.ndarray) -> Array:
         fit = self._fit
-        mean, std = fit.level(level)
-        if level == "image" and threshold is None and fit.raw_threshold:
-            return cdf.standardize_around(x, fit.threshold, mean, std)
-        center = fit.image[0] if level == "pixel" and fit.center is Center.IMAGE else None
-        z = cdf.standardize(x, mean, std, center_at=center)
-        return z, fit.z_threshold if threshold is None else _parsed(threshold)
+        mean, std = fit.level(LEVEL[name])
+        if name == MAPS:
+            return cdf.standardize(x, mean, std, center_at=fit.image[0] if fit.center is Center.IMAGE else None)
+        if fit.raw_threshold:
+            return cdf.standardize_around(x, fit.threshold, mean, std)[0]
+        return cdf.standardize(x, mean, std)
 
     def denormalize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
@@ -144,25 +195,35 @@ class Normalizer(FittedNormalizer):
         Raises:
             OutputError, NotFittedError, ResolutionError: as in a call.
         """
-        given = {"image": pred_scores, "pixel": anomaly_maps}
-        names = {"image": "pred_scores", "pixel": "anomaly_maps"}
         if pred_scores is None and anomaly_maps is None:
             raise missing_values()
-        return {names[level]: self._raw(level, np.asarray(unit)) for level, unit in given.items() if unit is not None}
+        given = {SCORES: pred_scores, MAPS: anomaly_maps}
+        return {name: self._raw(name, np.asarray(unit)) for name, unit in given.items() if unit is not None}
 
-    def _raw(self, level: str, unit: np.ndarray) -> np.ndarray:
+    def _raw(self, name: str, unit: np.ndarray) -> Array:
         fit = self._fit
-        first, second = fit.level(level)
-        own = fit.pixel_threshold if level == "pixel" else None
-        t = fit.z_threshold if own is None else own
+        statistics = fit.level(LEVEL[name])
+        t = fit.pixel_threshold if name == MAPS and fit.pixel_threshold is not None else fit.z_threshold
         if fit.method is Method.MIN_MAX:
-            raw: np.ndarray = min_max.denormalize(unit, t, first, second)
-        else:
-            center = fit.image[0] if level == "pixel" and fit.center is Center.IMAGE else None
-            raw = cdf.denormalize(unit, t, first, second, center_at=center)
-        return raw
+            return min_max.denormalize(unit, t, *statistics)
+        center = fit.image[0] if name == MAPS and fit.center is Center.IMAGE else None
+        return cdf.denormalize(unit, t, *statistics, center_at=center)
 
 
-def _parsed(threshold: ArrayLike) -> Any:
+def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, np.ndarray]:
+    """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
+    maps = None if anomaly_maps is None else np.asarray(anomaly_maps)
+    if pred_scores is not None:
+        scores = np.asarray(pred_scores)
+    elif maps is not None:
+        require_shapes(maps.shape[:1], maps.shape)
+        scores = maps.max(axis=tuple(range(1, maps.ndim)))
+    else:
+        raise missing_values()
+    require_shapes(scores.shape, None if maps is None else maps.shape)
+    return {SCORES: scores} | ({} if maps is None else {MAPS: maps})
+
+
+def _parsed(threshold: ArrayLike) -> Array:
     # An array is used as it is, also one threshold for each sample; a number is checked.
     return threshold if isinstance(threshold, np.ndarray) else manual(threshold)  # type: ignore[arg-type]

@@ -84,6 +84,33 @@ def parse_companions(values: Iterable[Companion | str], method: Method) -> tuple
 _LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
 
 
+def manual(threshold: SupportsFloat) -> float:
+    """A threshold given by hand, checked (clause T4).
+
+    Args:
+        threshold: in decision space, or an array of one number, which is read off its device.
+
+    Returns:
+        The number. It is rounded to the dtype of the scores where it is used, see `threshold.flag`.
+
+    Raises:
+        OptionError: it is no number, or not finite (in float32, which most scores are).
+    """
+    number = parse_threshold(threshold, "threshold")
+    if number is None:
+        raise OptionError("threshold=None is not a number; give a finite float.")
+    return number
+
+
+# A share times a count is rounded: 0.07 * 100 is 7.000000000000001. This much, relatively, is taken for rounding.
+QUANTILE_SLACK = 1 + 2.0**-20
+
+
+def may_exceed(quantile: float, count: int) -> int:
+    """How many of ``count`` samples may lie above their ``quantile``: less than all of them."""
+    return min(int((1.0 - quantile) * count * QUANTILE_SLACK), count - 1)
+
+
 def parse_quantile(value: SupportsFloat, argument: str) -> float:
     """Return ``value`` as a float between 0 and 1; raise `OptionError` for anything else."""
     number = parse_threshold(value, argument)

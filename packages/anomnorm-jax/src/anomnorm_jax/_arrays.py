@@ -44,6 +44,13 @@ def order_key(x: Array) -> Array:
     return jnp.where(bits < 0, lowest - bits, bits)
 
 
+def from_order_key(key: Array) -> Array:
+    """The float32 (of an int32) or float64 (of an int64) that has this `order_key`."""
+    lowest = jnp.iinfo(key.dtype).min  # type: ignore[no-untyped-call]
+    bits = jnp.where(key < 0, lowest - key, key)
+    return jax.lax.bitcast_convert_type(bits, jnp.float64 if key.dtype == jnp.int64 else jnp.float32)
+
+
 def less(a: Array, b: Array) -> Array:
     """``a < b``, false where either is NaN, right for subnormal numbers too (see `order_key`)."""
     return (order_key(a) < order_key(b)) & ~jnp.isnan(a) & ~jnp.isnan(b)

@@ -1,8 +1,10 @@
 """Exact counts past 2^32 without 64-bit integers: JAX has those only under a global switch.
 
-A count is a uint32 array ``[upper, lower]``. 32,768 maps of 256x256 are already 2^31 pixels.
+A count is a uint32 array ``[upper, lower]``; many counts have more axes after that one. 32,768 maps of 256x256 are
+already 2^31 pixels.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,10 +15,19 @@ def zero() -> Array:
     return jnp.zeros((2,), dtype=jnp.uint32)
 
 
+def widened(lower: Array) -> Array:
+    """uint32 numbers as counts."""
+    return jnp.stack([jnp.zeros_like(lower), lower])
+
+
 def of(mask: Array) -> Array:
     """How many elements of a boolean array (of less than 2^32 elements) are true."""
-    lower = jnp.sum(mask, dtype=jnp.uint32)
-    return jnp.stack([jnp.zeros_like(lower), lower])
+    return widened(jnp.sum(mask, dtype=jnp.uint32))
+
+
+def of_ints(*numbers: int) -> Array:
+    """Python integers as counts, along the first axis."""
+    return jnp.asarray(np.array([(number >> 32, number & 0xFFFFFFFF) for number in numbers], dtype=np.uint32))
 
 
 def add(a: Array, b: Array) -> Array:
@@ -24,6 +35,22 @@ def add(a: Array, b: Array) -> Array:
     lower = a[1] + b[1]
     carry = (lower < a[1]).astype(jnp.uint32)
     return jnp.stack([a[0] + b[0] + carry, lower])
+
+
+def excess_bits(count: Array, bits: int) -> Array:
+    """By how many bits a count is longer than ``bits``, at most 32."""
+    upper, lower = (32 - jax.lax.clz(half) for half in count)
+    length = jnp.where(count[0] > 0, upper + 32, lower)
+    return jnp.maximum(length.astype(jnp.int32) - bits, 0).astype(jnp.uint32)
+
+
+def shortened(count: Array, shift: Array) -> Array:
+    """Counts without their last ``shift`` bits, as uint32, which has to hold what remains."""
+    # Shifts by 32 or more, and by what has wrapped around below zero, leave nothing.
+    right, left = jax.lax.shift_right_logical, jax.lax.shift_left
+    upper, lower = count
+    by = jnp.broadcast_to(shift, lower.shape)
+    return right(lower, by) | left(upper, 32 - by) | right(upper, by - 32)
 
 
 def to_int(count: Array) -> int:

@@ -204,6 +204,35 @@ def _log_ratio(x: Array, center: Array, scale: Array) -> Array:
 
 
 @jax.jit
+def standardize_around(scores: ArrayLike, threshold: ArrayLike, mean: ArrayLike, std: ArrayLike) -> tuple[Array, Array]:
+    """Raw scores and a threshold known in raw units as z-scores, on the same side of it as before (clauses N4, P2).
+
+    `standardize` rounds: a score just below the threshold can get its z-score, and two libraries can round it
+    differently. What is decided on raw scores has to stay decided, so such z-scores are moved by the last place that
+    keeps them apart.
+
+    Args:
+        scores, mean, std: as for `standardize`.
+        threshold: in raw units; rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        ``z`` in the shape and dtype of ``scores``, and the finite z-score of the threshold in the same dtype.
+        ``z >= z_threshold`` exactly where ``scores >= threshold``, with equality where those are equal.
+    """
+    x, result = arithmetic(scores)
+    t = parameter(threshold, x)
+    info = jnp.finfo(result)  # type: ignore[no-untyped-call]
+    z = standardize(scores, mean, std).astype(x.dtype)
+    at = jnp.asarray(threshold, dtype=x.dtype)
+    z_at = jnp.clip(standardize(at, mean, std), float(info.min), float(info.max)).astype(result)
+    z_t = parameter(z_at, x)
+    under = z_t - jnp.maximum(jnp.abs(z_t) * float(info.eps), float(info.tiny))
+    below, above = less(x, t), less(t, x)
+    z = jnp.where(below & ~less(z, z_t), under, jnp.where(above & less(z, z_t), z_t, z))
+    return jnp.where(below | above | jnp.isnan(x), z, z_t).astype(result), z_at
+
+
+@jax.jit
 def normalize(z: ArrayLike, threshold: ArrayLike) -> Array:
     """Map z-scores to [0, 1] with 0.5 at the threshold: ``u = Phi(z - threshold)`` (clause N3).
 
@@ -226,3 +255,51 @@ def normalize(z: ArrayLike, threshold: ArrayLike) -> Array:
     u = 0.5 * jax.scipy.special.erfc((t - values) * 0.5**0.5)
     below = less(values, t)
     return jnp.where(below, jnp.minimum(u, below_half(result)), u).astype(result)
+
+
+@jax.jit
+def log_survival(z: ArrayLike, threshold: ArrayLike) -> Array:
+    """The logarithm of what the unit score leaves to 1: ``log(1 - Phi(z - threshold))`` (clause N10).
+
+    Where the unit score is 1 for every large ``z``, this keeps falling, so that ranking on it is ranking on ``z``.
+
+    Args:
+        z, threshold: as for `normalize`.
+
+    Returns:
+        Array of the shape and sharding of ``z``: ``log(1/2)`` at the threshold, smaller above. NaN stays NaN, -inf and
+        +inf give 0 and -inf.
+    """
+    values, result = arithmetic(z)
+    below = parameter(threshold, values) - values
+    # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
+    upper = jnp.log1p(-0.5 * jax.scipy.special.erfc(below * 0.5**0.5))
+    return jnp.where(below > 0, upper, jax.scipy.special.log_ndtr(below)).astype(result)
+
+
+@jax.jit
+def denormalize(
+    unit: ArrayLike, threshold: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None
+) -> Array:
+    """The raw score of a unit score: ``x = exp(center + std (threshold + Phi^-1(unit)))`` (clause N11).
+
+    Args:
+        unit: real array of any shape. Floating dtypes are kept; integers give JAX's default float.
+        threshold: in sigmas, as for `normalize`.
+        mean, std, center_at: as for `standardize`; the centre is ``center_at`` or, without it, ``mean``.
+
+    Returns:
+        Array of the shape and sharding of ``unit``. 0 and 1 give the limits 0 and infinity. NaN and numbers outside
+        [0, 1], which are no unit scores, give NaN.
+
+    Raises:
+        ResolutionError: as for `standardize`.
+    """
+    u, result = arithmetic(unit)
+    require_resolution(u.shape, *(jnp.shape(value) for value in (mean, std, center_at) if value is not None))
+    t, location, scale = parameter(threshold, u), parameter(mean, u), parameter(std, u)
+    center = location if center_at is None else parameter(center_at, u)
+    z = t + jax.scipy.special.ndtri(u)
+    # Without a deviation every z-score is the centre, also an infinite one.
+    x = jnp.exp(center + jnp.where(scale == 0, 0.0, scale * z)) + (location - location)
+    return jnp.where((u >= 0) & (u <= 1), x, jnp.nan).astype(result)

@@ -114,12 +114,7 @@ def normalize(scores: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: Arra
     """
     x, result = arithmetic(scores)
     t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
-    span = high - low
-    # Scaling down keeps a span finite that would overflow. It begins before that: XLA multiplies by the reciprocal of
-    # a scalar divisor, and the reciprocal of a number above 2^126 is subnormal, hence zero on CPU.
-    largest = jnp.finfo(x.dtype).max  # type: ignore[no-untyped-call]
-    scale = jnp.where(jnp.abs(span) > largest / 16, 0.0625, 1.0).astype(x.dtype)
-    span = high * scale - low * scale
+    scale, span = _span(low, high)
     constant = span == 0
     u = jnp.clip((x * scale - t * scale) / jnp.where(constant, 1.0, span) + 0.5, 0.0, 1.0)
     below, above = less(x, t), less(t, x)
@@ -127,3 +122,54 @@ def normalize(scores: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: Arra
     step = jnp.where(below, 0.0, jnp.where(above, 1.0, 0.5))
     u = jnp.where(constant & ~jnp.isnan(x), step, u)
     return jnp.where(span >= 0, u, jnp.nan).astype(result)
+
+
+@jax.jit
+def margin(scores: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: ArrayLike) -> Array:
+    """The distance from the threshold as a share of the range: the unit score without its clip (clause N10).
+
+    ``(scores - threshold) / (max - min)``: 0 at the threshold, and in the order of the scores however far they are out.
+
+    Args:
+        scores, threshold, min, max: as for `normalize`.
+
+    Returns:
+        Array of the shape and sharding of ``scores``, negative below the threshold. NaN stays NaN, infinities stay.
+        Where ``max == min`` the result is -inf, 0 or +inf (clause N7); unfitted statistics give NaN.
+    """
+    x, result = arithmetic(scores)
+    t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
+    scale, span = _span(low, high)
+    constant = span == 0
+    below, above = less(x, t), less(t, x)
+    distance = (x * scale - t * scale) / jnp.where(constant, 1.0, span)
+    step = jnp.where(below, -jnp.inf, jnp.where(above, jnp.inf, 0.0))
+    distance = jnp.where(constant & ~jnp.isnan(x), step, jnp.where(below | above | jnp.isnan(x), distance, 0.0))
+    return jnp.where(span >= 0, distance, jnp.nan).astype(result)
+
+
+@jax.jit
+def denormalize(unit: ArrayLike, threshold: ArrayLike, min: ArrayLike, max: ArrayLike) -> Array:
+    """The raw score of a unit score: ``x = (unit - 1/2) (max - min) + threshold`` (clause N11).
+
+    Args:
+        unit: real array of any shape. Floating dtypes are kept; integers give JAX's default float.
+        threshold, min, max: as for `normalize`.
+
+    Returns:
+        Array of the shape and sharding of ``unit``. 0 and 1 stand for everything from there on, and give its nearest
+        end. NaN and numbers outside [0, 1], which are no unit scores, give NaN.
+    """
+    u, result = arithmetic(unit)
+    t, low, high = parameter(threshold, u), parameter(min, u), parameter(max, u)
+    scale, span = _span(low, high)
+    x = ((u - 0.5) * span + t * scale) / scale
+    return jnp.where((u >= 0) & (u <= 1) & (span >= 0), x, jnp.nan).astype(result)
+
+
+def _span(low: Array, high: Array) -> tuple[Array, Array]:
+    # Scaling down keeps a span finite that would overflow. It begins before that: XLA multiplies by the reciprocal of
+    # a scalar divisor, and the reciprocal of a number above 2^126 is subnormal, hence zero on CPU.
+    largest = jnp.finfo(low.dtype).max  # type: ignore[no-untyped-call]
+    scale = jnp.where(jnp.abs(high - low) > largest / 16, 0.0625, 1.0).astype(low.dtype)
+    return scale, high * scale - low * scale

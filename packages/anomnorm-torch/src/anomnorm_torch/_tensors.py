@@ -1,5 +1,7 @@
 """Dtypes, parameters and masks: what every kernel of this package starts and ends with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,20 @@ def parameter(value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(device=like.device, dtype=like.dtype)
     return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What ``Module._apply`` may do to statistics and thresholds: move them, but not change their dtype.
+
+    A module that is turned to bfloat16 needs no statistics in bfloat16 (clause L9).
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        device = fn(torch.empty(0, device=tensor.device)).device
+        # Apple's devices have no float64 at all.
+        return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
+
+    return move
 
 
 def below_half(dtype: torch.dtype) -> float:

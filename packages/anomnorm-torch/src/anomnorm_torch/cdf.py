@@ -4,6 +4,7 @@ The logarithms of the scores of normal data are taken as normally distributed; a
 sigmas above normal") and then a probability around a threshold given in sigmas.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -167,6 +168,33 @@ def standardize(
     return distance.div_(torch.where(constant, 0.0, scale) + nan).masked_fill_(at_center, 0.0).to(result)
 
 
+def standardize_around(
+    scores: Tensor, threshold: Tensor | float, mean: Tensor | float, std: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Raw scores and a threshold known in raw units as z-scores, on the same side of it as before (clauses N4, P2).
+
+    `standardize` rounds: a score just below the threshold can get its z-score, and two libraries can round it
+    differently. What is decided on raw scores has to stay decided, so such z-scores are moved by the last place that
+    keeps them apart.
+
+    Args:
+        scores, mean, std: as for `standardize`.
+        threshold: in raw units; rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        ``z`` in the shape and dtype of ``scores``, and the finite z-score of the threshold in the same dtype.
+        ``z >= z_threshold`` exactly where ``scores >= threshold``, with equality where those are equal.
+    """
+    x, result = arithmetic(scores)
+    t = parameter(threshold, x)
+    info = torch.finfo(result)
+    z = standardize(scores, mean, std).to(x.dtype)
+    z_t = standardize(t, mean, std).clamp(info.min, info.max).to(result).to(x.dtype)
+    below = z_t - torch.clamp(z_t.abs() * info.eps, min=info.smallest_normal)
+    z = torch.where((x < t) & (z >= z_t), below, torch.where((x > t) & (z < z_t), z_t, z))
+    return torch.where(x == t, z_t, z).to(result), z_t.to(result)
+
+
 def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:
     """Map z-scores to [0, 1] with 0.5 at the threshold: ``u = Phi(z - threshold)`` (clause N3).
 
@@ -189,3 +217,55 @@ def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:
     u = (t - values).mul_(0.5**0.5).erfc_().mul_(0.5)
     limit = below_half(result)
     return u.masked_fill_((values < t).logical_and_(u > limit), limit).to(result)
+
+
+def log_survival(z: Tensor, threshold: Tensor | float) -> Tensor:
+    """The logarithm of what the unit score leaves to 1: ``log(1 - Phi(z - threshold))`` (clause N10).
+
+    Where the unit score is 1 for every large ``z``, this keeps falling, so that ranking on it is ranking on ``z``.
+
+    Args:
+        z, threshold: as for `normalize`.
+
+    Returns:
+        Tensor of the shape and device of ``z``: ``log(1/2)`` at the threshold, smaller above. NaN stays NaN, -inf and
+        +inf give 0 and -inf.
+    """
+    values, result = arithmetic(z)
+    below = parameter(threshold, values) - values
+    # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
+    upper = torch.log1p((below * 0.5**0.5).erfc().mul_(-0.5))
+    return torch.where(below > 0, upper, torch.special.log_ndtr(below)).to(result)
+
+
+def denormalize(
+    unit: Tensor,
+    threshold: Tensor | float,
+    mean: Tensor | float,
+    std: Tensor | float,
+    center_at: Tensor | float | None = None,
+) -> Tensor:
+    """The raw score of a unit score: ``x = exp(center + std (threshold + Phi^-1(unit)))`` (clause N11).
+
+    Args:
+        unit: real tensor of any shape. Floating dtypes are kept; integers give the default float.
+        threshold: in sigmas, as for `normalize`.
+        mean, std, center_at: as for `standardize`; the centre is ``center_at`` or, without it, ``mean``.
+
+    Returns:
+        Tensor of the shape and device of ``unit``. 0 and 1 give the limits 0 and infinity. NaN and numbers outside
+        [0, 1], which are no unit scores, give NaN.
+
+    Raises:
+        ResolutionError: as for `standardize`.
+    """
+    statistics = [tuple(value.shape) for value in (mean, std, center_at) if isinstance(value, Tensor)]
+    require_resolution(tuple(unit.shape), *statistics)
+    u, result = arithmetic(unit)
+    dtype = wide(u.device)
+    t, location, scale = (parameter(value, u).to(dtype) for value in (threshold, mean, std))
+    center = location if center_at is None else parameter(center_at, u).to(dtype)
+    z = t + torch.special.ndtri(u.to(dtype))
+    # Without a deviation every z-score is the centre, also an infinite one.
+    x = (center + torch.where(scale == 0, 0.0, scale * z)).exp() + (location - location)
+    return torch.where((u >= 0) & (u <= 1), x, math.nan).to(result)

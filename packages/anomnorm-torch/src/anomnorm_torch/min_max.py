@@ -107,13 +107,56 @@ def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     """
     x, result = arithmetic(scores)
     t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
-    span = high - low
-    # Halving keeps a span finite that would overflow; scaling by one is exact.
-    scale = torch.where(span.isinf(), 0.5, 1.0).to(x.dtype)
-    span = high * scale - low * scale
+    scale, span = _span(low, high)
     # Any difference over the smallest subnormal saturates, no difference stays 0: the step of clause N7.
     subnormal = torch.full_like(span, torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps)
     span = torch.where(span > 0, span, torch.where(span == 0, subnormal, math.nan))
     u = torch.addcmul(-t * scale, x, scale).div_(span).add_(0.5).clamp_(0.0, 1.0)
     limit = below_half(result)
     return u.masked_fill_((x < t).logical_and_(u > limit), limit).to(result)
+
+
+def margin(scores: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:
+    """The distance from the threshold as a share of the range: the unit score without its clip (clause N10).
+
+    ``(scores - threshold) / (max - min)``: 0 at the threshold, and in the order of the scores however far they are out.
+
+    Args:
+        scores, threshold, min, max: as for `normalize`.
+
+    Returns:
+        Tensor of the shape and device of ``scores``, negative below the threshold. NaN stays NaN, infinities stay.
+        Where ``max == min`` the result is -inf, 0 or +inf (clause N7); unfitted statistics give NaN.
+    """
+    x, result = arithmetic(scores)
+    t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
+    scale, span = _span(low, high)
+    distance = torch.addcmul(-t * scale, x, scale).div_(torch.where(span >= 0, span, math.nan))
+    # Zero by zero, where the range is none and the score is the threshold.
+    return distance.masked_fill_((x == t).logical_and_(span >= 0), 0.0).to(result)
+
+
+def denormalize(unit: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:
+    """The raw score of a unit score: ``x = (unit - 1/2) (max - min) + threshold`` (clause N11).
+
+    Args:
+        unit: real tensor of any shape. Floating dtypes are kept; integers give the default float.
+        threshold, min, max: as for `normalize`.
+
+    Returns:
+        Tensor of the shape and device of ``unit``. 0 and 1 stand for everything from there on, and give its nearest
+        end. NaN and numbers outside [0, 1], which are no unit scores, give NaN.
+    """
+    u, result = arithmetic(unit)
+    t, low, high = parameter(threshold, u), parameter(min, u), parameter(max, u)
+    scale, span = _span(low, high)
+    # In float64 the threshold comes back as it was; float32 would round the sum twice.
+    wide_span, wide_t = (value.to(wide(u.device)) for value in (span, t * scale))
+    x = (u.to(wide_span.dtype) - 0.5).mul_(wide_span).add_(wide_t).div_(scale)
+    return torch.where((u >= 0) & (u <= 1) & (span >= 0), x, math.nan).to(result)
+
+
+def _span(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    # Halving keeps a span finite that would overflow; scaling by one is exact.
+    scale = torch.where((high - low).isinf(), 0.5, 1.0).to(low.dtype)
+    return scale, high * scale - low * scale

@@ -5,7 +5,8 @@ maps, from a histogram of fixed size: ``record = init()``, ``record = update(rec
 `streamed_adaptive`, `streamed_normal_quantile` or `streamed_quantile`.
 """
 
-from anomnorm_core.threshold.decision import flag, manual
+from anomnorm_core.policy import manual
+from anomnorm_core.threshold.decision import flag
 from anomnorm_core.threshold.exact import adaptive, normal_quantile
 from anomnorm_core.threshold.streamed import (
     ScoreHistogram,

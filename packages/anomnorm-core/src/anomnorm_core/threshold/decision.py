@@ -1,10 +1,6 @@
-"""The decision rule, and a threshold given by hand."""
-
-from typing import SupportsFloat
+"""The decision rule."""
 
 from anomnorm_core._arrays import Array, Namespace, array_namespace, parameter, widen
-from anomnorm_core.errors import OptionError
-from anomnorm_core.policy import parse_threshold
 
 
 def flag(scores: Array, threshold: Array | float) -> Array:
@@ -27,21 +23,3 @@ def flag(scores: Array, threshold: Array | float) -> Array:
 def _flag(scores: Array, threshold: Array | float, *, xp: Namespace) -> Array:
     x, dtype, _ = widen(scores, xp)
     return x >= parameter(threshold, x, dtype, xp)
-
-
-def manual(threshold: SupportsFloat) -> float:
-    """A threshold given by hand, checked (clause T4).
-
-    Args:
-        threshold: in decision space, or an array of one number.
-
-    Returns:
-        The number. It is rounded to the dtype of the scores where it is used, see `flag`.
-
-    Raises:
-        OptionError: it is no number, or not finite (in float32, which most scores are).
-    """
-    number = parse_threshold(threshold, "threshold")
-    if number is None:
-        raise OptionError("threshold=None is not a number; give a finite float.")
-    return number

@@ -4,11 +4,8 @@ import numpy as np
 
 from anomnorm_core._arrays import Array, Namespace, array_namespace, quiet, widen
 from anomnorm_core.checks import label_axes, require_normal_samples, require_threshold_samples
-from anomnorm_core.policy import parse_quantile
+from anomnorm_core.policy import may_exceed, parse_quantile
 from anomnorm_core.threshold._f1 import best
-
-# A share times a count is rounded: 0.07 * 100 is 7.000000000000001. This much, relatively, is taken for rounding.
-_SLACK = 1 + 2.0**-20
 
 
 def adaptive(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> Array:
@@ -100,11 +97,6 @@ def _above_quantile(x: Array, normal: Array, quantile: float, dtype: Array, xp: 
     position = count - 1 - may_exceed(quantile, count)
     value = xp.sort(xp.where(normal, x, xp.asarray(xp.inf, dtype=x.dtype)))[position]
     return next_above(xp.astype(value, dtype), xp)
-
-
-def may_exceed(quantile: float, count: int) -> int:
-    """How many of ``count`` samples may lie above their quantile."""
-    return min(int((1.0 - quantile) * count * _SLACK), count - 1)
 
 
 def next_above(value: Array, xp: Namespace) -> Array:

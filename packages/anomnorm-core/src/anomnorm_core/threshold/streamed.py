@@ -17,14 +17,14 @@ from anomnorm_core.checks import (
     require_normal_samples,
     require_threshold_samples,
 )
-from anomnorm_core.policy import parse_quantile
+from anomnorm_core.policy import may_exceed, parse_quantile
 from anomnorm_core.threshold._f1 import best
-from anomnorm_core.threshold.exact import may_exceed
 
 BITS = 18
 BINS = 2**BITS
 _SHIFT = 32 - BITS
 _LOWEST = -(2**31)
+_LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite number
 
 
 class ScoreHistogram(NamedTuple):
@@ -191,9 +191,5 @@ def bin_of(x: np.ndarray) -> np.ndarray:
 
 def lower_edge(position: int) -> np.ndarray:
     """The smallest finite float32 of a bin."""
-    key = (position - BINS // 2) << _SHIFT
-    bits = np.int32(key if key >= 0 else _LOWEST - key)
-    limit = np.finfo(np.float32).max
-    with np.errstate(invalid="ignore"):
-        edge = bits.view(np.float32)
-    return np.asarray(np.clip(-limit if np.isnan(edge) and key < 0 else edge, -limit, limit), dtype=np.float32)
+    key = min(max((position - BINS // 2) << _SHIFT, -_LARGEST), _LARGEST)
+    return np.asarray(key if key >= 0 else _LOWEST - key, dtype=np.int32).view(np.float32)

@@ -14,6 +14,7 @@ from anomnorm_core import OnInvalid
 from anomnorm_core.checks import report_invalid
 from anomnorm_core.policy import parse_threshold
 from anomnorm_torch import cdf, min_max
+from anomnorm_torch._tensors import keep_dtype
 from anomnorm_torch.metrics._thresholds import LEVELS, Level, Thresholds
 
 Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
@@ -219,13 +220,7 @@ class NormalizationMetric(Metric, Generic[Record]):
             self._pool(level, [self._make(fields) for fields in zip(*gathered, strict=True)])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> torch.nn.Module:
-        # Statistics follow the module's device but not its dtype: a bf16 model needs no bf16 statistics (clause L9).
-        def move(tensor: Tensor) -> Tensor:
-            device = fn(torch.empty(0, device=tensor.device)).device
-            # Apple's devices have no float64 at all.
-            return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
-
-        return super()._apply(move, exclude_state)
+        return super()._apply(keep_dtype(fn), exclude_state)
 
     def _load_from_state_dict(
         self,

@@ -1,4 +1,4 @@
-"""Thresholds: the decision rule."""
+"""The decision rule."""
 
 from torch import Tensor
 

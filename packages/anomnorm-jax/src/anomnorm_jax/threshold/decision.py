@@ -1,4 +1,4 @@
-"""Thresholds: the decision rule."""
+"""The decision rule."""
 
 import jax
 from jax import Array

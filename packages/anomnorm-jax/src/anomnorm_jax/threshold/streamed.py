@@ -1,0 +1,219 @@
+"""Thresholds from the pixels of any number of maps, in bounded memory (clause T5).
+
+A histogram whose bins are float32 numbers that share their upper 18 bits: sign, exponent and 9 bits of the significand,
+so that a bin is between 0.2 and 0.4 percent of its value wide wherever it is. No range has to be known beforehand.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from anomnorm_core.checks import (
+    label_axes,
+    report_coarse_threshold,
+    require_count,
+    require_normal_samples,
+    require_threshold_samples,
+)
+from anomnorm_core.policy import QUANTILE_SLACK, parse_quantile
+from anomnorm_jax import _counter
+from anomnorm_jax._arrays import arithmetic, from_order_key, order_key, selection
+from anomnorm_jax.threshold._f1 import COUNT_BITS, best
+
+BITS = 18
+BINS = 2**BITS
+_SHIFT = 32 - BITS
+_LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite number
+
+
+class ScoreHistogram(NamedTuple):
+    """How many pixels of either kind lie in which bin.
+
+    Laws: ``init()`` is the identity of ``merge``; ``merge`` is exactly associative and commutative; updating with a
+    concatenation equals merging the parts.
+    """
+
+    normal: Array  # (2, 2^18) uint32: normal pixels per bin, in ascending order of the scores (see `_counter`)
+    anomalous: Array  # (2, 2^18) uint32
+    invalid: Array  # (2,) uint32: NaN values left out
+
+
+def init() -> ScoreHistogram:
+    """An empty histogram; 4 MB."""
+    return ScoreHistogram(
+        normal=jnp.zeros((2, BINS), dtype=jnp.uint32),
+        anomalous=jnp.zeros((2, BINS), dtype=jnp.uint32),
+        invalid=_counter.zero(),
+    )
+
+
+@jax.jit
+def update(
+    record: ScoreHistogram, scores: ArrayLike, labels: ArrayLike | None = None, *, where: ArrayLike | None = None
+) -> ScoreHistogram:
+    """Add a batch of maps or scores.
+
+    Args:
+        record: what was counted so far.
+        scores: real array of shape (B, ...) of less than 2^32 elements, in decision space, of any sign. NaN is left out
+            and counted; infinities count. Values are taken in float32.
+        labels: ground truth, 0 for normal and anything else for anomalous: of the shape of ``scores`` (a channel axis
+            of one may be missing in either), or (B,) with one for all pixels of a sample. None: all are normal.
+        where: boolean array of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        A new histogram.
+
+    Raises:
+        ValueError: shapes do not match.
+    """
+    x = arithmetic(scores)[0].astype(jnp.float32)
+    # Bit patterns of floats order like integers. The bin of -inf would hold the largest negative numbers too.
+    bins = jnp.where(jnp.isneginf(x), 0, (order_key(x) >> _SHIFT) + BINS // 2)
+    if labels is not None:
+        y = jnp.asarray(labels)
+        bins = bins + (y != 0).reshape(label_axes(y.shape, x.shape)).astype(jnp.int32) * BINS
+    # Two more bins: of what is invalid, and of what does not take part.
+    bins = jnp.where(jnp.isnan(x), 2 * BINS, bins)
+    bins = jnp.where(selection(where, x), bins, 2 * BINS + 1)
+    counts = jnp.zeros((2 * BINS + 2,), dtype=jnp.uint32)
+    counts = _counter.widened(counts.at[bins.ravel()].add(1, mode="promise_in_bounds"))
+    batch = ScoreHistogram(counts[:, :BINS], counts[:, BINS : 2 * BINS], counts[:, 2 * BINS])
+    merged: ScoreHistogram = merge(record, batch)
+    return merged
+
+
+@jax.jit
+def merge(a: ScoreHistogram, b: ScoreHistogram) -> ScoreHistogram:
+    """The histogram of the union of the data behind ``a`` and ``b``."""
+    return ScoreHistogram(*(_counter.add(mine, other) for mine, other in zip(a, b, strict=True)))
+
+
+def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -> Array:
+    """The edge of a bin that maximizes F1 under ``score >= threshold``; among equals, the largest (clauses T2, T5).
+
+    Without any anomaly to find, it is the threshold of `streamed_normal_quantile`.
+
+    Args:
+        record: pixels of a validation run.
+        normal_quantile: where there is no anomaly, the share of the normals that must not be flagged. Static.
+
+    Returns:
+        float32 array of shape (). A warning says where a threshold inside a bin could be notably better.
+
+    Raises:
+        NotFittedError: nothing valid was counted. Under a trace there is no value to check, nor a warning; the result
+            is NaN.
+        OptionError: ``normal_quantile`` is not between 0 and 1.
+    """
+    quantile = parse_quantile(normal_quantile, "normal_quantile")
+    threshold: Array
+    threshold, possible_loss = _streamed_adaptive(record, quantile)
+    if not isinstance(record.normal, Tracer):
+        negatives, positives = (_counter.to_int(_total(counts)) for counts in (record.normal, record.anomalous))
+        require_threshold_samples(negatives, positives, _counter.to_int(record.invalid))
+        report_coarse_threshold(float(possible_loss))
+    return threshold
+
+
+@partial(jax.jit, static_argnames="quantile")
+def _streamed_adaptive(record: ScoreHistogram, quantile: float) -> tuple[Array, Array]:
+    above = jax.lax.associative_scan(
+        _counter.add, jnp.stack([record.normal, record.anomalous], 2), reverse=True, axis=1
+    )
+    total = _counter.add(above[:, 0, 0], _counter.add(above[:, 0, 1], above[:, 0, 1]))
+    shift = _counter.excess_bits(total, COUNT_BITS)
+    false_positives, true_positives = _counter.shortened(above, shift).T
+    inside = _counter.shortened(record.normal, shift)
+    positives = true_positives[0]
+    # An edge is a candidate if its bin holds an anomaly. Bin 0 is that of -inf, which is never flagged.
+    candidate = jnp.any(record.anomalous > 0, axis=0).at[0].set(False)
+    true_positives = jnp.where(candidate, true_positives, 0)
+    flagged = true_positives + false_positives
+    position, found = best(true_positives, flagged, positives)
+    # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
+    hits = 2 * true_positives.astype(jnp.float32)
+    f1, ideal = (hits / jnp.maximum(count + positives, 1) for count in (flagged, flagged - inside))
+    loss = jnp.where(found, jnp.max(ideal) - f1[position], 0.0)
+    return jnp.where(found, lower_edge(position), _above_quantile(record.normal, quantile)), loss
+
+
+def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> Array:
+    """The first edge above the bin that holds the ``quantile`` of the normal pixels (clause T3).
+
+    Args:
+        record: pixels of a validation run; only the normal ones count.
+        quantile: from 0 to 1; with 1, no normal pixel is flagged. Static.
+
+    Returns:
+        float32 array of shape ().
+
+    Raises:
+        NotFittedError: no normal pixel was counted. Under a trace there is no value to check; the result is NaN.
+        OptionError: ``quantile`` is not between 0 and 1.
+    """
+    share = parse_quantile(quantile, "quantile")
+    if not isinstance(record.normal, Tracer):
+        require_normal_samples(_counter.to_int(_total(record.normal)), _counter.to_int(record.invalid))
+    return _above_quantile(record.normal, share)
+
+
+def streamed_quantile(record: ScoreHistogram, quantile: float) -> Array:
+    """The ``quantile`` of all pixels, down to the lower edge of its bin: within 0.4 percent.
+
+    Args:
+        record: pixels of any number of maps.
+        quantile: from 0 to 1. Static.
+
+    Returns:
+        float32 array of shape (): the lower edge of the bin of the smallest score that at least this share of the
+        pixels does not exceed.
+
+    Raises:
+        NotFittedError: nothing valid was counted. Under a trace there is no value to check; the result is NaN.
+        OptionError: ``quantile`` is not between 0 and 1.
+    """
+    share = parse_quantile(quantile, "quantile")
+    counts = _counter.add(record.normal, record.anomalous)
+    if not isinstance(counts, Tracer):
+        require_count("pixel", _counter.to_int(_total(counts)), _counter.to_int(record.invalid), minimum=1)
+    position, known = _quantile_bin(counts, share)
+    return jnp.where(known, lower_edge(position), jnp.nan)
+
+
+@jax.jit
+def _total(counts: Array) -> Array:
+    return _at_or_above(counts)[:, 0]
+
+
+def _at_or_above(counts: Array) -> Array:
+    cumulated: Array = jax.lax.associative_scan(_counter.add, counts, reverse=True, axis=1)
+    return cumulated
+
+
+def _above_quantile(counts: Array, quantile: float) -> Array:
+    position, known = _quantile_bin(counts, quantile)
+    edge: Array = jnp.where(known, lower_edge(position + 1), jnp.nan)
+    return edge
+
+
+@partial(jax.jit, static_argnames="quantile")
+def _quantile_bin(counts: Array, quantile: float) -> tuple[Array, Array]:
+    """The bin, and whether anything was counted."""
+    above = _at_or_above(counts)
+    short = _counter.shortened(above, _counter.excess_bits(above[:, 0], COUNT_BITS))
+    allowed = short[0].astype(jnp.float32) * ((1.0 - quantile) * QUANTILE_SLACK)
+    # Whatever the share, not all may lie above.
+    reached = (short.astype(jnp.float32) > allowed) | (short == short[0])
+    return jnp.sum(reached) - 1, short[0] > 0
+
+
+def lower_edge(position: Array) -> Array:
+    """The smallest finite float32 of a bin."""
+    key = (position.astype(jnp.int32) - BINS // 2) << _SHIFT
+    return from_order_key(jnp.clip(key, -_LARGEST, _LARGEST))
