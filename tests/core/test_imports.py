@@ -90,13 +90,45 @@ def _vocabulary(module: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("module", "some"), [("min_max", "normalize"), ("cdf", "standardize"), ("threshold", "flag")], ids=str
+    ("module", "some"),
+    [
+        ("min_max", "normalize"),
+        ("cdf", "standardize"),
+        ("threshold.decision", "flag"),
+        ("threshold.exact", "adaptive"),
+        ("threshold.streamed", "update"),
+    ],
+    ids=str,
 )
 def test_modules_define_the_same_names_in_the_same_order_in_all_packages(module: str, some: str) -> None:
     core, torch, jax = (_vocabulary(f"{package}.{module}") for package in _PACKAGES)
     assert some in [name for name, _ in core]
     assert torch == core
     assert jax == core
+
+
+def test_normalizers_have_the_same_methods_in_the_same_order_in_all_packages() -> None:
+    core, torch, jax = (_methods(f"{package}.normalizer") for package in _PACKAGES)
+    assert {"__call__", "standardize", "denormalize"} <= {name for name, _ in core}
+    more_in_torch = {"append_to", "with_threshold"}  # modules append to modules, and stay on their device
+    more_in_jax = {"with_threshold", "__repr__"}  # with traced thresholds
+    renamed = [("__call__" if name == "forward" else name, parameters) for name, parameters in torch]
+    assert [method for method in renamed if method[0] not in more_in_torch] == core
+    assert [method for method in jax if method[0] not in more_in_jax] == core
+
+
+def _methods(module: str) -> list[tuple[str, list[str]]]:
+    """Methods of ``Normalizer`` that are not private, each with its parameters."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Normalizer")
+    return [
+        (node.name, [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)])
+        for node in body
+        if isinstance(node, ast.FunctionDef) and (node.name in {"__call__", "__repr__"} or node.name[0] != "_")
+    ]
 
 
 @pytest.mark.clause("P1")

@@ -97,7 +97,7 @@ def test_anything_else_is_an_error_that_lists_what_was_found(outputs: Any, messa
 )
 def test_outputs_that_cannot_be_changed_are_refused(outputs: Any) -> None:
     with pytest.raises(OutputError, match="they are updated in place"):
-        StepOutputs(outputs).write(torch.ones(2), None)
+        StepOutputs(outputs).write({"pred_scores": torch.ones(2)})
 
 
 @pytest.mark.clause("L3", "L5")

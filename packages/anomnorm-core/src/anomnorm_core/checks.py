@@ -53,8 +53,8 @@ def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None
 def unfitted_level(level: str) -> NotFittedError:
     """The error for values of a level of which a normalizer has no statistics."""
     return NotFittedError(
-        f"this normalizer has no {level}-level statistics: none were fitted. Fit with outputs that hold "
-        f"{'anomaly maps' if level == 'pixel' else 'scores'} too, or leave them out here."
+        f"the {level}-level statistics have seen no value: this normalizer was fitted without them. Fit with outputs "
+        f"that hold {'anomaly maps' if level == 'pixel' else 'scores'} too, or leave them out here."
     )
 
 

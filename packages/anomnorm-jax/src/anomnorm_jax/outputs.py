@@ -63,17 +63,3 @@ def replaced(outputs: Outputs, entries: dict[str, Array]) -> dict[str, Any]:
     A function, so that whatever makes the entries has refused ``outputs`` that are no mapping before they are unpacked.
     """
     return {**outputs, **entries}
-
-
-def normalized(values: Scores) -> dict[str, Array]:
-    """The entries that hold scores and maps."""
-    return _present(((MAPPING_FIELDS.scores, values.scores), (MAPPING_FIELDS.maps, values.maps)))
-
-
-def decision(labels: Array, masks: Array | None) -> dict[str, Array]:
-    """The entries that hold predicted labels and masks."""
-    return _present(((MAPPING_FIELDS.pred_labels, labels), (MAPPING_FIELDS.pred_masks, masks)))
-
-
-def _present(entries: tuple[tuple[str, Array | None], ...]) -> dict[str, Array]:
-    return {name: value for name, value in entries if value is not None}

@@ -3,18 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 from anomnorm_torch import cdf, min_max, threshold
+from anomnorm_torch._version import __version__
+from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
     from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback
     from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AnomalyScoreDistribution",
     "CdfNormalizationCallback",
     "MinMax",
     "MinMaxNormalizationCallback",
+    "Normalizer",
     "__version__",
     "cdf",
     "min_max",

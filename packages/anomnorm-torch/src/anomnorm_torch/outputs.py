@@ -1,6 +1,7 @@
 """Reading and writing a step's outputs in place (clauses L4, L5)."""
 
 from collections.abc import Mapping, MutableMapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -49,17 +50,12 @@ class StepOutputs:
             raise wrong_type(name, type(value).__name__, "a tensor")
         return value
 
-    def write(self, scores: Tensor, maps: Tensor | None) -> None:
-        """Replace scores and maps."""
-        self._set(self._fields.scores, scores)
-        if maps is not None:
-            self._set(self._fields.maps, maps)
-
-    def write_decision(self, labels: Tensor, masks: Tensor | None) -> None:
-        """Add predicted labels and masks."""
-        self._set(self._fields.pred_labels, labels)
-        if masks is not None:
-            self._set(self._fields.pred_masks, masks)
+    def write(self, result: Mapping[str, Tensor]) -> None:
+        """Take over what a normalizer gave: scores, maps, labels and masks, as far as they are there."""
+        for field in fields(Fields):
+            name = getattr(MAPPING_FIELDS, field.name)
+            if isinstance(name, str) and name in result:
+                self._set(getattr(self._fields, field.name), result[name])
 
     def _set(self, name: str, value: Tensor) -> None:
         if isinstance(self._outputs, MutableMapping):

@@ -96,10 +96,10 @@ def _above_quantile(x: Array, normal: Array, quantile: float, dtype: Array, xp: 
     count = int(xp.sum(xp.astype(normal, xp.int64)))
     position = count - 1 - may_exceed(quantile, count)
     value = xp.sort(xp.where(normal, x, xp.asarray(xp.inf, dtype=x.dtype)))[position]
-    return next_above(xp.astype(value, dtype), xp)
+    return _next_above(xp.astype(value, dtype), xp)
 
 
-def next_above(value: Array, xp: Namespace) -> Array:
+def _next_above(value: Array, xp: Namespace) -> Array:
     """The finite number above ``value`` that a threshold can be: subnormal ones are zero to some devices."""
     info = xp.finfo(value.dtype)
     up = xp.nextafter(value, xp.asarray(np.inf, dtype=value.dtype))

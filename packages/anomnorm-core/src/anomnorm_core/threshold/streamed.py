@@ -80,7 +80,7 @@ def update(
         taken = np.from_dlpack(xp.asarray(where)).astype(bool)
         x, anomalous = x[taken], anomalous[taken]
     invalid = np.isnan(x)
-    bins = bin_of(x)
+    bins = _bin_of(x)
     counts = [np.bincount(bins[mask & ~invalid], minlength=BINS) for mask in (~anomalous, anomalous)]
     batch = ScoreHistogram(*(xp.asarray(count.astype(np.int64)) for count in (*counts, invalid.sum())))
     return merge(record, batch)
@@ -180,7 +180,7 @@ def _quantile_bin(counts: Array, quantile: float, xp: Namespace) -> int:
     return int(xp.sum(xp.astype(_at_or_above(counts, xp) > above, xp.int64))) - 1
 
 
-def bin_of(x: np.ndarray) -> np.ndarray:
+def _bin_of(x: np.ndarray) -> np.ndarray:
     """The bin of each float32: bit patterns of floats order like integers of sign and magnitude."""
     bits = x.view(np.int32)
     key = np.where(bits < 0, np.int32(_LOWEST) - bits, bits)

@@ -1,5 +1,6 @@
 """The state that hooks hand from call to call, and what both hooks do alike."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, SupportsFloat, TypeVar, cast
@@ -15,8 +16,8 @@ from anomnorm_core.checks import report_invalid
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.policy import OnInvalid, parse_threshold
 from anomnorm_jax import _counter, cdf, min_max
-from anomnorm_jax.outputs import Scores, decision
-from anomnorm_jax.threshold import flag
+from anomnorm_jax.normalizer import Normalizer
+from anomnorm_jax.outputs import Scores
 
 Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
 
@@ -83,6 +84,31 @@ class NormalizationHook(Generic[Record]):
             pixel_threshold=_threshold_array(pixel, "pixel_threshold"),
         )
 
+    def normalizer(self, state: NormalizationState[Record]) -> Normalizer:
+        """What was fitted, with the state's thresholds, as a pytree of its own: to save, to serve, to export.
+
+        Args:
+            state: after the fit.
+
+        Returns:
+            A `Normalizer`. It gives what `on_test_batch_end` and `on_predict_batch_end` leave in the outputs.
+
+        Raises:
+            NotFittedError: the state has not been fitted.
+            AnomnormError: the state is traced: a normalizer names counts, which have to be read.
+        """
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+            raise AnomnormError("a normalizer is taken from a state outside jax.jit: it reads counts off the device.")
+        require_fitted(state, Scores(state.image_threshold, None))
+        counts = {level: _counter.of_ints(*_most(getattr(state, level))) for level in state.fitted}
+        fitted = replace(self._fitted(state), counts=counts)
+        follows = self.pixel_threshold is None and bool(state.pixel_threshold == state.image_threshold)
+        return replace(fitted, pixel_threshold=None) if follows else fitted
+
+    @abstractmethod
+    def _fitted(self, state: NormalizationState[Record]) -> Normalizer:
+        """The normalizer that batches go through; traceable."""
+
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
         """End a fit: check every level that has seen values, report what was left out, mark those levels as fitted."""
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
@@ -119,6 +145,13 @@ def _totals(record: min_max.MinMaxStatistics | cdf.ScoreDistribution) -> tuple[i
     return count, invalid
 
 
+def _most(record: min_max.MinMaxStatistics | cdf.ScoreDistribution) -> tuple[int, int]:
+    # Of a per-pixel record, those of the pixel that has most.
+    if isinstance(record, min_max.MinMaxStatistics):
+        return _totals(record)
+    return int(np.max(record.count)), int(np.max(record.invalid))
+
+
 def require_fitted(state: NormalizationState[Record], values: Scores, *, shared: bool = False) -> None:
     """Raise `NotFittedError` unless a fit was finished for every level of ``values``. Reads no array.
 
@@ -142,9 +175,3 @@ def require_maps(state: NormalizationState[Record], values: Scores) -> None:
             "the outputs hold 'anomaly_maps', but the state was set up from outputs without them. Call "
             "hook.setup(outputs) with outputs of the shape that the steps return, and fit again."
         )
-
-
-def decide(state: NormalizationState[Record], values: Scores) -> dict[str, Array]:
-    """Labels and masks, decided on the values as they are (raw or z)."""
-    masks = None if values.maps is None else flag(values.maps, state.pixel_threshold)
-    return decision(flag(values.scores, state.image_threshold), masks)

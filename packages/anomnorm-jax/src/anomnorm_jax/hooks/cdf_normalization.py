@@ -10,17 +10,17 @@ import jax
 from jax import Array
 from tqdm.auto import tqdm
 
-from anomnorm_core.policy import Center
+from anomnorm_core.policy import Center, Method
 from anomnorm_jax import cdf
 from anomnorm_jax.cdf import ScoreDistribution
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
     NormalizationState,
-    decide,
     require_fitted,
     require_maps,
 )
-from anomnorm_jax.outputs import Outputs, Scores, normal_samples, normalized, read, replaced, used
+from anomnorm_jax.normalizer import Normalizer
+from anomnorm_jax.outputs import Outputs, Scores, normal_samples, read, replaced, used
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width.
         """
-        return state, replaced(outputs, normalized(self._standardize_batch(state, used(outputs))))
+        return state, replaced(outputs, self._standardize_batch(state, used(outputs)))
 
     def on_validation_epoch_end(self, state: State) -> State:
         """Check the statistics and mark the state as fitted (which also makes a restored state usable).
@@ -140,20 +140,28 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         return replaced(outputs, self._normalize_batch(state, used(outputs)))
 
     @partial(jax.jit, static_argnums=0)
-    def _standardize_batch(self, state: State, outputs: dict[str, Array]) -> Scores:
-        values = read(outputs)
-        require_maps(state, values)
-        require_fitted(state, values)
-        mean, std = cdf.mean_std(state.image)
-        maps = None
-        if values.maps is not None and state.pixel is not None:
-            center = mean if self.center is Center.IMAGE else None
-            maps = cdf.standardize(values.maps, *cdf.mean_std(state.pixel, level="pixel"), center_at=center)
-        return Scores(cdf.standardize(values.scores, mean, std), maps)
+    def _standardize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
+        values = self._checked(state, outputs)
+        return self._fitted(state).standardize(values.scores, values.maps)
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
-        z = self._standardize_batch(state, outputs)
-        scores = cdf.normalize(z.scores, state.image_threshold)
-        maps = None if z.maps is None else cdf.normalize(z.maps, state.pixel_threshold)
-        return normalized(Scores(scores, maps)) | decide(state, z)
+        values = self._checked(state, outputs)
+        return self._fitted(state)(values.scores, values.maps)
+
+    def _checked(self, state: State, outputs: dict[str, Array]) -> Scores:
+        values = read(outputs)
+        require_maps(state, values)
+        require_fitted(state, values)
+        return values
+
+    def _fitted(self, state: State) -> Normalizer:
+        pixel = state.pixel if "pixel" in state.fitted else None
+        return Normalizer(
+            method=Method.CDF,
+            image=cdf.mean_std(state.image),
+            threshold=state.image_threshold,
+            pixel=None if pixel is None else cdf.mean_std(pixel, level="pixel"),
+            pixel_threshold=state.pixel_threshold,
+            center=Center(self.center),
+        )

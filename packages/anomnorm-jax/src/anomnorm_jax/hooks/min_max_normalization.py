@@ -8,16 +8,17 @@ import jax
 from jax import Array
 
 from anomnorm_core.errors import AnomnormError
+from anomnorm_core.policy import Method
 from anomnorm_jax import min_max
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
     NormalizationState,
-    decide,
     require_fitted,
     require_maps,
 )
 from anomnorm_jax.min_max import MinMaxStatistics
-from anomnorm_jax.outputs import Outputs, Scores, normalized, read, replaced, used
+from anomnorm_jax.normalizer import Normalizer
+from anomnorm_jax.outputs import Outputs, read, replaced, used
 
 State = NormalizationState[MinMaxStatistics]
 
@@ -121,9 +122,15 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
         values = read(outputs)
         require_maps(state, values)
         require_fitted(state, values, shared=self.shared_range)
-        scores = min_max.normalize(values.scores, state.image_threshold, *min_max.bounds(state.image))
-        maps = None
-        if values.maps is not None and state.pixel is not None:
-            record = state.image if self.shared_range else state.pixel
-            maps = min_max.normalize(values.maps, state.pixel_threshold, *min_max.bounds(record))
-        return normalized(Scores(scores, maps)) | decide(state, values)
+        return self._fitted(state)(values.scores, values.maps)
+
+    def _fitted(self, state: State) -> Normalizer:
+        image = min_max.bounds(state.image)
+        pixel = min_max.bounds(state.pixel) if state.pixel is not None and "pixel" in state.fitted else None
+        return Normalizer(
+            method=Method.MIN_MAX,
+            image=image,
+            threshold=state.image_threshold,
+            pixel=image if self.shared_range else pixel,
+            pixel_threshold=state.pixel_threshold,
+        )

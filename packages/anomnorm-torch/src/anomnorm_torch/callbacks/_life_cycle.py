@@ -5,7 +5,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar, cast
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.policy import OnInvalid, parse_threshold
 from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax, NormalizationMetric
+from anomnorm_torch.normalizer import Normalizer
 from anomnorm_torch.outputs import StepOutputs
-from anomnorm_torch.threshold import flag
 
 Statistics = TypeVar("Statistics", MinMax, AnomalyScoreDistribution)
 Metrics = TypeVar("Metrics", bound=NormalizationMetric[Any])
@@ -45,6 +45,11 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor | float:
     Raises:
         NotFittedError: there is none.
     """
+    return _find_threshold(pl_module, level)[1]
+
+
+def _find_threshold(pl_module: LightningModule, level: Level) -> tuple[Level, Tensor | float]:
+    # Of which level the number is, and the number.
     metrics: NormalizationMetric[Any] = attached(pl_module, NormalizationMetric)  # type: ignore[type-abstract]
     levels: tuple[Level, ...] = (level,) if level == "image" else (level, "image")
     owners: tuple[Callable[[Level], Tensor | float | None], ...] = (
@@ -56,7 +61,7 @@ def threshold(pl_module: LightningModule, level: Level) -> Tensor | float:
         for candidate in levels:
             value = owner(candidate)
             if value is not None:
-                return value
+                return candidate, value
     raise NotFittedError(
         f"there is no {level}-level threshold to put at 0.5: give threshold=... to the callback, or let "
         f"{type(pl_module).__name__} have {level}_threshold.value (found {level}_threshold of type "
@@ -85,18 +90,17 @@ def require_ready(pl_module: LightningModule) -> None:
             raise NotFittedError(f"the {level}-level threshold of {type(pl_module).__name__} is {value}; set it first.")
 
 
-def decide(outputs: Any, pl_module: LightningModule) -> tuple[StepOutputs, Tensor | float, Tensor | float | None]:
-    """Write predicted labels and masks, decided on the values as they are (raw or z).
+class BatchThresholds(TypedDict):
+    """The thresholds for one batch, as arguments of a normalizer."""
 
-    Returns:
-        The outputs and the two thresholds (the pixel one only where there are maps): what normalizing them needs.
-    """
-    step = StepOutputs(outputs)
-    image = threshold(pl_module, "image")
+    threshold: Tensor | float
+    pixel_threshold: Tensor | float | None
+
+
+def thresholds(pl_module: LightningModule, step: StepOutputs) -> BatchThresholds:
+    """The thresholds that count for the outputs of a step."""
     pixel = None if step.maps is None else threshold(pl_module, "pixel")
-    masks = None if step.maps is None or pixel is None else flag(step.maps, pixel)
-    step.write_decision(flag(step.scores, image), masks)
-    return step, image, pixel
+    return {"threshold": threshold(pl_module, "image"), "pixel_threshold": pixel}
 
 
 class NormalizationLifeCycle(Generic[Statistics]):
@@ -159,6 +163,25 @@ class NormalizationLifeCycle(Generic[Statistics]):
         self._configure(metrics)
         for level, value in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
             metrics.give_threshold(level, value)
+
+    def normalizer(self, pl_module: LightningModule) -> Normalizer:
+        """What was fitted, with the present thresholds, as a module of its own: to save, to serve, to export.
+
+        Args:
+            pl_module: a module that this callback was trained with, or that restored such a one.
+
+        Returns:
+            A `Normalizer` on the module's device. It gives what test and predict leave in the outputs, bit for bit, and
+            stays as it is when the training goes on.
+
+        Raises:
+            NotFittedError: there are no statistics or there is no threshold yet.
+        """
+        require_ready(pl_module)
+        level, pixel = _find_threshold(pl_module, "pixel")
+        image = float(threshold(pl_module, "image"))
+        own = float(pixel) if level == "pixel" else None
+        return self._metrics(pl_module).normalizer(image, own).to(pl_module.device)
 
     def _metrics(self, pl_module: LightningModule) -> Statistics:
         return cast("Statistics", attached(pl_module, self.statistics_class))

@@ -6,10 +6,9 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from anomnorm_core.policy import Center, OnInvalid, Source
-from anomnorm_torch import cdf
 from anomnorm_torch.callbacks._collection import collect
 from anomnorm_torch.callbacks._inference_model import share_weights
-from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, attached, decide
+from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, attached, thresholds
 from anomnorm_torch.metrics import AnomalyScoreDistribution
 from anomnorm_torch.outputs import StepOutputs
 
@@ -149,23 +148,15 @@ class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution],
     @staticmethod
     def _standardize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Replace raw scores and maps by z-scores."""
-        metrics = attached(pl_module, AnomalyScoreDistribution)
         step = StepOutputs(outputs)
-        image_mean, image_std = metrics.statistics("image")
-        maps = None
-        if step.maps is not None:
-            center = image_mean if metrics.center is Center.IMAGE else None
-            maps = cdf.standardize(step.maps, *metrics.statistics("pixel"), center_at=center)
-        step.write(cdf.standardize(step.scores, image_mean, image_std), maps)
+        step.write(attached(pl_module, AnomalyScoreDistribution).fitted().standardize(step.scores, step.maps))
 
     @staticmethod
     def _normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Replace z-scores by unit scores, and add labels and masks."""
-        step, image_threshold, pixel_threshold = decide(outputs, pl_module)
-        maps = None
-        if step.maps is not None and pixel_threshold is not None:
-            maps = cdf.normalize(step.maps, pixel_threshold)
-        step.write(cdf.normalize(step.scores, image_threshold), maps)
+        step = StepOutputs(outputs)
+        fitted = attached(pl_module, AnomalyScoreDistribution).fitted()
+        step.write(fitted.normalize_standardized(step.scores, step.maps, **thresholds(pl_module, step)))
 
 
 def _log_nothing(*_args: Any, **_kwargs: Any) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from anomnorm_core.policy import OnInvalid
-from anomnorm_torch import min_max
-from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, attached, decide
+from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle, attached, thresholds
 from anomnorm_torch.metrics import MinMax
 from anomnorm_torch.outputs import StepOutputs
 
@@ -115,10 +114,6 @@ class MinMaxNormalizationCallback(NormalizationLifeCycle[MinMax], Callback):
     @staticmethod
     def _normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Normalize a batch of predictions."""
-        step, image_threshold, pixel_threshold = decide(outputs, pl_module)
-        metrics = attached(pl_module, MinMax)
-        scores = min_max.normalize(step.scores, image_threshold, *metrics.statistics("image"))
-        maps = None
-        if step.maps is not None and pixel_threshold is not None:
-            maps = min_max.normalize(step.maps, pixel_threshold, *metrics.statistics("pixel"))
-        step.write(scores, maps)
+        step = StepOutputs(outputs)
+        fitted = attached(pl_module, MinMax).fitted()
+        step.write(fitted(step.scores, step.maps, **thresholds(pl_module, step)))

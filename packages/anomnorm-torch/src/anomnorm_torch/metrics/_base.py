@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, SupportsFloat, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from anomnorm_core.policy import parse_threshold
 from anomnorm_torch import cdf, min_max
 from anomnorm_torch._tensors import keep_dtype
 from anomnorm_torch.metrics._thresholds import LEVELS, Level, Thresholds
+from anomnorm_torch.normalizer import Normalizer
 
 Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
 
@@ -41,6 +42,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         super().__init__(**kwargs)
         self._thresholds = Thresholds()
         self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
+        self._fitted: tuple[tuple[Tensor, ...], Normalizer] | None = None  # in a tuple, so that it is no submodule
         for level in LEVELS:
             # A state and not a buffer: buffers that appear after its construction confuse copies of the module that
             # other callbacks keep in step with it (an average of the weights, say).
@@ -113,6 +115,30 @@ class NormalizationMetric(Metric, Generic[Record]):
         if kept is None or any(old is not new for old, new in zip(kept[0], record, strict=True)):
             kept = self._finalized[level] = (record, self._finalize(record, level))
         return kept[1]
+
+    @abstractmethod
+    def normalizer(self, threshold: SupportsFloat, pixel_threshold: SupportsFloat | None = None) -> Normalizer:
+        """A normalizer of the statistics so far, on the CPU (``.to(device)`` moves it).
+
+        Args:
+            threshold: for the image scores, in decision units (raw under min-max, z under the CDF).
+            pixel_threshold: the same for the maps; None takes ``threshold``.
+
+        Raises:
+            NotFittedError, InsufficientDataError: see `statistics`.
+            OptionError: a threshold is no finite number.
+        """
+
+    def fitted(self) -> Normalizer:
+        """The normalizer that batches go through, with the thresholds of each call. Made once while the states stay.
+
+        Raises:
+            NotFittedError, InsufficientDataError: see `statistics`.
+        """
+        states = tuple(field for level in LEVELS for field in self.record(level))
+        if self._fitted is None or any(old is not new for old, new in zip(self._fitted[0], states, strict=True)):
+            self._fitted = (states, self.normalizer(0.0).to(self.device))
+        return self._fitted[1]
 
     def report_invalid(self, on_invalid: OnInvalid) -> None:
         """Warn about, or refuse, what was left out so far (clause S6). Waits for the device.

@@ -1,7 +1,7 @@
 """The range of scores as a metric."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from anomnorm_torch import min_max
 from anomnorm_torch.metrics._base import NormalizationMetric
 from anomnorm_torch.metrics._thresholds import Level
+from anomnorm_torch.normalizer import Normalizer
 
 
 class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
@@ -69,6 +70,11 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
     def statistics(self, level: Level) -> tuple[Tensor, Tensor]:
         """``(min, max)`` of ``level``; of both levels with ``shared_range``. See the base class."""
         return super().statistics("image" if self.shared_range else level)
+
+    def normalizer(self, threshold: SupportsFloat, pixel_threshold: SupportsFloat | None = None) -> Normalizer:
+        """A normalizer of the ranges so far. See the base class."""
+        pixel = self.record("image" if self.shared_range else "pixel") if self.seen("pixel") else None
+        return Normalizer.min_max(self.record("image"), pixel, threshold=threshold, pixel_threshold=pixel_threshold)
 
     def _fields(self, level: Level) -> tuple[str, ...]:
         prefix = "" if level == "image" else "pixel_"

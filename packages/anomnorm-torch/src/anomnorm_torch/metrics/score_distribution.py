@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from anomnorm_core import Center
 from anomnorm_torch import cdf
 from anomnorm_torch.metrics._base import NormalizationMetric
 from anomnorm_torch.metrics._thresholds import LEVELS, Level
+from anomnorm_torch.normalizer import Normalizer
 
 
 class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
@@ -73,6 +74,13 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
     def seen(self, level: Level) -> bool:
         """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
         return self.record(level).count.numel() > 0 and super().seen(level)
+
+    def normalizer(self, threshold: SupportsFloat, pixel_threshold: SupportsFloat | None = None) -> Normalizer:
+        """A normalizer of the distributions so far. See the base class."""
+        pixel = self.record("pixel") if self.seen("pixel") else None
+        return Normalizer.cdf(
+            self.record("image"), pixel, threshold=threshold, pixel_threshold=pixel_threshold, center=self.center
+        )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The states, and beside them ``image_std`` and ``pixel_std`` as the founding implementation had them."""

@@ -89,10 +89,10 @@ def _samples(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _above_quantile(x: Tensor, normal: Tensor, quantile: float) -> Tensor:
     count = int(normal.sum())
     position = count - 1 - may_exceed(quantile, count)
-    return next_above(torch.where(normal, x, math.inf).sort().values[position])
+    return _next_above(torch.where(normal, x, math.inf).sort().values[position])
 
 
-def next_above(value: Tensor) -> Tensor:
+def _next_above(value: Tensor) -> Tensor:
     """The finite number above ``value`` that a threshold can be: subnormal ones are zero to some devices."""
     info = torch.finfo(value.dtype)
     up = torch.nextafter(value, torch.full_like(value, math.inf))
