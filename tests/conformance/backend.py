@@ -14,9 +14,31 @@ import numpy as np
 
 ENTRY_POINT_GROUP = "anomnorm.conformance_backends"
 
-MIN_MAX_FUNCTIONS = ("init", "update", "merge", "bounds", "normalize")
-CDF_FUNCTIONS = ("init", "update", "merge", "mean_std", "standardize", "normalize")
-THRESHOLD_FUNCTIONS = ("flag",)
+MIN_MAX_FUNCTIONS = ("init", "update", "merge", "bounds", "normalize", "margin", "denormalize")
+CDF_FUNCTIONS = (
+    "init",
+    "update",
+    "merge",
+    "mean_std",
+    "standardize",
+    "standardize_around",
+    "normalize",
+    "log_survival",
+    "denormalize",
+)
+DECISION_FUNCTIONS = ("flag",)
+THRESHOLD_FUNCTIONS = (
+    "adaptive",
+    "normal_quantile",
+    "init",
+    "update",
+    "merge",
+    "streamed_adaptive",
+    "streamed_normal_quantile",
+    "streamed_quantile",
+)
+# What a backend may offer; a test asks for one of them.
+PARTS = ("kernels", "thresholds", "normalizer")
 
 
 class Description(NamedTuple):
@@ -33,10 +55,14 @@ class Backend(ABC):
     name: str  # the library: "torch"
     variant: str = ""  # "eager"; may be empty
     dtypes: tuple[str, ...]  # floating dtypes it computes in, of "float64", "float32", "float16", "bfloat16"
-    min_max: Any  # has the functions of MIN_MAX_FUNCTIONS
-    cdf: Any  # has the functions of CDF_FUNCTIONS
-    threshold: Any  # has the functions of THRESHOLD_FUNCTIONS
+    parts: tuple[str, ...] = ("kernels",)  # of PARTS
+    min_max: Any  # kernels: has the functions of MIN_MAX_FUNCTIONS
+    cdf: Any  # kernels: has the functions of CDF_FUNCTIONS
+    threshold: Any  # kernels: has DECISION_FUNCTIONS; thresholds: has THRESHOLD_FUNCTIONS too
+    normalizer: Any  # normalizer: a class with the constructors and methods of anomnorm_core.Normalizer
     order_slack: ClassVar[Mapping[str, int]] = {}  # clause N5, by dtype: how many ulp a larger score may lose
+    tail_error: float = 0.0  # clause N3: absolute error of unit scores of less than 2^-24, beside the relative one
+    batch_slack: int = 1  # clause N12: how many ulp the value of a score may depend on its batch
     moments_rtol: float = 1e-6  # clause S4: 1e-6 with float64 accumulators, 1e-5 with compensated float32
     exceptions: ClassVar[Mapping[str, str]] = {}  # test id pattern: reason. Strict: one that passes is a failure
 
@@ -69,6 +95,22 @@ class Backend(ABC):
     def count(self, field: Any) -> int:
         """The total of the ``count`` or ``invalid`` field of a record, as a Python integer."""
         return int(self.to_numpy(field).sum())
+
+    def score(
+        self,
+        normalizer: Any,
+        pred_scores: Any,
+        anomaly_maps: Any = None,
+        *,
+        threshold: Any = None,
+        pixel_threshold: Any = None,
+        companions: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Call a normalizer, or what was exported from it. Thresholds are arrays of shape ()."""
+        result: dict[str, Any] = normalizer(
+            pred_scores, anomaly_maps, threshold=threshold, pixel_threshold=pixel_threshold, companions=companions
+        )
+        return result
 
     def context(self, dtype: str) -> AbstractContextManager[Any]:
         """Entered around a test that computes in ``dtype``."""

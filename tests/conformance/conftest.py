@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conformance.backend import Backend, available, load
+from conformance.backend import PARTS, Backend, available, load
 
 _BACKENDS = pytest.StashKey[list[Backend]]()
 _RESULTS = pytest.StashKey[dict[tuple[str, str], list[str]]]()
@@ -59,7 +59,10 @@ def _selected(config: pytest.Config) -> list[Backend]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
-    backends = _selected(metafunc.config)
+    (needed,) = {mark.args[0] for mark in metafunc.definition.iter_markers("needs")} or {"kernels"}
+    if needed not in PARTS:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: needs {needed!r}, which is none of {PARTS}")
+    backends = [backend for backend in _selected(metafunc.config) if needed in backend.parts]
     if "dtype" in metafunc.fixturenames:
         wanted = {mark.args[0] for mark in metafunc.definition.iter_markers("dtypes")}
         cases = [

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import erf
 
 from anomnorm_core import cdf, min_max, threshold
-from conformance.backend import CDF_FUNCTIONS, MIN_MAX_FUNCTIONS, THRESHOLD_FUNCTIONS
+from conformance.backend import CDF_FUNCTIONS, DECISION_FUNCTIONS, MIN_MAX_FUNCTIONS, THRESHOLD_FUNCTIONS
 from conformance.backends.numpy_ import NumPy
 
 Array = Any
@@ -173,7 +173,7 @@ def _mutant(name: str) -> type[NumPy]:
     for part, source, functions in (
         ("min_max", min_max, MIN_MAX_FUNCTIONS),
         ("cdf", cdf, CDF_FUNCTIONS),
-        ("threshold", threshold, THRESHOLD_FUNCTIONS),
+        ("threshold", threshold, (*DECISION_FUNCTIONS, *THRESHOLD_FUNCTIONS)),
     ):
         namespace = {each: getattr(source, each) for each in functions}
         parts[part] = SimpleNamespace(**namespace | ({function: replacement} if part == module else {}))

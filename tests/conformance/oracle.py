@@ -6,7 +6,7 @@ arrive as Python floats that are exactly representable in the dtype under test.
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import mpmath
@@ -108,3 +108,37 @@ def moments(scores: Iterable[float]) -> tuple[float, float]:
     mean = mpmath.fsum(logs) / len(logs)
     variance = mpmath.fsum((value - mean) ** 2 for value in logs) / (len(logs) - 1)
     return float(mean), float(mpmath.sqrt(variance))
+
+
+def log_survival(z: float, threshold: float) -> float:
+    """Clause N10."""
+    if math.isnan(z):
+        return math.nan
+    if math.isinf(z):
+        return -math.inf if z > 0 else 0.0
+    return float(mpmath.log(mpmath.erfc((mpmath.mpf(z) - mpmath.mpf(threshold)) / mpmath.sqrt(2)) / 2))
+
+
+def normal_quantile(u: float) -> mpmath.mpf:
+    """The inverse of the normal CDF, for 0 < u < 1."""
+    return mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(u) - 1)
+
+
+def f1(threshold: float, scores: Sequence[float], labels: Sequence[int]) -> Fraction:
+    """F1 of the rule ``score >= threshold``, exactly; 0 where it is undefined."""
+    flagged = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
+    hits = sum(label != 0 for label in flagged)
+    total = sum(label != 0 for score, label in zip(scores, labels, strict=True) if not math.isnan(score))
+    return Fraction(2 * hits, len(flagged) + total) if flagged or total else Fraction(0)
+
+
+def adaptive(scores: Sequence[float], labels: Sequence[int]) -> float:
+    """Clause T2 by trying every score: the largest of those with the largest F1."""
+    candidates = [score for score in scores if math.isfinite(score)]
+    return max(candidates, key=lambda threshold: (f1(threshold, scores, labels), threshold))
+
+
+def quantile(scores: Sequence[float], share: Fraction) -> float:
+    """The smallest score that at least this share of the scores does not exceed."""
+    valid = sorted(score for score in scores if not math.isnan(score))
+    return valid[max(math.ceil(share * len(valid)), 1) - 1]

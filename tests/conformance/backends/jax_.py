@@ -1,14 +1,15 @@
-"""JAX, operation by operation and jitted."""
+"""JAX: operation by operation, jitted, and exported to StableHLO."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from anomnorm_jax import _counter, cdf, min_max, threshold
+from anomnorm_jax import Normalizer, cdf, min_max, threshold
 from conformance.backend import Backend, Description
 
 
@@ -16,9 +17,12 @@ class JaxJit(Backend):
     name = "jax"
     variant = "jit"
     dtypes = ("float64", "float32", "float16", "bfloat16")
+    parts = ("kernels", "thresholds", "normalizer")
     min_max = min_max
     cdf = cdf
     threshold = threshold
+    normalizer = Normalizer
+    batch_slack = 2
     order_slack: ClassVar = {"float64": 8, "float32": 2}  # XLA's erfc
     moments_rtol = 1e-5
 
@@ -39,7 +43,10 @@ class JaxJit(Backend):
 
     def count(self, field: Any) -> int:
         # Both kinds of record: the two halves of one count, or a count for each pixel.
-        return _counter.to_int(field) if field.shape == (2,) else super().count(field)
+        if field.shape[:1] == (2,) and field.dtype == jnp.uint32:
+            upper, lower = np.asarray(field, dtype=np.uint64)
+            return int(np.sum(upper << 32)) + int(np.sum(lower))
+        return super().count(field)
 
     def context(self, dtype: str) -> AbstractContextManager[Any]:
         return jax.enable_x64(dtype == "float64")
@@ -57,4 +64,43 @@ class JaxEager(JaxJit):
             yield
 
 
-BACKENDS = (JaxEager, JaxJit)
+class JaxExported(JaxJit):
+    """`jax.export` with a symbolic batch, serialized and read back, thresholds as arguments."""
+
+    variant = "exported"
+    parts = ("normalizer",)
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, tuple[Any, Any]] = {}
+
+    def score(
+        self,
+        normalizer: Any,
+        pred_scores: Any,
+        anomaly_maps: Any = None,
+        *,
+        threshold: Any = None,
+        pixel_threshold: Any = None,
+        companions: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        inputs = (pred_scores, anomaly_maps, threshold, pixel_threshold)
+        shapes = [None if value is None else (str(value.dtype), value.shape[1:]) for value in inputs]
+        key = (id(normalizer), str(shapes), companions)
+        if key not in self._programs:
+            (batch,) = jax.export.symbolic_shape("batch")
+            arguments = [
+                None if value is None else jax.ShapeDtypeStruct((batch, *value.shape[1:])[: value.ndim], value.dtype)
+                for value in inputs
+            ]
+
+            @jax.jit
+            def call(scores: Any, maps: Any, t: Any, pixel_t: Any) -> dict[str, Any]:
+                return normalizer(scores, maps, threshold=t, pixel_threshold=pixel_t, companions=companions)  # type: ignore[no-any-return]
+
+            exported = jax.export.export(call)(*arguments)
+            # The normalizer stays alive with its program, so that its id stays its own.
+            self._programs[key] = (normalizer, jax.export.deserialize(exported.serialize()))
+        return self._programs[key][1].call(*inputs)  # type: ignore[no-any-return]
+
+
+BACKENDS = (JaxEager, JaxJit, JaxExported)

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anomnorm_core import cdf, min_max, threshold
+from anomnorm_core import Normalizer, cdf, min_max, threshold
 from conformance.backend import Backend, Description
 
 
@@ -12,9 +12,11 @@ class NumPy(Backend):
     name = "numpy"
     dtypes = ("float64", "float32", "float16")
     order_slack: ClassVar = {"float64": 8}  # SciPy's erfc
+    parts = ("kernels", "thresholds", "normalizer")
     min_max = min_max
     cdf = cdf
     threshold = threshold
+    normalizer = Normalizer
 
     def asarray(self, values: Any, dtype: str) -> np.ndarray:
         return np.array(values, dtype=dtype)

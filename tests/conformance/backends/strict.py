@@ -7,7 +7,14 @@ import array_api_strict as xp
 import numpy as np
 
 from anomnorm_core import cdf, min_max, threshold
-from conformance.backend import CDF_FUNCTIONS, MIN_MAX_FUNCTIONS, Backend, Description
+from conformance.backend import (
+    CDF_FUNCTIONS,
+    DECISION_FUNCTIONS,
+    MIN_MAX_FUNCTIONS,
+    THRESHOLD_FUNCTIONS,
+    Backend,
+    Description,
+)
 
 
 def _with_own_init(module: Any, names: tuple[str, ...]) -> SimpleNamespace:
@@ -19,9 +26,10 @@ class Strict(Backend):
     name = "array-api-strict"
     dtypes = ("float64", "float32")
     order_slack: ClassVar = {"float64": 8}  # SciPy's erfc
+    parts = ("kernels", "thresholds")
     min_max = _with_own_init(min_max, MIN_MAX_FUNCTIONS)
     cdf = _with_own_init(cdf, CDF_FUNCTIONS)
-    threshold = threshold
+    threshold = _with_own_init(threshold, (*DECISION_FUNCTIONS, *THRESHOLD_FUNCTIONS))
 
     def asarray(self, values: Any, dtype: str) -> Any:
         return xp.asarray(np.array(values, dtype=dtype))

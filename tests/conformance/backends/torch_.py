@@ -1,5 +1,7 @@
-"""PyTorch, eager and compiled."""
+"""PyTorch: eager, compiled, exported, and exported to ONNX."""
 
+import io
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from types import SimpleNamespace
@@ -8,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from anomnorm_torch import cdf, min_max, threshold
+from anomnorm_torch import Normalizer, cdf, min_max, threshold
 from conformance.backend import (
     CDF_FUNCTIONS,
+    DECISION_FUNCTIONS,
     MIN_MAX_FUNCTIONS,
     THRESHOLD_FUNCTIONS,
     Backend,
@@ -26,9 +29,11 @@ class TorchEager(Backend):
     name = "torch"
     variant = "eager"
     dtypes = ("float64", "float32", "float16", "bfloat16")
+    parts = ("kernels", "thresholds", "normalizer")
     min_max = min_max
     cdf = cdf
     threshold = threshold
+    normalizer = Normalizer
 
     def asarray(self, values: Any, dtype: str) -> torch.Tensor:
         return torch.as_tensor(np.array(values)).to(getattr(torch, dtype))
@@ -64,11 +69,106 @@ def _compiled(module: Any, names: tuple[str, ...], host: tuple[str, ...]) -> Sim
     )
 
 
+_PER_BATCH = ("update", "merge")
+
+
 class TorchCompiled(TorchEager):
     variant = "compiled"
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     cdf = _compiled(cdf, CDF_FUNCTIONS, ("init", "mean_std"))
-    threshold = _compiled(threshold, THRESHOLD_FUNCTIONS, ())
+    threshold = _compiled(
+        threshold,
+        (*DECISION_FUNCTIONS, *THRESHOLD_FUNCTIONS),
+        tuple(name for name in THRESHOLD_FUNCTIONS if name not in _PER_BATCH),
+    )
+
+    def score(self, normalizer: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # The normalizer is an argument, so that another one of the same kind compiles nothing anew.
+        return _compiled_call(normalizer, args, kwargs)
 
 
-BACKENDS = (TorchEager, TorchCompiled)
+def _call(normalizer: Normalizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return normalizer.forward(*args, **kwargs)
+
+
+_compiled_call = torch.compile(_call, fullgraph=True, dynamic=True)
+
+
+class TorchExported(TorchEager):
+    """`torch.export` with a dynamic batch, thresholds as inputs."""
+
+    variant = "exported"
+    parts = ("normalizer",)
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, tuple[Any, Any]] = {}
+
+    def score(
+        self,
+        normalizer: Any,
+        pred_scores: Any,
+        anomaly_maps: Any = None,
+        *,
+        threshold: Any = None,
+        pixel_threshold: Any = None,
+        companions: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        given = {
+            "pred_scores": pred_scores,
+            "anomaly_maps": anomaly_maps,
+            "threshold": threshold,
+            "pixel_threshold": pixel_threshold,
+        }
+        inputs = {name: value for name, value in given.items() if value is not None}
+        shapes = {name: (str(value.dtype), tuple(value.shape[1:])) for name, value in inputs.items()}
+        key = (id(normalizer), str(shapes), companions)
+        if key not in self._programs:
+            # The normalizer stays alive with its program, so that its id stays its own.
+            self._programs[key] = (normalizer, self._export(normalizer, inputs, companions))
+        return self._run(self._programs[key][1], inputs, companions)
+
+    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> Any:
+        batch = torch.export.Dim("batch")
+        # An example of two samples: sizes 0 and 1 would be taken for constants.
+        example = {
+            name: value if name.endswith("threshold") else torch.ones((2, *value.shape[1:]), dtype=value.dtype)
+            for name, value in inputs.items()
+        }
+        dynamic = {name: {} if name.endswith("threshold") else {0: batch} for name in inputs}
+        kwargs = {**example, "companions": companions}
+        return torch.export.export(
+            normalizer, (), kwargs, dynamic_shapes={**dynamic, "companions": (None,) * len(companions)}
+        )
+
+    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> dict[str, Any]:
+        return program.module()(**inputs, companions=companions)  # type: ignore[no-any-return]
+
+
+class TorchOnnx(TorchExported):
+    """ONNX, in onnxruntime."""
+
+    variant = "onnx"
+    dtypes = ("float32",)
+    tail_error = 2.0**-24  # ONNX has Erf and no Erfc
+
+    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> Any:
+        import onnxruntime
+
+        program = super()._export(normalizer, inputs, companions)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+        model = io.BytesIO()
+        assert exported is not None
+        exported.save(model)
+        names = list(normalizer(**inputs, companions=companions))
+        return onnxruntime.InferenceSession(model.getvalue()), names
+
+    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> dict[str, Any]:
+        session, names = program
+        feed = {name: value.numpy() for name, value in inputs.items()}
+        found = session.run(None, {node.name: feed[node.name] for node in session.get_inputs()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+
+BACKENDS = (TorchEager, TorchCompiled, TorchExported, TorchOnnx)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -162,6 +163,64 @@ def _unit_cdf(z: float, t: float) -> float:
     return min(unit, _BELOW_HALF) if z < t else unit
 
 
+def _margin(x: float, t: float, low: float, high: float) -> float:
+    if math.isnan(x) or low > high:
+        return math.nan
+    if x == t:
+        return 0.0
+    if low == high:
+        return math.copysign(math.inf, x - t)
+    return (x / 4 - t / 4) / (high / 4 - low / 4)
+
+
+def _raw_min_max(u: float, t: float, low: float, high: float) -> float:
+    return 4 * ((u - 0.5) * (high / 4 - low / 4) + t / 4) if 0 <= u <= 1 and low <= high else math.nan
+
+
+def _standardize_around(scores: Toy, threshold: Any, mean: Any, std: Any) -> tuple[Toy, Toy]:
+    (t,) = _number(threshold).values
+    (z_t,) = _standardize(_number(t), mean, std).values
+    z_t = min(max(z_t, -1.7e308), 1.7e308)
+
+    def side(z: float, x: float) -> float:
+        if x < t:
+            return min(z, math.nextafter(z_t, -math.inf))
+        return z_t if x == t else z if not x > t or z >= z_t else math.nextafter(z_t, math.inf)
+
+    return _map(side, _standardize(scores, mean, std), scores), _number(z_t)
+
+
+def _log_survival(z: float, t: float) -> float:
+    if math.isnan(z):
+        return math.nan
+    above = z - t
+    if above < 0:
+        return math.log1p(-math.erfc(-above / math.sqrt(2)) / 2)
+    if above < 30:
+        return math.log(math.erfc(above / math.sqrt(2)) / 2)
+    if math.isinf(above):
+        return -math.inf
+    # Mills' ratio as a continued fraction, where erfc is too small for a float.
+    ratio = above
+    for k in range(60, 0, -1):
+        ratio = above + k / ratio
+    return -above * above / 2 - math.log(2 * math.pi) / 2 - math.log(ratio)
+
+
+def _raw_cdf(u: float, t: float, mean: float, std: float, center: float) -> float:
+    if not (0 <= u <= 1) or math.isnan(mean) or math.isnan(std):
+        return math.nan
+    if u in (0, 1):
+        return (0.0, math.inf)[int(u)] if std else math.exp(center)
+    return math.exp(center + std * (t + NormalDist().inv_cdf(u)))
+
+
+def _denormalize(unit: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
+    statistics = (value for value in (mean, std, center_at) if value is not None)
+    require_resolution(unit.shape, *(_number(value).shape for value in statistics))
+    return _map(_raw_cdf, unit, t, mean, std, mean if center_at is None else center_at)
+
+
 class ToyBackend(Backend):
     """The plug-in."""
 
@@ -173,6 +232,8 @@ class ToyBackend(Backend):
         merge=_range_merge,
         bounds=_bounds,
         normalize=lambda scores, t, low, high: _map(_unit_min_max, scores, t, low, high),
+        margin=lambda scores, t, low, high: _map(_margin, scores, t, low, high),
+        denormalize=lambda unit, t, low, high: _map(_raw_min_max, unit, t, low, high),
     )
     cdf = SimpleNamespace(
         init=_moments,
@@ -180,7 +241,10 @@ class ToyBackend(Backend):
         merge=_moments_merge,
         mean_std=_mean_std,
         standardize=_standardize,
+        standardize_around=_standardize_around,
         normalize=lambda z, t: _map(_unit_cdf, z, t),
+        log_survival=lambda z, t: _map(_log_survival, z, t),
+        denormalize=_denormalize,
     )
     threshold = SimpleNamespace(flag=_flag)
 

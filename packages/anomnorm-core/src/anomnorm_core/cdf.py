@@ -212,8 +212,10 @@ def _standardize_around(
     z_t = xp.astype(_standardize(xp.astype(t, dtype), mean, std, None, xp=xp), xp.float64)
     info = xp.finfo(result)
     z_t = xp.astype(xp.astype(xp.clip(z_t, float(info.min), float(info.max)), result), xp.float64)
-    below = z_t - xp.maximum(xp.abs(z_t) * float(info.eps), float(info.smallest_normal) * xp.ones_like(z_t))
-    z = xp.where((x < t) & (z >= z_t), below, xp.where((x > t) & (z < z_t), z_t, z))
+    # At least one place of the result, and nothing subnormal, which some devices take for zero.
+    smallest = max(float(info.smallest_normal) * float(info.eps), float(xp.finfo(dtype).smallest_normal))
+    step = xp.maximum(xp.abs(z_t) * float(info.eps), smallest * xp.ones_like(z_t))
+    z = xp.where(x < t, xp.minimum(z, z_t - step), xp.where((x > t) & (z < z_t), z_t + step, z))
     return xp.astype(xp.where(x == t, z_t, z), result), xp.astype(z_t, result)
 
 

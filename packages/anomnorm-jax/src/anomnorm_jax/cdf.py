@@ -226,9 +226,11 @@ def standardize_around(scores: ArrayLike, threshold: ArrayLike, mean: ArrayLike,
     at = jnp.asarray(threshold, dtype=x.dtype)
     z_at = jnp.clip(standardize(at, mean, std), float(info.min), float(info.max)).astype(result)
     z_t = parameter(z_at, x)
-    under = z_t - jnp.maximum(jnp.abs(z_t) * float(info.eps), float(info.tiny))
+    # At least one place of the result, and nothing subnormal, which XLA takes for zero.
+    smallest = max(float(info.tiny) * float(info.eps), float(jnp.finfo(x.dtype).tiny))  # type: ignore[no-untyped-call]
+    step = jnp.maximum(jnp.abs(z_t) * float(info.eps), smallest)
     below, above = less(x, t), less(t, x)
-    z = jnp.where(below & ~less(z, z_t), under, jnp.where(above & less(z, z_t), z_t, z))
+    z = jnp.where(below, jnp.minimum(z, z_t - step), jnp.where(above & less(z, z_t), z_t + step, z))
     return jnp.where(below | above | jnp.isnan(x), z, z_t).astype(result), z_at
 
 
@@ -273,8 +275,12 @@ def log_survival(z: ArrayLike, threshold: ArrayLike) -> Array:
     values, result = arithmetic(z)
     below = parameter(threshold, values) - values
     # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
-    upper = jnp.log1p(-0.5 * jax.scipy.special.erfc(below * 0.5**0.5))
-    return jnp.where(below > 0, upper, jax.scipy.special.log_ndtr(below)).astype(result)
+    unit = 0.5 * jax.scipy.special.erfc(below * 0.5**0.5)
+    # XLA's log1p loses digits away from zero, where the logarithm itself is good.
+    upper = jnp.where(unit > 0.25, jnp.log(1.0 - unit), jnp.log1p(-unit))
+    # The default of three terms of the asymptotic series leaves float64 with an error of 1e-11.
+    terms = 10 if values.dtype == jnp.float64 else 3
+    return jnp.where(below > 0, upper, jax.scipy.special.log_ndtr(below, series_order=terms)).astype(result)
 
 
 @jax.jit

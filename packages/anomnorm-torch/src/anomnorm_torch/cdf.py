@@ -190,8 +190,11 @@ def standardize_around(
     info = torch.finfo(result)
     z = standardize(scores, mean, std).to(x.dtype)
     z_t = standardize(t, mean, std).clamp(info.min, info.max).to(result).to(x.dtype)
-    below = z_t - torch.clamp(z_t.abs() * info.eps, min=info.smallest_normal)
-    z = torch.where((x < t) & (z >= z_t), below, torch.where((x > t) & (z < z_t), z_t, z))
+    # At least one place of the result, and nothing subnormal, which some devices take for zero. A minimum and no
+    # comparison, because a compiler may leave the rounding to half types to the end.
+    smallest = max(info.smallest_normal * info.eps, torch.finfo(x.dtype).smallest_normal)
+    step = torch.clamp(z_t.abs() * info.eps, min=smallest)
+    z = torch.where(x < t, torch.minimum(z, z_t - step), torch.where((x > t) & (z < z_t), z_t + step, z))
     return torch.where(x == t, z_t, z).to(result), z_t.to(result)
 
 

@@ -39,8 +39,9 @@ def _adaptive(scores: Array, labels: Array, quantile: float, *, xp: Namespace) -
     require_threshold_samples(int(negatives), int(positives), x.shape[0] - int(positives + negatives))
     if int(positives) > 0:
         limit = float(xp.finfo(dtype).max)
-        order = xp.argsort(xp.where(normal | anomalous, x, xp.asarray(-xp.inf, dtype=x.dtype)))
-        x_up = xp.clip(xp.take(x, order), max=limit)
+        sortable = xp.where(normal | anomalous, x, xp.asarray(-xp.inf, dtype=x.dtype))
+        order = xp.argsort(sortable)
+        x_up = xp.clip(xp.take(sortable, order), max=limit)
         y_up = xp.take(xp.astype(anomalous, xp.int64), order)
         # Above and at each candidate; among equal scores the first one, which has them all.
         true_positives = positives - xp.cumulative_sum(y_up) + y_up
@@ -86,7 +87,7 @@ def _normal_quantile(scores: Array, quantile: float, labels: Array | None, *, xp
 def _samples(scores: Array, labels: Array, xp: Namespace) -> tuple[Array, Array, Array, Array]:
     x, dtype, _ = widen(scores, xp)
     shape = label_axes(tuple(labels.shape), tuple(x.shape))
-    anomalous = xp.reshape(xp.broadcast_to(xp.reshape(labels, shape) != 0, x.shape), (-1,))
+    anomalous = xp.reshape(xp.broadcast_to(xp.reshape(xp.astype(labels, xp.bool), shape), x.shape), (-1,))
     x = xp.reshape(x, (-1,))
     valid = ~xp.isnan(x)
     return x, valid & ~anomalous, valid & anomalous, dtype

@@ -25,6 +25,7 @@ BINS = 2**BITS
 _SHIFT = 32 - BITS
 _LOWEST = -(2**31)
 _LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite number
+_SMALLEST = 0x00800000  # and of the smallest that is not subnormal
 
 
 class ScoreHistogram(NamedTuple):
@@ -125,7 +126,7 @@ def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -
             ideal_flagged = true_positives + (false_positives - record.normal)
             ideal = xp.astype(2 * true_positives, xp.float64) / xp.astype(ideal_flagged + positives, xp.float64)
             report_coarse_threshold(float(xp.max(ideal)) - f1)
-            return xp.asarray(lower_edge(chosen))
+            return xp.asarray(_lower_edge(chosen, threshold=True))
     return streamed_normal_quantile(record, quantile)
 
 
@@ -146,7 +147,7 @@ def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> A
     share = parse_quantile(quantile, "quantile")
     xp = array_namespace(record.normal)
     require_normal_samples(int(xp.sum(record.normal)), int(record.invalid))
-    return xp.asarray(lower_edge(_quantile_bin(record.normal, share, xp) + 1))
+    return xp.asarray(_lower_edge(_quantile_bin(record.normal, share, xp) + 1, threshold=True))
 
 
 def streamed_quantile(record: ScoreHistogram, quantile: float) -> Array:
@@ -168,7 +169,7 @@ def streamed_quantile(record: ScoreHistogram, quantile: float) -> Array:
     xp = array_namespace(record.normal)
     counts = record.normal + record.anomalous
     require_count("pixel", int(xp.sum(counts)), int(record.invalid), minimum=1)
-    return xp.asarray(lower_edge(_quantile_bin(counts, share, xp)))
+    return xp.asarray(_lower_edge(_quantile_bin(counts, share, xp)))
 
 
 def _at_or_above(counts: Array, xp: Namespace) -> Array:
@@ -189,7 +190,9 @@ def _bin_of(x: np.ndarray) -> np.ndarray:
     return np.where(np.isneginf(x), 0, bins)
 
 
-def lower_edge(position: int) -> np.ndarray:
-    """The smallest finite float32 of a bin."""
+def _lower_edge(position: int, *, threshold: bool = False) -> np.ndarray:
+    """The smallest finite float32 of a bin. Subnormal numbers are zero to some devices, so no threshold is one."""
     key = min(max((position - BINS // 2) << _SHIFT, -_LARGEST), _LARGEST)
+    if threshold and -_SMALLEST < key < _SMALLEST and key != 0:
+        key = _SMALLEST if key > 0 else 0
     return np.asarray(key if key >= 0 else _LOWEST - key, dtype=np.int32).view(np.float32)

@@ -29,6 +29,7 @@ BITS = 18
 BINS = 2**BITS
 _SHIFT = 32 - BITS
 _LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite number
+_SMALLEST = 0x00800000  # and of the smallest that is not subnormal
 
 
 class ScoreHistogram(NamedTuple):
@@ -140,7 +141,7 @@ def _streamed_adaptive(record: ScoreHistogram, quantile: float) -> tuple[Array, 
     hits = 2 * true_positives.astype(jnp.float32)
     f1, ideal = (hits / jnp.maximum(count + positives, 1) for count in (flagged, flagged - inside))
     loss = jnp.where(found, jnp.max(ideal) - f1[position], 0.0)
-    return jnp.where(found, lower_edge(position), _above_quantile(record.normal, quantile)), loss
+    return jnp.where(found, _lower_edge(position, threshold=True), _above_quantile(record.normal, quantile)), loss
 
 
 def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> Array:
@@ -183,7 +184,7 @@ def streamed_quantile(record: ScoreHistogram, quantile: float) -> Array:
     if not isinstance(counts, Tracer):
         require_count("pixel", _counter.to_int(_total(counts)), _counter.to_int(record.invalid), minimum=1)
     position, known = _quantile_bin(counts, share)
-    return jnp.where(known, lower_edge(position), jnp.nan)
+    return jnp.where(known, _lower_edge(position), jnp.nan)
 
 
 @jax.jit
@@ -198,7 +199,7 @@ def _at_or_above(counts: Array) -> Array:
 
 def _above_quantile(counts: Array, quantile: float) -> Array:
     position, known = _quantile_bin(counts, quantile)
-    edge: Array = jnp.where(known, lower_edge(position + 1), jnp.nan)
+    edge: Array = jnp.where(known, _lower_edge(position + 1, threshold=True), jnp.nan)
     return edge
 
 
@@ -213,7 +214,10 @@ def _quantile_bin(counts: Array, quantile: float) -> tuple[Array, Array]:
     return jnp.sum(reached) - 1, short[0] > 0
 
 
-def lower_edge(position: Array) -> Array:
-    """The smallest finite float32 of a bin."""
+def _lower_edge(position: Array, *, threshold: bool = False) -> Array:
+    """The smallest finite float32 of a bin. Subnormal numbers are zero to some devices, so no threshold is one."""
     key = (position.astype(jnp.int32) - BINS // 2) << _SHIFT
+    if threshold:
+        key = jnp.where((key > 0) & (key < _SMALLEST), _SMALLEST, key)
+        key = jnp.where((key < 0) & (key > -_SMALLEST), 0, key)
     return from_order_key(jnp.clip(key, -_LARGEST, _LARGEST))

@@ -26,6 +26,7 @@ BINS = 2**BITS
 _SHIFT = 32 - BITS
 _LOWEST = -(2**31)
 _LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite number
+_SMALLEST = 0x00800000  # and of the smallest that is not subnormal
 
 
 class ScoreHistogram(NamedTuple):
@@ -124,7 +125,7 @@ def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -
             # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
             ideal = 2 * true_positives / (true_positives + (false_positives - record.normal) + positives)
             report_coarse_threshold(float(ideal.amax() - 2 * hits / (hits + alarms + positives)))
-            return lower_edge(position)
+            return _lower_edge(position, threshold=True)
     return streamed_normal_quantile(record, quantile)
 
 
@@ -144,7 +145,7 @@ def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> T
     """
     share = parse_quantile(quantile, "quantile")
     require_normal_samples(int(record.normal.sum()), int(record.invalid))
-    return lower_edge(_quantile_bin(record.normal, share) + 1)
+    return _lower_edge(_quantile_bin(record.normal, share) + 1, threshold=True)
 
 
 def streamed_quantile(record: ScoreHistogram, quantile: float) -> Tensor:
@@ -165,7 +166,7 @@ def streamed_quantile(record: ScoreHistogram, quantile: float) -> Tensor:
     share = parse_quantile(quantile, "quantile")
     counts = record.normal + record.anomalous
     require_count("pixel", int(counts.sum()), int(record.invalid), minimum=1)
-    return lower_edge(_quantile_bin(counts, share))
+    return _lower_edge(_quantile_bin(counts, share))
 
 
 def _at_or_above(counts: Tensor) -> Tensor:
@@ -176,7 +177,10 @@ def _quantile_bin(counts: Tensor, quantile: float) -> Tensor:
     return (_at_or_above(counts) > may_exceed(quantile, int(counts.sum()))).sum() - 1
 
 
-def lower_edge(position: Tensor) -> Tensor:
-    """The smallest finite float32 of a bin."""
+def _lower_edge(position: Tensor, *, threshold: bool = False) -> Tensor:
+    """The smallest finite float32 of a bin. Subnormal numbers are zero to some devices, so no threshold is one."""
     key = ((position - BINS // 2) << _SHIFT).clamp(-_LARGEST, _LARGEST)
+    if threshold:
+        key = torch.where((key > 0) & (key < _SMALLEST), _SMALLEST, key)
+        key = torch.where((key < 0) & (key > -_SMALLEST), 0, key)
     return torch.where(key >= 0, key, _LOWEST - key).to(torch.int32).view(torch.float32)
