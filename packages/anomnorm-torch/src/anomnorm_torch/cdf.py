@@ -238,7 +238,8 @@ def log_survival(z: Tensor, threshold: Tensor | float) -> Tensor:
     below = parameter(threshold, values) - values
     # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
     upper = torch.log1p((below * 0.5**0.5).erfc().mul_(-0.5))
-    return torch.where(below > 0, upper, torch.special.log_ndtr(below)).to(result)
+    lower = torch.special.log_ndtr(below).masked_fill(below == -math.inf, -math.inf)  # which ONNX makes NaN
+    return torch.where(below > 0, upper, lower).to(result)
 
 
 def denormalize(
