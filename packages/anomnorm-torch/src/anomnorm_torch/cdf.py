@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anomnorm_core.checks import require_count, require_resolution, require_same_shape
+from anomnorm_torch import _log_tail
 from anomnorm_torch._tensors import arithmetic, below_half, parameter, samples, selection, wide
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
@@ -235,11 +236,14 @@ def log_survival(z: Tensor, threshold: Tensor | float) -> Tensor:
         +inf give 0 and -inf.
     """
     values, result = arithmetic(z)
-    below = parameter(threshold, values) - values
+    t = parameter(threshold, values)
+    if result != torch.float64:
+        dtype = wide(values.device)
+        return _log_tail.log_survival(values.to(dtype) - t.to(dtype)).to(result)
+    below = t - values
     # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
     upper = torch.log1p((below * 0.5**0.5).erfc().mul_(-0.5))
-    lower = torch.special.log_ndtr(below).masked_fill(below == -math.inf, -math.inf)  # which ONNX makes NaN
-    return torch.where(below > 0, upper, lower).to(result)
+    return torch.where(below > 0, upper, torch.special.log_ndtr(below))
 
 
 def denormalize(
