@@ -138,6 +138,60 @@ def _greater(x: Array, t: float) -> Array:
     return threshold.flag(x, t) & (x != np.asarray(t, dtype=x.dtype))
 
 
+def _above_instead_of_at_least(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> Array:
+    t = threshold.adaptive(scores, labels, normal_quantile=normal_quantile)
+    return np.nextafter(t, np.asarray(np.inf, dtype=t.dtype)) if np.any(labels) else t
+
+
+def _smallest_of_equals(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> Array:
+    t = threshold.adaptive(scores, labels, normal_quantile=normal_quantile)
+    finite = np.sort(scores[np.isfinite(scores)]).astype(t.dtype)
+    below = finite[finite < t]
+    return below[-1] if len(below) and np.any(labels) and not np.any(labels[scores == below[-1]] == 0) else t
+
+
+def _minimum_without_anomalies(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> Array:
+    if np.any(labels) or np.all(np.isnan(scores)):
+        return threshold.adaptive(scores, labels, normal_quantile=normal_quantile)
+    return np.nanmin(scores).astype(np.result_type(scores, np.float32))
+
+
+def _largest_normal(scores: Array, quantile: float = 1.0, *, labels: Array | None = None) -> Array:
+    t = threshold.normal_quantile(scores, quantile, labels=labels)
+    return np.nextafter(t, np.asarray(-np.inf, dtype=t.dtype))
+
+
+def _positive_scores_only(record: Any, x: Array, labels: Array | None = None, *, where: Array | None = None) -> Any:
+    return threshold.update(record, np.abs(x), labels, where=where)
+
+
+def _labels_by_sample_ignored(record: Any, x: Array, labels: Array | None = None, *, where: Array | None = None) -> Any:
+    whole = labels if labels is None or labels.ndim == x.ndim else None
+    return threshold.update(record, x, whole, where=where)
+
+
+def _32_bit_counts(a: Any, b: Any) -> Any:
+    merged = threshold.merge(a, b)
+    return merged._replace(normal=merged.normal % 2**32, anomalous=merged.anomalous % 2**32)
+
+
+def _clipped_margin(x: Array, t: float, low: float, high: float) -> Array:
+    return np.clip(min_max.margin(x, t, low, high), -0.5, 0.5)
+
+
+def _log_of_the_rest(z: Array, t: float) -> Array:
+    with np.errstate(all="ignore"):
+        return np.log(1 - cdf.normalize(z, t))
+
+
+def _forgets_the_threshold(u: Array, t: float, low: float, high: float) -> Array:
+    return min_max.denormalize(u, 0.5 * (low + high), low, high) + 0 * t
+
+
+def _plain_z(x: Array, t: float, mean: float, std: float) -> tuple[Array, Array]:
+    return cdf.standardize(x, mean, std), cdf.standardize(np.asarray([t], dtype=x.dtype), mean, std)[0]
+
+
 # name: (module, function, replacement, clause that must fail)
 _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "min-max-as-published": ("min_max", "normalize", _min_max_normalize_as_published, "N4"),
@@ -163,6 +217,17 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "invalid-values-uncounted": ("min_max", "update", _uncounted, "S6"),
     "where-ignored": ("cdf", "update", _ignores_where, "S1"),
     "record-grows": ("cdf", "update", _grows, "S5"),
+    "adaptive-above-instead-of-at-least": ("threshold", "adaptive", _above_instead_of_at_least, "T2"),
+    "adaptive-smallest-of-equals": ("threshold", "adaptive", _smallest_of_equals, "T2"),
+    "minimum-without-anomalies": ("threshold", "adaptive", _minimum_without_anomalies, "T3"),
+    "largest-normal-flagged": ("threshold", "normal_quantile", _largest_normal, "T3"),
+    "histogram-of-magnitudes": ("threshold", "update", _positive_scores_only, "T5"),
+    "labels-by-sample-ignored": ("threshold", "update", _labels_by_sample_ignored, "T5"),
+    "32-bit-counts": ("threshold", "merge", _32_bit_counts, "T5"),
+    "margin-is-clipped": ("min_max", "margin", _clipped_margin, "N10"),
+    "log-of-the-rest": ("cdf", "log_survival", _log_of_the_rest, "N10"),
+    "inverse-forgets-the-threshold": ("min_max", "denormalize", _forgets_the_threshold, "N11"),
+    "raw-decision-after-rounding": ("cdf", "standardize_around", _plain_z, "N4"),
     "range-begins-at-zero": ("min_max", "init", _init_at_zero, "S2"),
 }
 

@@ -135,12 +135,12 @@ def _about(text: str | None) -> dict[str, Any]:
     if about.keys() != _FIELDS:
         odd = sorted(about.keys() ^ _FIELDS)
         raise FileFormatError(f"its description has the wrong fields ({', '.join(odd)}).")
-    if about["method"] not in set(Method):
+    if about["method"] not in tuple(Method):
         raise FileFormatError(f"method={about['method']!r} is unknown; there are {', '.join(map(repr, Method))}.")
     options = {"center"} if about["method"] == Method.CDF else set()
     if not isinstance(about["options"], dict) or about["options"].keys() != options:
         raise FileFormatError(f"options={about['options']!r} are not those of {about['method']}.")
-    if options and about["options"]["center"] not in set(Center):
+    if options and about["options"]["center"] not in tuple(Center):
         raise FileFormatError(f"center={about['options']['center']!r} is unknown.")
     if not _is_text(about["fitted_with"], {"package", "version"}):
         raise FileFormatError(f"fitted_with={about['fitted_with']!r} is not a package and its version.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anomnorm_core.checks import unfitted_level
-from anomnorm_core.fields import LEVEL, MAPS, SCORES, Scored, assemble, missing_values, require_shapes
+from anomnorm_core.fields import LEVEL, MAPS, SCORES, Scored, assemble, missing_fields, missing_values, require_shapes
 from anomnorm_core.fit import LEVELS, STATISTICS, Fit
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
 from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions
@@ -306,6 +306,8 @@ class NormalizedModel(nn.Module):
         outputs = self.model(*inputs)
         if isinstance(outputs, Tensor):
             outputs = {SCORES: outputs}
+        if not isinstance(outputs, Mapping):
+            raise missing_fields(type(outputs).__name__, (), attributes=False)
         given = {name: outputs.get(name) for name in (SCORES, MAPS)}
         result: dict[str, Tensor] = self.normalizer(**given, threshold=threshold, pixel_threshold=pixel_threshold)
         return result
