@@ -145,9 +145,10 @@ def _above_instead_of_at_least(scores: Array, labels: Array, *, normal_quantile:
 
 def _smallest_of_equals(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> Array:
     t = threshold.adaptive(scores, labels, normal_quantile=normal_quantile)
-    finite = np.sort(scores[np.isfinite(scores)]).astype(t.dtype)
-    below = finite[finite < t]
-    return below[-1] if len(below) and np.any(labels) and not np.any(labels[scores == below[-1]] == 0) else t
+    wanted = np.asarray(labels) != 0
+    best = 2 * np.sum(wanted & (scores >= t)) / (np.sum(scores >= t) + np.sum(wanted))
+    equals = [x for x in scores if 2 * np.sum(wanted & (scores >= x)) / (np.sum(scores >= x) + np.sum(wanted)) == best]
+    return np.asarray(min(equals), dtype=t.dtype) if wanted.any() and equals else t
 
 
 def _minimum_without_anomalies(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> Array:

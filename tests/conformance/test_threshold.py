@@ -29,6 +29,7 @@ def number(backend: Backend, threshold: object) -> float:
         ([1, 0, 0, 0], [4.0, 3.0, 2.0, 1.0], 4.0),
         ([0, 0, 0, 1, 1], [-2.3, -1.6, -2.6, 7.9, -0.3], -0.3),
         ([0, 1, 0, 1], [1.0, 1.0, 0.0, 1.0], 1.0),  # ties between normals and anomalies
+        ([1, 0, 0, 1], [4.0, 3.0, 2.0, 1.0], 4.0),  # F1 is 2/3 at 4 and at 1: the largest
     ],
 )
 def test_t2_golden_rows(backend: Backend, dtype: str, labels: list[int], scores: list[float], expected: float) -> None:
