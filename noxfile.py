@@ -16,10 +16,14 @@ SOURCES = [f"{package}/src" for package in PACKAGES]
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 DEVELOPMENT_TOOLS = (
     "array-api-strict",
+    "flatbuffers",  # jax.export writes with it
     "flax",
     "matplotlib",
     "mpmath",
     "mypy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "optax",
     "pyright[nodejs]",
     "pytest",
@@ -66,7 +70,7 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the unit tests of the three packages, the code blocks of README and docs, and the demo."""
     python = _development(session)
-    default = ("tests/core", "tests/torch", "tests/jax", "tests/docs")
+    default = ("tests/core", "tests/torch", "tests/jax", "tests/interchange", "tests/docs")
     session.run(python, "-m", "pytest", "-n", "auto", *(session.posargs or default))
 
 
@@ -93,6 +97,12 @@ def bench(session: nox.Session) -> None:
     session.run(_development(session), "benchmarks/kernels.py", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def parity(session: nox.Session) -> None:
+    """Run one saved normalizer in every way there is, and write docs/parity.md; ``-- --quick`` only prints."""
+    session.run(_development(session), "benchmarks/parity.py", *session.posargs)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheels, install them into an empty environment and import them."""
@@ -103,7 +113,8 @@ def build(session: nox.Session) -> None:
     built = {wheel.name.split("-")[0]: str(wheel) for wheel in wheels.glob("*.whl")}
     with session.chdir(wheels):  # away from the sources
         session.install(*CONSTRAINTS, built["anomnorm_core"])
-        session.run("python", "-c", "import anomnorm_core as core; print('anomnorm-core', core.__version__)")
+        golden = ROOT / "tests" / "core" / "golden" / "cdf_v1.safetensors"
+        session.run("python", str(ROOT / "benchmarks" / "serving.py"), str(golden))
         session.install(*CONSTRAINTS, *built.values())
         for name in ("anomnorm_torch", "anomnorm_jax"):
             everything = f"import {name} as m; [getattr(m, n) for n in m.__all__]; print(m.__name__, m.__version__)"
