@@ -41,6 +41,7 @@ MADE: dict[str, Callable[[], Normalizer]] = {
     "cdf raw threshold": lambda: cdf_normalizer(threshold=4.0, units="raw", pixel_threshold=1.0),
     "cdf pixel centre": lambda: cdf_normalizer(center="pixel"),
     "cdf of images": lambda: Normalizer.cdf((0.25, 0.5), threshold=2.0),
+    "cdf of mixed dtypes": lambda: Normalizer.cdf((0.25, 0.5), (MAPS[0], MAPS[1]), threshold=2.0),
     "min-max of float32": lambda: Normalizer.min_max((np.float32(0.1), np.float32(2.7)), threshold=0.3),
 }
 

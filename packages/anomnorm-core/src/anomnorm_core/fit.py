@@ -47,6 +47,9 @@ class Fit:
             statistics = getattr(self, level)
             if statistics is not None:
                 _check_statistics(self.method, level, *statistics)
+        dtypes = {str(array.dtype) for array in (*self.image, *(self.pixel or ()))}
+        if len(dtypes) > 1:
+            raise OptionError(f"the statistics have the dtypes {' and '.join(sorted(dtypes))}; give them one.")
 
     @property
     def resolution(self) -> tuple[int, int] | None:

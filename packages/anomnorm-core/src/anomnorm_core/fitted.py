@@ -17,8 +17,18 @@ Statistics = tuple[np.ndarray, np.ndarray]
 
 def pair(statistics: Iterable[np.ndarray]) -> Statistics:
     """Two statistics of one level as floating arrays of their own."""
-    first, second = (np.array(value, dtype=np.result_type(value, np.float32)) for value in statistics)
+    first, second = (np.array(value, dtype=_floating(value)) for value in statistics)
     return first, second
+
+
+def _floating(value: np.ndarray | float) -> np.dtype[Any]:
+    dtype = np.asarray(value).dtype
+    return dtype if dtype == np.float32 else np.dtype(np.float64)
+
+
+def _cast(statistics: Statistics, dtype: Any) -> Statistics:
+    first, second = statistics
+    return first.astype(dtype), second.astype(dtype)
 
 
 def require_record(method: Method, *, min_max: bool) -> None:
@@ -130,10 +140,12 @@ class FittedNormalizer(ABC):
     ) -> Self:
         given = {level: value for level, value in (("image", image), ("pixel", pixel)) if value is not None}
         final = {level: cls._finalized(method, level, value) for level, value in given.items()}
+        dtype = np.result_type(*(array for statistics, _ in final.values() for array in statistics))
+        arrays = {level: _cast(statistics, dtype) for level, (statistics, _) in final.items()}
         fit = Fit(
             method=method,
-            image=final["image"][0],
-            pixel=final["pixel"][0] if "pixel" in final else None,
+            image=arrays["image"],
+            pixel=arrays.get("pixel"),
             threshold=manual(threshold),
             pixel_threshold=parse_threshold(pixel_threshold, "pixel_threshold"),
             counts={level: counts for level, (_, counts) in final.items() if counts is not None},
