@@ -103,7 +103,7 @@ def ways(path: Path, companion: str) -> dict[str, Run]:
 
 def reference(path: Path, x: np.ndarray, companion: str) -> Results:
     """NumPy in float64, with the parameters that float32 scores have: rounded to float32."""
-    fit = anomnorm_core.Normalizer.load(path).fit()
+    fit = anomnorm_core.Normalizer.load(path).fitted_state()
     rounded = [np.float64(np.float32(value)) for value in fit.image]
     make = anomnorm_core.Normalizer.min_max if fit.method == "min-max" else anomnorm_core.Normalizer.cdf
     return make(rounded, threshold=THRESHOLD)(x.astype(np.float64), companions=[companion])

@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent.parent / "core" / "golden"
 def assert_same_results(backend: Backend, one: Normalizer, other: object, dtype: str) -> None:
     """``one`` in NumPy, ``other`` in the backend: the same labels, unit scores within both bounds."""
     scores, maps = sample(dtype)
-    resolution = one.fit().resolution or (2, 3)
+    resolution = one.fitted_state().resolution or (2, 3)
     maps = np.resize(maps, (16, 1, *resolution))
     kept = "float32" if dtype == "bfloat16" else dtype  # NumPy has none
     expected = one(np.array(scores, dtype=kept), np.array(maps, dtype=kept), companions=["raw"])
@@ -61,7 +61,7 @@ def test_p2_fitted_samples_stay_on_their_side(backend: Backend, dtype: str, kind
     # Both decide on raw scores: every label agrees, next to the threshold too.
     normalizer = fitted(backend, dtype, kind)
     normalizer.save(tmp_path / "n")
-    t = Normalizer.load(tmp_path / "n").fit().threshold
+    t = Normalizer.load(tmp_path / "n").fitted_state().threshold
     values = [oracle.rounded(t, dtype)]
     for _ in range(30):
         values = [oracle.next_down(values[0], dtype), *values, oracle.next_up(values[-1], dtype)]

@@ -3,6 +3,7 @@
 import math
 import warnings
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,6 +251,28 @@ def test_t5_counts_past_32_bits(backend: Backend) -> None:
     assert backend.count(record.normal) == 8 * 2**34
     assert number(backend, backend.threshold.streamed_adaptive(record)) == 2.0  # F1 4/5; 2/3 at 3, 4/12 at 0
     assert number(backend, backend.threshold.streamed_quantile(record, 0.5)) == 0.0
+
+
+@pytest.mark.clause("T5", "T3")
+def test_t5_few_among_very_many_count(backend: Backend) -> None:
+    dtype = backend.usual_dtype
+    merge, init = backend.threshold.merge, backend.threshold.init
+
+    def counted(value: float, label: int, size: int) -> Any:
+        labels = backend.asarray([label] * size, "int32")
+        return backend.threshold.update(init(), backend.asarray([value] * size, dtype), labels)
+
+    many = counted(1.0, 0, 1)
+    for _ in range(33):
+        many = merge(many, many)
+    anomalies = merge(counted(2.0, 1, 15), counted(3.0, 1, 96))
+    assert number(backend, backend.threshold.streamed_adaptive(merge(many, anomalies))) == 2.0
+    # One anomaly far down flags everything, and is not worth it.
+    low = merge(anomalies, counted(0.5, 1, 1))
+    assert number(backend, backend.threshold.streamed_adaptive(merge(many, low))) == 2.0
+    one_above = merge(many, counted(5.0, 0, 1))
+    assert number(backend, backend.threshold.streamed_normal_quantile(one_above)) > 5.0
+    assert number(backend, backend.threshold.streamed_quantile(one_above, 1.0)) == 5.0
 
 
 @pytest.mark.clause("T5")

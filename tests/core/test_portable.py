@@ -54,7 +54,7 @@ def test_a_saved_normalizer_is_the_same_when_loaded(kind: str, tmp_path: Path) -
     loaded = Normalizer.load(tmp_path / "n.safetensors")
     assert loaded.summary() == normalizer.summary()
     assert repr(loaded) == repr(normalizer)
-    old, new = normalizer.fit(), loaded.fit()
+    old, new = normalizer.fitted_state(), loaded.fitted_state()
     assert (old.threshold, old.pixel_threshold, old.raw_threshold) == (
         new.threshold,
         new.pixel_threshold,
@@ -97,6 +97,7 @@ def test_the_file_is_what_the_specification_says(tmp_path: Path) -> None:
     size = struct.unpack("<Q", path.read_bytes()[:8])[0]
     header = json.loads(path.read_bytes()[8 : 8 + size])
     about = json.loads(header["__metadata__"]["anomnorm"])
+    assert len(bytes.fromhex(about.pop("digest"))) == 32
     assert about == {
         "format_version": 1,
         "specification_version": "1",
@@ -140,14 +141,19 @@ def tensors(**changes: Any) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, description: Any = None, **changes: Any) -> None:
-    text = description if isinstance(description, str) else json.dumps(about() if description is None else description)
-    path.write_bytes(save(tensors(**changes), metadata={"anomnorm": text}))
+    text, arrays = description, tensors(**changes)
+    if not isinstance(description, str):
+        text = about() if description is None else description
+        if isinstance(text, dict) and text:
+            text = text | {"digest": portable._digest(text, arrays)}
+        text = json.dumps(text)
+    path.write_bytes(save(arrays, metadata={"anomnorm": text}))
 
 
 @pytest.mark.clause("P3")
 def test_the_file_that_the_refused_ones_deviate_from_is_accepted(tmp_path: Path) -> None:
     write(tmp_path / "n")
-    assert Normalizer.load(tmp_path / "n").fit().threshold == 3.0
+    assert Normalizer.load(tmp_path / "n").fitted_state().threshold == 3.0
 
 
 MAP = np.ones((2, 3))
@@ -159,6 +165,7 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "two thresholds": ({"image_raw_threshold": 1.0}, "unknown.*image_threshold"),
     "NaN mean": ({"image_mean": np.nan}, "image_mean is not finite"),
     "infinite std": ({"image_std": np.inf}, "image_std is not finite"),
+    "mean beyond float32": ({"image_mean": 1e300}, "image_mean is infinite in float32"),
     "negative std": ({"image_std": -0.5}, "image_std is negative"),
     "NaN threshold": ({"image_threshold": np.nan}, "threshold=nan"),
     "infinite threshold": ({"image_threshold": np.inf}, "threshold=inf"),
@@ -235,6 +242,19 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.clause("P3")
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "n"
+    Normalizer.cdf((0.25, 0.5), threshold=2.0).save(path)
+    content = path.read_bytes()
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError):
+            Normalizer.load(path)
+
+
+@pytest.mark.clause("P3")
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x80\x04\x95", b"PK\x03\x04" + bytes(100), struct.pack("<Q", 2**62) + b"{}", bytes(64), b"\xff" * 64],
@@ -260,6 +280,10 @@ def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> N
         Normalizer.load(tmp_path / "nowhere")
     with pytest.raises(OSError, match=tmp_path.name):
         Normalizer.load(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(FileFormatError, match="read twice"):
+            Normalizer.load(tmp_path / "fifo")
     with pytest.raises(OSError, match="no_folder"):
         cdf_normalizer().save(tmp_path / "no_folder" / "n")
 
@@ -305,7 +329,7 @@ def test_a_killed_save_and_concurrent_readers_see_whole_files(tmp_path: Path) ->
 
     def read() -> None:
         while not stop.is_set():
-            fit = Normalizer.load(path).fit()
+            fit = Normalizer.load(path).fitted_state()
             assert fit.pixel is not None
             if not np.all(fit.pixel[0] == fit.threshold):
                 failures.append(fit.threshold)
@@ -322,7 +346,7 @@ def test_a_killed_save_and_concurrent_readers_see_whole_files(tmp_path: Path) ->
         saver.send_signal(signal.SIGKILL)
         saver.wait()
         saver.stdout.close()
-        fit = Normalizer.load(path).fit()
+        fit = Normalizer.load(path).fitted_state()
         assert fit.pixel is not None
         assert np.all(fit.pixel[0] == fit.threshold)
     stop.set()
@@ -338,11 +362,16 @@ def test_saving_follows_links_and_the_usual_permissions(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "real" / "n")
     cdf_normalizer().save(link)
     assert link.is_symlink()
+    (tmp_path / "real" / "n").chmod(0o600)
+    cdf_normalizer().save(link)
+    assert stat.S_IMODE((tmp_path / "real" / "n").stat().st_mode) == 0o600
+    (tmp_path / "real" / "n").unlink()
+    cdf_normalizer().save(link)
     ordinary = tmp_path / "ordinary"
     ordinary.touch()
     mode = stat.S_IMODE((tmp_path / "real" / "n").stat().st_mode)
     assert mode == stat.S_IMODE(ordinary.stat().st_mode)
-    assert Normalizer.load(link).fit().threshold == 2.0
+    assert Normalizer.load(link).fitted_state().threshold == 2.0
 
 
 # The golden files: written once, readable for ever. Never change them; a new format gets new ones.
@@ -370,7 +399,7 @@ def test_golden_cdf_file() -> None:
     assert result["pred_scores"][0] == pytest.approx(0.5 * (1 + _erf(-np.log(4) / 0.5 / np.sqrt(2))), rel=1e-12)
     # maps centred at the image mean: z = 0 everywhere, threshold 1
     assert result["anomaly_maps"].ravel() == pytest.approx(0.5 * (1 + _erf(-1 / np.sqrt(2))), rel=1e-12)
-    assert normalizer.fit().counts == {"image": (40, 1), "pixel": (40, 0)}
+    assert normalizer.fitted_state().counts == {"image": (40, 1), "pixel": (40, 0)}
 
 
 def _erf(x: float) -> float:

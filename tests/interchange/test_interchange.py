@@ -68,7 +68,7 @@ def test_a_file_gives_the_same_labels_and_unit_scores_in_another_package(
         if kind == "min-max" or (kind == "cdf raw" and name == "pred_labels"):
             assert np.array_equal(labels, others)
         else:
-            t = normalizer.fit().z_threshold if name == "pred_labels" else 2.5
+            t = normalizer.fitted_state().z_threshold if name == "pred_labels" else 2.5
             z = np.asarray(own[f"{scores}_z"], np.float64)
             clear = np.abs(z - t) > 2 * np.spacing(np.float32(t))
             assert clear.mean() > 0.999
@@ -79,8 +79,8 @@ def test_a_file_gives_the_same_labels_and_unit_scores_in_another_package(
     back = again(MAKE[writer](TEST), MAKE[writer](TEST_MAPS))
     for name, value in back.items():
         assert np.array_equal(np.asarray(value), np.asarray(own[name])), name
-    assert again.fit().fitted_with == (f"anomnorm-{writer}", PACKAGES[writer].__version__)
-    assert again.fit().counts == normalizer.fit().counts
+    assert again.fitted_state().fitted_with == (f"anomnorm-{writer}", PACKAGES[writer].__version__)
+    assert again.fitted_state().counts == normalizer.fitted_state().counts
 
 
 @pytest.mark.clause("P2", "T2")
@@ -89,7 +89,7 @@ def test_the_fitted_sample_that_defines_an_adaptive_threshold_stays_on_its_side(
     thresholds = set()
     for writer in PACKAGES:
         fitted(writer, "cdf raw").save(tmp_path / writer)
-        thresholds.add(anomnorm_core.Normalizer.load(tmp_path / writer).fit().threshold)
+        thresholds.add(anomnorm_core.Normalizer.load(tmp_path / writer).fitted_state().threshold)
         for reader, library in PACKAGES.items():
             labels = library.Normalizer.load(tmp_path / writer)(MAKE[reader](TEST))["pred_labels"]
             (t,) = thresholds
@@ -103,7 +103,7 @@ def test_the_fitted_sample_that_defines_an_adaptive_threshold_stays_on_its_side(
 def test_golden_files_are_readable_in_every_package(package: str, name: str) -> None:
     path = Path(__file__).parent.parent / "core" / "golden" / f"{name}.safetensors"
     normalizer = PACKAGES[package].Normalizer.load(path)
-    t = np.float32(normalizer.fit().threshold)
+    t = np.float32(normalizer.fitted_state().threshold)
     scores = np.array([t, np.nextafter(t, np.float32(0)), 9.0], dtype=np.float32)
     result = normalizer(MAKE[package](scores))
     assert np.asarray(result["pred_labels"]).tolist() == [True, False, True]

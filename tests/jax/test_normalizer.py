@@ -141,13 +141,13 @@ def test_a_hooks_normalizer_gives_what_its_steps_give(kind: str, maps: bool, tmp
     normalizer.save(tmp_path / "n")
     loaded = Normalizer.load(tmp_path / "n")
     assert same(loaded(scores, test_maps), result)
-    assert loaded.fit().fitted_with[0] == "anomnorm-jax"
+    assert loaded.fitted_state().fitted_with[0] == "anomnorm-jax"
     pixels = MAPS.size if kind == "min-max" else 32
-    counts = loaded.fit().counts
+    counts = loaded.fitted_state().counts
     if kind != "min-max shared":  # whose image level counts pixels
         assert counts == {"image": (32, 0)} | ({"pixel": (pixels, 0)} if maps else {})
     # None follows the image threshold, a number does not.
-    assert (loaded.fit().pixel_threshold is None) is (hook.pixel_threshold is None)
+    assert (loaded.fitted_state().pixel_threshold is None) is (hook.pixel_threshold is None)
 
 
 @pytest.mark.clause("N8")

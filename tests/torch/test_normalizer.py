@@ -126,8 +126,8 @@ def test_a_callbacks_normalizer_gives_what_its_steps_give(kind: str, maps: bool,
     normalizer.save(tmp_path / "n")
     loaded = Normalizer.load(tmp_path / "n")
     assert_same(loaded(test_scores, test_maps if maps else None), expected)
-    assert loaded.fit().fitted_with[0] == "anomnorm-torch"
-    assert (loaded.fit().pixel_threshold is None) is ("pixel" not in kind)
+    assert loaded.fitted_state().fitted_with[0] == "anomnorm-torch"
+    assert (loaded.fitted_state().pixel_threshold is None) is ("pixel" not in kind)
 
 
 @pytest.mark.clause("T1", "T6")
@@ -138,11 +138,11 @@ def test_a_normalizer_takes_the_modules_own_thresholds_and_does_not_change_with_
     module.image_threshold.register_buffer("value", torch.tensor(1.25))
     run.validate(module, loader(samples(SCORES.tolist())), verbose=False)
     normalizer = callback.normalizer(module)
-    assert normalizer.fit().threshold == 1.25
-    assert normalizer.fit().pixel_threshold is None
+    assert normalizer.fitted_state().threshold == 1.25
+    assert normalizer.fitted_state().pixel_threshold is None
     module.image_threshold.value.fill_(3.0)
-    assert normalizer.fit().threshold == 1.25
-    assert callback.normalizer(module).fit().threshold == 3.0
+    assert normalizer.fitted_state().threshold == 1.25
+    assert callback.normalizer(module).fitted_state().threshold == 3.0
 
 
 @pytest.mark.clause("N8")

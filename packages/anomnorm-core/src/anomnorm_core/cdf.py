@@ -215,7 +215,11 @@ def _standardize_around(
     # At least one place of the result, and nothing subnormal, which some devices take for zero.
     smallest = max(float(info.smallest_normal) * float(info.eps), float(xp.finfo(dtype).smallest_normal))
     step = xp.maximum(xp.abs(z_t) * float(info.eps), smallest * xp.ones_like(z_t))
-    z = xp.where(x < t, xp.minimum(z, z_t - step), xp.where((x > t) & (z < z_t), z_t + step, z))
+    z = xp.where(x < t, xp.minimum(z, z_t - step), xp.where(x > t, xp.maximum(z, z_t), z))
+    # A constant population has steps at the threshold (clause N7).
+    location, scale = parameter(mean, x, dtype, xp), parameter(std, x, dtype, xp)
+    side = xp.where(x < t, -xp.inf * xp.ones_like(x), xp.where(x > t, xp.inf * xp.ones_like(x), z))
+    z = xp.where(scale <= STD_FLOOR * xp.abs(location), side, z)
     return xp.astype(xp.where(x == t, z_t, z), result), xp.astype(z_t, result)
 
 

@@ -84,6 +84,12 @@ def missing_values() -> OutputError:
     return OutputError("a normalizer needs pred_scores of shape (B,) or anomaly_maps of shape (B, H, W); got neither.")
 
 
+def require_unit_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """`require_shapes` where scores may be missing beside maps."""
+    maps = shapes.get(MAPS)
+    require_shapes(shapes.get(SCORES, (maps or ())[:1]), maps)
+
+
 class Scored(NamedTuple):
     """What became of the scores or the maps."""
 

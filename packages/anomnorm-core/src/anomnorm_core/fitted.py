@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, SupportsFloat
 import numpy as np
 
 from anomnorm_core import portable
-from anomnorm_core.errors import OptionError
-from anomnorm_core.fit import Fit
+from anomnorm_core.errors import AnomnormError, OptionError
+from anomnorm_core.fitted_state import FittedState
 from anomnorm_core.policy import Center, Method, Units, manual, parse_threshold
 
 Statistics = tuple[np.ndarray, np.ndarray]
@@ -17,7 +17,14 @@ Statistics = tuple[np.ndarray, np.ndarray]
 
 def pair(statistics: Iterable[np.ndarray]) -> Statistics:
     """Two statistics of one level as floating arrays of their own."""
-    first, second = (np.array(value, dtype=_floating(value)) for value in statistics)
+    try:
+        first, second = (np.array(value, dtype=_floating(value)) for value in statistics)
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"statistics are a record of this package or a pair of arrays, found {type(statistics).__name__}."
+        ) from None
+    for array in (first, second):
+        array.setflags(write=False)
     return first, second
 
 
@@ -47,19 +54,19 @@ def require_cdf(method: Method) -> None:
 class FittedNormalizer(ABC):
     """The part of a normalizer that does not compute scores.
 
-    A package's ``Normalizer`` says how it is made from a `Fit` and how it becomes one, and how the records of its own
-    library are finalized.
+    A package's ``Normalizer`` says how it is made from a `FittedState` and how it becomes one, and how the records of
+    its own library are finalized.
     """
 
     _package: ClassVar[tuple[str, str]]  # name and version of the package that fits
 
     @classmethod
     @abstractmethod
-    def from_fit(cls, fit: Fit) -> Self:
-        """A normalizer of what `Fit` describes."""
+    def from_fitted_state(cls, fit: FittedState) -> Self:
+        """A normalizer of what `FittedState` describes."""
 
     @abstractmethod
-    def fit(self) -> Fit:
+    def fitted_state(self) -> FittedState:
         """This normalizer as NumPy arrays and Python numbers. Reads them off the device."""
 
     @staticmethod
@@ -142,7 +149,7 @@ class FittedNormalizer(ABC):
         final = {level: cls._finalized(method, level, value) for level, value in given.items()}
         dtype = np.result_type(*(array for statistics, _ in final.values() for array in statistics))
         arrays = {level: _cast(statistics, dtype) for level, (statistics, _) in final.items()}
-        fit = Fit(
+        fit = FittedState(
             method=method,
             image=arrays["image"],
             pixel=arrays.get("pixel"),
@@ -152,7 +159,7 @@ class FittedNormalizer(ABC):
             fitted_with=cls._package,
             **options,
         )
-        return cls.from_fit(fit)
+        return cls.from_fitted_state(fit)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -162,7 +169,7 @@ class FittedNormalizer(ABC):
             FileFormatError: the file is damaged, foreign, or of a newer format; the message names it and the reason.
             OSError: it cannot be read, or is not there.
         """
-        return cls.from_fit(portable.read(path))
+        return cls.from_fitted_state(portable.read(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file that all of the packages read. It appears complete or not at all, and replaces an old one.
@@ -170,7 +177,7 @@ class FittedNormalizer(ABC):
         Raises:
             OSError: it cannot be written.
         """
-        portable.write(path, self.fit())
+        portable.write(path, self.fitted_state())
 
     def with_threshold(
         self,
@@ -191,14 +198,17 @@ class FittedNormalizer(ABC):
         Raises:
             OptionError: a number is not finite, or not between 0 and 1 on the unit scale.
         """
-        return self.from_fit(self.fit().with_threshold(threshold, pixel_threshold, units=units))
+        return self.from_fitted_state(self.fitted_state().with_threshold(threshold, pixel_threshold, units=units))
 
     def summary(self) -> str:
         """Method, statistics, thresholds and origin in a few lines for a person, and some raw scores by unit score."""
-        return f"{type(self).__name__}: {self.fit().summary()}"
+        return f"{type(self).__name__}: {self.fitted_state().summary()}"
 
     def __repr__(self) -> str:
-        fit = self.fit()
+        try:
+            fit = self.fitted_state()
+        except (AnomnormError, TypeError, ValueError, RuntimeError) as error:
+            return f"{type(self).__name__}({type(error).__name__}: its values cannot be read)"  # a repr never raises
         parts = [f"method={str(fit.method)!r}", f"threshold={fit.z_threshold:.6g}"]
         if fit.raw_threshold:
             parts.append(f"raw_threshold={fit.threshold:.6g}")

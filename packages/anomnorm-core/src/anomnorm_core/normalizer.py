@@ -10,12 +10,21 @@ from anomnorm_core import cdf, min_max
 from anomnorm_core._arrays import Array
 from anomnorm_core._version import __version__
 from anomnorm_core.cdf import ScoreDistribution
-from anomnorm_core.fields import LEVEL, MAPS, SCORES, Scored, assemble, missing_values, require_shapes
-from anomnorm_core.fit import Fit
+from anomnorm_core.fields import (
+    LEVEL,
+    MAPS,
+    SCORES,
+    Scored,
+    assemble,
+    missing_values,
+    require_shapes,
+    require_unit_shapes,
+)
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
+from anomnorm_core.fitted_state import FittedState
 from anomnorm_core.min_max import MinMaxStatistics
-from anomnorm_core.policy import Center, Companion, Method, parse_companions
-from anomnorm_core.threshold import flag, manual
+from anomnorm_core.policy import Center, Companion, Method, manual, parse_companions, require_number
+from anomnorm_core.threshold import flag
 
 
 class Normalizer(FittedNormalizer):
@@ -34,15 +43,15 @@ class Normalizer(FittedNormalizer):
 
     _package = ("anomnorm-core", __version__)
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: FittedState) -> None:
         self._fit = fit
 
     @classmethod
-    def from_fit(cls, fit: Fit) -> Self:
-        """A normalizer of what `Fit` describes."""
+    def from_fitted_state(cls, fit: FittedState) -> Self:
+        """A normalizer of what `FittedState` describes."""
         return cls(fit)
 
-    def fit(self) -> Fit:
+    def fitted_state(self) -> FittedState:
         """This normalizer as NumPy arrays and Python numbers."""
         return self._fit
 
@@ -70,7 +79,7 @@ class Normalizer(FittedNormalizer):
         Args:
             pred_scores: raw image scores of shape (B,); without them, the maximum of each map.
             anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
-            threshold: for this call, in decision units, instead of the normalizer's own for image scores.
+            threshold: for this call, in decision units, instead of the normalizer's own for image scores. One number.
             pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
                 scores, ``threshold``.
             companions: what else to return for scores and maps, under the same names with ``_z``, ``_margin``,
@@ -198,12 +207,14 @@ class Normalizer(FittedNormalizer):
         if pred_scores is None and anomaly_maps is None:
             raise missing_values()
         given = {SCORES: pred_scores, MAPS: anomaly_maps}
-        return {name: self._raw(name, np.asarray(unit)) for name, unit in given.items() if unit is not None}
+        units = {name: np.asarray(unit) for name, unit in given.items() if unit is not None}
+        require_unit_shapes({name: unit.shape for name, unit in units.items()})
+        return {name: self._raw(name, unit) for name, unit in units.items()}
 
     def _raw(self, name: str, unit: np.ndarray) -> Array:
         fit = self._fit
         statistics = fit.level(LEVEL[name])
-        t = fit.pixel_threshold if name == MAPS and fit.pixel_threshold is not None else fit.z_threshold
+        t = fit.pixel_threshold if name == MAPS and fit.pixel_threshold is not None else self._threshold(unit)
         if fit.method is Method.MIN_MAX:
             return min_max.denormalize(unit, t, *statistics)
         center = fit.image[0] if name == MAPS and fit.center is Center.IMAGE else None
@@ -225,5 +236,5 @@ def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> di
 
 
 def _parsed(threshold: ArrayLike) -> Array:
-    # An array is used as it is, also one threshold for each sample; a number is checked.
-    return threshold if isinstance(threshold, np.ndarray) else manual(threshold)  # type: ignore[arg-type]
+    require_number(np.shape(threshold), "threshold")
+    return manual(threshold)  # type: ignore[arg-type]

@@ -111,6 +111,12 @@ def may_exceed(quantile: float, count: int) -> int:
     return min(int((1.0 - quantile) * count * QUANTILE_SLACK), count - 1)
 
 
+def require_number(shape: tuple[int, ...], argument: str) -> None:
+    """Raise `OptionError` for several numbers: one for each sample would fall on the wrong axis of maps."""
+    if shape != ():
+        raise OptionError(f"{argument} has shape {tuple(shape)}; one number, of shape (), is needed for all samples.")
+
+
 def parse_quantile(value: SupportsFloat, argument: str) -> float:
     """Return ``value`` as a float between 0 and 1; raise `OptionError` for anything else."""
     number = parse_threshold(value, argument)

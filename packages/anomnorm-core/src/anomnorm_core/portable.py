@@ -5,8 +5,10 @@ Nothing in it is ever executed. docs/specification.md has the layout.
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from anomnorm_core.errors import AnomnormError, FileFormatError
-from anomnorm_core.fit import LEVELS, SPECIFICATION_VERSION, STATISTICS, Fit
+from anomnorm_core.fitted_state import LEVELS, SPECIFICATION_VERSION, STATISTICS, FittedState
 from anomnorm_core.policy import Center, Method
 
 FORMAT_VERSION = 1
 _KEY = "anomnorm"  # of the JSON text in the metadata
-_FIELDS = {"format_version", "specification_version", "method", "options", "counts", "fitted_with", "dtype"}
+_FIELDS = {"format_version", "specification_version", "method", "options", "counts", "fitted_with", "dtype", "digest"}
 _DTYPES = {"F32": "float32", "F64": "float64"}
 
 
-def write(path: str | os.PathLike[str], fit: Fit) -> None:
+def write(path: str | os.PathLike[str], fit: FittedState) -> None:
     """Save ``fit``. The file appears complete or not at all, and an old one stays until then.
 
     Args:
@@ -53,10 +55,20 @@ def write(path: str | os.PathLike[str], fit: Fit) -> None:
         "dtype": str(fit.image[0].dtype),
     }
     contiguous = {name: np.array(tensors[name], order="C") for name in sorted(tensors)}
-    _replace(Path(os.path.realpath(path)), save(contiguous, metadata={_KEY: json.dumps(about)}))
+    text = json.dumps(about | {"digest": _digest(about, contiguous)})
+    _replace(Path(os.path.realpath(path)), save(contiguous, metadata={_KEY: text}))
 
 
-def _statistics(fit: Fit) -> list[tuple[str, str, np.ndarray]]:
+def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of everything in the file, against damage (not against intent)."""
+    digest = hashlib.sha256(json.dumps({**about, "digest": None}, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _statistics(fit: FittedState) -> list[tuple[str, str, np.ndarray]]:
     present = [(level, getattr(fit, level)) for level in LEVELS if getattr(fit, level) is not None]
     return [
         (level, name, array)
@@ -67,9 +79,11 @@ def _statistics(fit: Fit) -> list[tuple[str, str, np.ndarray]]:
 
 def _replace(path: Path, content: bytes) -> None:
     # Written beside its place and moved there, which on one file system happens at once.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    unfinished = path.with_name(f".anomnorm-{uuid.uuid4().hex}.tmp")
     try:
         with unfinished.open("xb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                unfinished.chmod(stat.S_IMODE(path.stat().st_mode))  # as the old file had it
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -80,7 +94,7 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
-def read(path: str | os.PathLike[str]) -> Fit:
+def read(path: str | os.PathLike[str]) -> FittedState:
     """Load what `write` saved, and check all of it.
 
     Raises:
@@ -89,6 +103,9 @@ def read(path: str | os.PathLike[str]) -> Fit:
         OSError: it cannot be read.
     """
     path = Path(path)
+    mode = path.stat().st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
+        raise FileFormatError(f"{path}: not a file that could be read twice.")  # opening it might wait for ever
     with path.open("rb"):  # an error of the system is better told by the system
         pass
     try:
@@ -100,6 +117,8 @@ def read(path: str | os.PathLike[str]) -> Fit:
                 found = file.get_slice(name)
                 _check_tensor(name, found.get_dtype(), tuple(found.get_shape()), about)
             arrays = {name: file.get_tensor(name) for name in sorted(names)}
+        if _digest(about, arrays) != about["digest"]:
+            raise FileFormatError("the file is damaged: its digest is another. Copy it again, or save it again.")
         return _fit(about, expected, arrays)
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
@@ -136,7 +155,7 @@ def _about(text: str | None) -> dict[str, Any]:
         odd = sorted(about.keys() ^ _FIELDS)
         raise FileFormatError(f"its description has the wrong fields ({', '.join(odd)}).")
     if about["method"] not in tuple(Method):
-        raise FileFormatError(f"method={about['method']!r} is unknown; there are {', '.join(map(repr, Method))}.")
+        raise FileFormatError(f"method={about['method']!r} is unknown; there are {', '.join(Method)}.")
     options = {"center"} if about["method"] == Method.CDF else set()
     if not isinstance(about["options"], dict) or about["options"].keys() != options:
         raise FileFormatError(f"options={about['options']!r} are not those of {about['method']}.")
@@ -198,10 +217,10 @@ def _check_tensor(name: str, dtype: str, shape: tuple[int, ...], about: Mapping[
         raise FileFormatError(f"{name} has shape {shape}; {'(H, W)' if per_pixel else '()'} is needed.")
 
 
-def _fit(about: Mapping[str, Any], tensors: Mapping[str, list[str]], arrays: Mapping[str, np.ndarray]) -> Fit:
+def _fit(about: Mapping[str, Any], tensors: Mapping[str, list[str]], arrays: Mapping[str, np.ndarray]) -> FittedState:
     levels = {level: (arrays[names[0]], arrays[names[1]]) for level, names in tensors.items()}
     raw = "image_raw_threshold" in arrays
-    return Fit(
+    return FittedState(
         method=Method(about["method"]),
         image=levels["image"],
         pixel=levels.get("pixel"),

@@ -4,7 +4,6 @@ A count is a uint32 array ``[upper, lower]``; many counts have more axes after t
 already 2^31 pixels.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -37,20 +36,11 @@ def add(a: Array, b: Array) -> Array:
     return jnp.stack([a[0] + b[0] + carry, lower])
 
 
-def excess_bits(count: Array, bits: int) -> Array:
-    """By how many bits a count is longer than ``bits``, at most 32."""
-    upper, lower = (32 - jax.lax.clz(half) for half in count)
-    length = jnp.where(count[0] > 0, upper + 32, lower)
-    return jnp.maximum(length.astype(jnp.int32) - bits, 0).astype(jnp.uint32)
-
-
-def shortened(count: Array, shift: Array) -> Array:
-    """Counts without their last ``shift`` bits, as uint32, which has to hold what remains."""
-    # Shifts by 32 or more, and by what has wrapped around below zero, leave nothing.
-    right, left = jax.lax.shift_right_logical, jax.lax.shift_left
-    upper, lower = count
-    by = jnp.broadcast_to(shift, lower.shape)
-    return right(lower, by) | left(upper, 32 - by) | right(upper, by - 32)
+def to_float(count: Array) -> Array:
+    """Counts in float32, rounded where they are longer than its 24 bits."""
+    upper, lower = count.astype(jnp.float32)
+    number: Array = upper * 2.0**32 + lower
+    return number
 
 
 def to_int(count: Array) -> int:

@@ -230,7 +230,10 @@ def standardize_around(scores: ArrayLike, threshold: ArrayLike, mean: ArrayLike,
     smallest = max(float(info.tiny) * float(info.eps), float(jnp.finfo(x.dtype).tiny))  # type: ignore[no-untyped-call]
     step = jnp.maximum(jnp.abs(z_t) * float(info.eps), smallest)
     below, above = less(x, t), less(t, x)
-    z = jnp.where(below, jnp.minimum(z, z_t - step), jnp.where(above & less(z, z_t), z_t + step, z))
+    z = jnp.where(below, jnp.minimum(z, z_t - step), jnp.where(above & less(z, z_t), z_t, z))
+    # A constant population has steps at the threshold (clause N7).
+    constant = parameter(std, x) <= STD_FLOOR * jnp.abs(parameter(mean, x))
+    z = jnp.where(constant & (below | above), jnp.where(below, -jnp.inf, jnp.inf), z)
     return jnp.where(below | above | jnp.isnan(x), z, z_t).astype(result), z_at
 
 

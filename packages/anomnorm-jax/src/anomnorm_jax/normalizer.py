@@ -13,10 +13,19 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import unfitted_level
-from anomnorm_core.fields import LEVEL, MAPS, SCORES, Scored, assemble, missing_values, require_shapes
-from anomnorm_core.fit import Fit
+from anomnorm_core.fields import (
+    LEVEL,
+    MAPS,
+    SCORES,
+    Scored,
+    assemble,
+    missing_values,
+    require_shapes,
+    require_unit_shapes,
+)
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
-from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions
+from anomnorm_core.fitted_state import FittedState
+from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions, require_number
 from anomnorm_jax import _counter, cdf, min_max
 from anomnorm_jax._version import __version__
 from anomnorm_jax.cdf import ScoreDistribution
@@ -58,8 +67,8 @@ class Normalizer(FittedNormalizer):
     fitted_with: tuple[str, str] = _package
 
     @classmethod
-    def from_fit(cls, fit: Fit) -> Self:
-        """A normalizer of what `Fit` describes, in JAX's default float."""
+    def from_fitted_state(cls, fit: FittedState) -> Self:
+        """A normalizer of what `FittedState` describes, in JAX's default float."""
         return cls(
             method=fit.method,
             image=_arrays(fit.image),
@@ -72,10 +81,10 @@ class Normalizer(FittedNormalizer):
             fitted_with=fit.fitted_with,
         )
 
-    def fit(self) -> Fit:
+    def fitted_state(self) -> FittedState:
         """This normalizer as NumPy arrays and Python numbers. Reads them off the device."""
         counts = {level: (_counter.to_int(valid), _counter.to_int(out)) for level, (valid, out) in self.counts.items()}
-        return Fit(
+        return FittedState(
             method=self.method,
             image=pair(np.asarray(value) for value in self.image),
             threshold=float(self.threshold),
@@ -108,8 +117,7 @@ class Normalizer(FittedNormalizer):
         units: Units | str = Units.DECISION,
     ) -> Self:
         """See `FittedNormalizer.with_threshold`. In decision units, arrays stay on the device, and may be traced."""
-        arrays = any(isinstance(value, Array) for value in (threshold, pixel_threshold))
-        if not arrays or Units.parse(units, "units") is not Units.DECISION:
+        if Units.parse(units, "units") is not Units.DECISION:
             return super().with_threshold(threshold, pixel_threshold, units=units)
         changed = self
         image, pixel = _threshold(threshold), _threshold(pixel_threshold)
@@ -136,8 +144,8 @@ class Normalizer(FittedNormalizer):
         Args:
             pred_scores: raw image scores of shape (B,); without them, the maximum of each map.
             anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
-            threshold: for this call, in decision units, instead of the normalizer's own for image scores. Another value
-                compiles nothing anew.
+            threshold: for this call, in decision units, instead of the normalizer's own for image scores. A number, or
+                an array of shape (), which may be traced. Another value compiles nothing anew.
             pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
                 scores, ``threshold``.
             companions: what else to return for scores and maps, under the same names with ``_z``, ``_margin``,
@@ -262,7 +270,9 @@ class Normalizer(FittedNormalizer):
         if pred_scores is None and anomaly_maps is None:
             raise missing_values()
         given = {SCORES: pred_scores, MAPS: anomaly_maps}
-        return {name: self._raw(name, jnp.asarray(unit)) for name, unit in given.items() if unit is not None}
+        units = {name: jnp.asarray(unit) for name, unit in given.items() if unit is not None}
+        require_unit_shapes({name: unit.shape for name, unit in units.items()})
+        return {name: self._raw(name, unit) for name, unit in units.items()}
 
     def _raw(self, name: str, unit: Array) -> Array:
         statistics = self._level(name)
@@ -341,4 +351,5 @@ def _threshold(value: SupportsFloat | ArrayLike | None) -> Array | None:
     # A number is checked; an array stays on the device, and may be traced.
     if value is None:
         return None
+    require_number(jnp.shape(value), "threshold")  # type: ignore[arg-type]
     return jnp.asarray(value if isinstance(value, Array) else manual(value), dtype=float)  # type: ignore[arg-type]

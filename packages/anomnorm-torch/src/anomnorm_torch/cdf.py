@@ -195,7 +195,10 @@ def standardize_around(
     # comparison, because a compiler may leave the rounding to half types to the end.
     smallest = max(info.smallest_normal * info.eps, torch.finfo(x.dtype).smallest_normal)
     step = torch.clamp(z_t.abs() * info.eps, min=smallest)
-    z = torch.where(x < t, torch.minimum(z, z_t - step), torch.where((x > t) & (z < z_t), z_t + step, z))
+    z = torch.where(x < t, torch.minimum(z, z_t - step), torch.where(x > t, torch.maximum(z, z_t), z))
+    # A constant population has steps at the threshold (clause N7).
+    constant = parameter(std, x) <= STD_FLOOR * parameter(mean, x).abs()
+    z = torch.where(constant & (x != t) & ~x.isnan(), torch.where(x < t, -math.inf, math.inf), z)
     return torch.where(x == t, z_t, z).to(result), z_t.to(result)
 
 

@@ -1,16 +1,27 @@
 """A fitted normalization as a module, for inference and export (clauses N1 to N11, P1, P4, T4)."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, SupportsFloat
+from typing import Any, Self, SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
 
 from anomnorm_core.checks import unfitted_level
-from anomnorm_core.fields import LEVEL, MAPS, SCORES, Scored, assemble, missing_fields, missing_values, require_shapes
-from anomnorm_core.fit import LEVELS, STATISTICS, Fit
+from anomnorm_core.fields import (
+    LEVEL,
+    MAPS,
+    SCORES,
+    Scored,
+    assemble,
+    missing_fields,
+    missing_values,
+    require_shapes,
+    require_unit_shapes,
+    wrong_type,
+)
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
-from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions
+from anomnorm_core.fitted_state import LEVELS, STATISTICS, FittedState
+from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions, require_number
 from anomnorm_torch import cdf, min_max
 from anomnorm_torch._tensors import keep_dtype
 from anomnorm_torch._version import __version__
@@ -36,11 +47,11 @@ class Normalizer(FittedNormalizer, nn.Module):
 
     _package = ("anomnorm-torch", __version__)
 
-    image_threshold: Tensor
+    image_threshold: Tensor | None
     pixel_threshold: Tensor | None
     image_raw_threshold: Tensor | None
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: FittedState) -> None:
         super().__init__()
         self.method, self.center = fit.method, fit.center
         self.counts, self.fitted_with = dict(fit.counts), fit.fitted_with
@@ -48,30 +59,29 @@ class Normalizer(FittedNormalizer, nn.Module):
             statistics = getattr(fit, level) or (None, None)
             for name, array in zip(STATISTICS[fit.method], statistics, strict=True):
                 self.register_buffer(f"{level}_{name}", None if array is None else torch.from_numpy(array.copy()))
-        raw = torch.tensor(fit.threshold, dtype=torch.float64) if fit.raw_threshold else None
-        own = None if fit.pixel_threshold is None else torch.tensor(fit.pixel_threshold, dtype=torch.float64)
-        self.register_buffer("image_threshold", torch.tensor(fit.z_threshold, dtype=torch.float64))
-        self.register_buffer("image_raw_threshold", raw)
-        self.register_buffer("pixel_threshold", own)
+        # One of the two: in decision units or, under the CDF, in raw units.
+        self.register_buffer("image_threshold", None if fit.raw_threshold else _number(fit.threshold))
+        self.register_buffer("image_raw_threshold", _number(fit.threshold) if fit.raw_threshold else None)
+        self.register_buffer("pixel_threshold", None if fit.pixel_threshold is None else _number(fit.pixel_threshold))
 
     @classmethod
-    def from_fit(cls, fit: Fit) -> Self:
-        """A normalizer of what `Fit` describes, on the CPU."""
+    def from_fitted_state(cls, fit: FittedState) -> Self:
+        """A normalizer of what `FittedState` describes, on the CPU."""
         return cls(fit)
 
-    def fit(self) -> Fit:
+    def fitted_state(self) -> FittedState:
         """This normalizer as NumPy arrays and Python numbers. Reads them off the device."""
         statistics = {
             level: pair(value.detach().cpu().numpy() for value in self._level(level))
             for level in LEVELS
             if getattr(self, f"{level}_{STATISTICS[self.method][0]}") is not None
         }
-        raw = self.image_raw_threshold
-        return Fit(
+        raw, decided = self.image_raw_threshold, self.image_threshold
+        return FittedState(
             method=self.method,
             image=statistics["image"],
             pixel=statistics.get("pixel"),
-            threshold=float(self.image_threshold if raw is None else raw),
+            threshold=float(cast("Tensor", decided if raw is None else raw)),
             pixel_threshold=None if self.pixel_threshold is None else float(self.pixel_threshold),
             raw_threshold=raw is not None,
             center=self.center,
@@ -101,7 +111,7 @@ class Normalizer(FittedNormalizer, nn.Module):
     ) -> Self:
         """See `FittedNormalizer.with_threshold`. The new one is on the same device."""
         changed = super().with_threshold(threshold, pixel_threshold, units=units)
-        return changed.to(self.image_threshold.device)
+        return changed.to(self._level("image")[0].device)
 
     def append_to(self, model: nn.Module) -> "NormalizedModel":
         """``model`` followed by this normalizer, as one module."""
@@ -121,8 +131,8 @@ class Normalizer(FittedNormalizer, nn.Module):
         Args:
             pred_scores: raw image scores of shape (B,); without them, the maximum of each map.
             anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
-            threshold: for this call, in decision units, instead of the normalizer's own for image scores. A tensor is
-                an input of an exported program.
+            threshold: for this call, in decision units, instead of the normalizer's own for image scores. A number, or
+                a tensor of shape (), which is an input of an exported program.
             pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
                 scores, ``threshold``.
             companions: what else to return for scores and maps, under the same names with ``_z``, ``_margin``,
@@ -202,13 +212,11 @@ class Normalizer(FittedNormalizer, nn.Module):
     def _score(
         self, name: str, x: Tensor, raw: Tensor, threshold: Tensor | float | None, wanted: tuple[Companion, ...]
     ) -> Scored:
-        t = (
-            self._threshold(x)
-            if threshold is None
-            else threshold
-            if isinstance(threshold, Tensor)
-            else manual(threshold)
-        )
+        t = self._threshold(x) if threshold is None else threshold
+        if isinstance(t, Tensor):  # which stays on its device
+            require_number(tuple(t.shape), "threshold")
+        elif not torch.compiler.is_compiling():  # where a number may be a symbol
+            t = manual(t)
         beside: dict[Companion, Callable[[], Tensor]] = {Companion.RAW: lambda: raw}
         if self.method is Method.MIN_MAX:
             low, high = self._level(LEVEL[name])
@@ -224,7 +232,7 @@ class Normalizer(FittedNormalizer, nn.Module):
         """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""
         if self.image_raw_threshold is not None:
             return cdf.standardize_around(z[:0], self.image_raw_threshold, *self._level("image"))[1]
-        return self.image_threshold
+        return cast("Tensor", self.image_threshold)
 
     def _z(self, name: str, x: Tensor) -> Tensor:
         mean, std = self._level(LEVEL[name])
@@ -254,7 +262,9 @@ class Normalizer(FittedNormalizer, nn.Module):
         if pred_scores is None and anomaly_maps is None:
             raise missing_values()
         given = {SCORES: pred_scores, MAPS: anomaly_maps}
-        return {name: self._raw(name, unit) for name, unit in given.items() if unit is not None}
+        units = {name: unit for name, unit in given.items() if unit is not None}
+        require_unit_shapes({name: tuple(unit.shape) for name, unit in units.items()})
+        return {name: self._raw(name, unit) for name, unit in units.items()}
 
     def _raw(self, name: str, unit: Tensor) -> Tensor:
         statistics = self._level(LEVEL[name])
@@ -313,8 +323,15 @@ class NormalizedModel(nn.Module):
         return result
 
 
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 def _values(pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str, Tensor]:
     """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
+    for name, value in ((SCORES, pred_scores), (MAPS, anomaly_maps)):
+        if value is not None and not isinstance(value, Tensor):
+            raise wrong_type(name, type(value).__name__, "a tensor")
     if pred_scores is None:
         if anomaly_maps is None:
             raise missing_values()

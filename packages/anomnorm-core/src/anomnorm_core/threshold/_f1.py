@@ -2,8 +2,7 @@
 
 from anomnorm_core._arrays import Array, Namespace
 
-# Counts of more bits are shortened to this many before they are compared.
-_COUNT_BITS = 30
+_LARGE = 2**30
 
 
 def best(true_positives: Array, flagged: Array, positives: Array, xp: Namespace) -> tuple[Array, Array]:
@@ -11,7 +10,7 @@ def best(true_positives: Array, flagged: Array, positives: Array, xp: Namespace)
 
     Ratios of integers are compared as such, because floats would take different ratios for equal and equal ones, after
     rounding, for different: half of F1 is written down to 62 binary places, which no two ratios of 31-bit integers
-    share.
+    share. Counts past 2^30 are compared in float64.
 
     Args:
         true_positives, flagged: int64 arrays of shape (N,): anomalies and samples at or above each candidate.
@@ -20,12 +19,12 @@ def best(true_positives: Array, flagged: Array, positives: Array, xp: Namespace)
     Returns:
         The position, and whether its F1 is above zero.
     """
-    total = xp.max(flagged) + positives
-    shift = xp.sum(xp.astype(total >= 2 ** xp.arange(_COUNT_BITS, 62, dtype=xp.int64), xp.int64))
-    numerator = xp.bitwise_right_shift(true_positives, shift) * 2**31
-    denominator = xp.bitwise_right_shift(flagged, shift) + xp.bitwise_right_shift(positives, shift)
-    denominator = xp.where(denominator > 0, denominator, xp.ones_like(denominator))
-    upper = numerator // denominator
-    half_f1 = upper * 2**31 + (numerator - upper * denominator) * 2**31 // denominator
+    denominator = flagged + positives
+    if int(xp.max(denominator)) < _LARGE:
+        numerator = true_positives * 2**31
+        upper = numerator // denominator
+        half_f1 = upper * 2**31 + (numerator - upper * denominator) * 2**31 // denominator
+    else:
+        half_f1 = xp.astype(true_positives, xp.float64) / xp.astype(denominator, xp.float64)
     last = half_f1.shape[0] - 1 - xp.argmax(xp.flip(half_f1))
     return last, xp.max(half_f1) > 0

@@ -38,7 +38,7 @@ def _adaptive(scores: Array, labels: Array, quantile: float, *, xp: Namespace) -
     positives, negatives = (xp.sum(xp.astype(mask, xp.int64)) for mask in (anomalous, normal))
     require_threshold_samples(int(negatives), int(positives), x.shape[0] - int(positives + negatives))
     if int(positives) > 0:
-        limit = float(xp.finfo(dtype).max)
+        limit = float(xp.finfo(xp.float32).max)
         sortable = xp.where(normal | anomalous, x, xp.asarray(-xp.inf, dtype=x.dtype))
         order = xp.argsort(sortable)
         x_up = xp.clip(xp.take(sortable, order), max=limit)
@@ -51,6 +51,7 @@ def _adaptive(scores: Array, labels: Array, quantile: float, *, xp: Namespace) -
         position, found = best(xp.where(candidate, true_positives, 0 * flagged), flagged, positives, xp)
         if bool(found):
             return xp.astype(x_up[int(position)], dtype)
+    require_normal_samples(int(negatives), 0)  # no anomaly can be flagged
     return _above_quantile(x, normal, quantile, dtype, xp)
 
 
@@ -106,4 +107,4 @@ def _next_above(value: Array, xp: Namespace) -> Array:
     up = xp.nextafter(value, xp.asarray(np.inf, dtype=value.dtype))
     up = xp.where((up > 0) & (up < info.smallest_normal), xp.asarray(info.smallest_normal, dtype=value.dtype), up)
     up = xp.where((up <= 0) & (up > -info.smallest_normal), xp.zeros_like(up), up)
-    return xp.clip(up, float(info.min), float(info.max))
+    return xp.clip(up, -float(xp.finfo(xp.float32).max), float(xp.finfo(xp.float32).max))

@@ -101,12 +101,12 @@ class NormalizationHook(Generic[Record]):
             raise AnomnormError("a normalizer is taken from a state outside jax.jit: it reads counts off the device.")
         require_fitted(state, Scores(state.image_threshold, None))
         counts = {level: _counter.of_ints(*_most(getattr(state, level))) for level in state.fitted}
-        fitted = replace(self._fitted(state), counts=counts)
+        fitted = replace(self._normalizer(state), counts=counts)
         follows = self.pixel_threshold is None and bool(state.pixel_threshold == state.image_threshold)
         return replace(fitted, pixel_threshold=None) if follows else fitted
 
     @abstractmethod
-    def _fitted(self, state: NormalizationState[Record]) -> Normalizer:
+    def _normalizer(self, state: NormalizationState[Record]) -> Normalizer:
         """The normalizer that batches go through; traceable."""
 
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:

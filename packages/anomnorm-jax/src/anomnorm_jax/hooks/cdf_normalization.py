@@ -142,12 +142,12 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
     @partial(jax.jit, static_argnums=0)
     def _standardize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
         values = self._checked(state, outputs)
-        return self._fitted(state).standardize(values.scores, values.maps)
+        return self._normalizer(state).standardize(values.scores, values.maps)
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
         values = self._checked(state, outputs)
-        return self._fitted(state)(values.scores, values.maps)
+        return self._normalizer(state)(values.scores, values.maps)
 
     def _checked(self, state: State, outputs: dict[str, Array]) -> Scores:
         values = read(outputs)
@@ -155,7 +155,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         require_fitted(state, values)
         return values
 
-    def _fitted(self, state: State) -> Normalizer:
+    def _normalizer(self, state: State) -> Normalizer:
         pixel = state.pixel if "pixel" in state.fitted else None
         return Normalizer(
             method=Method.CDF,

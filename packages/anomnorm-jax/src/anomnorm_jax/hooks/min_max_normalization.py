@@ -122,9 +122,9 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
         values = read(outputs)
         require_maps(state, values)
         require_fitted(state, values, shared=self.shared_range)
-        return self._fitted(state)(values.scores, values.maps)
+        return self._normalizer(state)(values.scores, values.maps)
 
-    def _fitted(self, state: State) -> Normalizer:
+    def _normalizer(self, state: State) -> Normalizer:
         image = min_max.bounds(state.image)
         pixel = min_max.bounds(state.pixel) if state.pixel is not None and "pixel" in state.fitted else None
         return Normalizer(

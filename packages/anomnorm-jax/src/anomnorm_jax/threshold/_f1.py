@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Counts have at most this many bits, so that sums and doubled remainders fit into 32.
-COUNT_BITS = 30
-
 
 def best(true_positives: Array, flagged: Array, positives: Array) -> tuple[Array, Array]:
     """The last candidate among those with the largest ``F1 = 2 true_positives / (positives + flagged)``.
@@ -17,7 +14,7 @@ def best(true_positives: Array, flagged: Array, positives: Array) -> tuple[Array
 
     Args:
         true_positives, flagged: uint32 arrays of shape (N,): anomalies and samples at or above each candidate.
-        positives: uint32, shape (): anomalies in all; at least one. Sums of two stay below 2^31.
+        positives: uint32, shape (): anomalies in all; at least one. ``flagged + positives`` stays below 2^31.
 
     Returns:
         The position, and whether its F1 is above zero.
@@ -40,5 +37,9 @@ def best(true_positives: Array, flagged: Array, positives: Array) -> tuple[Array
     top = upper == jnp.max(upper)
     lower = jnp.where(top, lower, 0)
     top &= lower == jnp.max(lower)
-    positions = jnp.arange(top.shape[0])
-    return jnp.max(jnp.where(top, positions, 0)), jnp.max(true_positives) > 0
+    return last(top), jnp.max(true_positives) > 0
+
+
+def last(chosen: Array) -> Array:
+    """The last position that is true."""
+    return jnp.max(jnp.where(chosen, jnp.arange(chosen.shape[0]), 0))

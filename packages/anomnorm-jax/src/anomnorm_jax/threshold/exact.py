@@ -1,6 +1,7 @@
 """Thresholds from scores that are all at hand, as image scores are (clauses T2, T3)."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ def adaptive(scores: ArrayLike, labels: ArrayLike, *, normal_quantile: float = 1
         negatives, positives = int(jnp.sum(normal)), int(jnp.sum(anomalous))
         require_threshold_samples(negatives, positives, key.size - negatives - positives)
     threshold: Array = _adaptive(key, normal, anomalous, quantile)
+    if not isinstance(key, Tracer) and bool(jnp.isnan(threshold)):
+        require_normal_samples(0, 0)  # no anomaly can be flagged, and there is no normal to stay above
     return threshold
 
 
@@ -93,7 +96,7 @@ def _samples(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]
     # Keys instead of floats: XLA on CPU takes subnormal numbers for zero, also when sorting.
     x, _ = arithmetic(scores)
     y = jnp.asarray(labels)
-    anomalous = jnp.broadcast_to((y != 0).reshape(label_axes(y.shape, x.shape)), x.shape).ravel()
+    anomalous = jnp.broadcast_to(y.astype(bool).reshape(label_axes(y.shape, x.shape)), x.shape).ravel()
     valid = ~jnp.isnan(x.ravel())
     return order_key(x.ravel()), valid & ~anomalous, valid & anomalous
 
@@ -113,7 +116,7 @@ def _above_quantile(key: Array, normal: Array, quantile: float) -> Array:
 
 def _next_above(key: Array) -> Array:
     """The key of the finite number above that a threshold can be: subnormal ones are zero to some devices."""
-    smallest = _key_of(key, "tiny")
+    smallest = _key_of(key, jnp.finfo(jnp.float64 if key.dtype == jnp.int64 else jnp.float32).tiny)  # type: ignore[no-untyped-call]
     up = key + 1
     up = jnp.where((up > 0) & (up < smallest), smallest, up)
     up = jnp.where((up <= 0) & (up > -smallest), 0, up)
@@ -121,10 +124,10 @@ def _next_above(key: Array) -> Array:
 
 
 def _largest(key: Array) -> Array:
-    return _key_of(key, "max")
+    """The key of the largest number of float32, which every threshold is within."""
+    return _key_of(key, jnp.finfo(jnp.float32).max)  # type: ignore[no-untyped-call]
 
 
-def _key_of(key: Array, limit: str) -> Array:
-    """The key of the largest (``"max"``) or smallest (``"tiny"``) normal number of the dtype behind ``key``."""
+def _key_of(key: Array, number: Any) -> Array:
     dtype = jnp.float64 if key.dtype == jnp.int64 else jnp.float32
-    return order_key(jnp.asarray(getattr(jnp.finfo(dtype), limit), dtype=dtype))  # type: ignore[no-untyped-call]
+    return order_key(jnp.asarray(number, dtype=dtype))

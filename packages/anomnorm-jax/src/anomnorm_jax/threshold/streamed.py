@@ -23,7 +23,7 @@ from anomnorm_core.checks import (
 from anomnorm_core.policy import QUANTILE_SLACK, parse_quantile
 from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, from_order_key, order_key, selection
-from anomnorm_jax.threshold._f1 import COUNT_BITS, best
+from anomnorm_jax.threshold._f1 import best, last
 
 BITS = 18
 BINS = 2**BITS
@@ -78,7 +78,7 @@ def update(
     bins = jnp.where(jnp.isneginf(x), 0, (order_key(x) >> _SHIFT) + BINS // 2)
     if labels is not None:
         y = jnp.asarray(labels)
-        bins = bins + (y != 0).reshape(label_axes(y.shape, x.shape)).astype(jnp.int32) * BINS
+        bins = bins + y.astype(bool).reshape(label_axes(y.shape, x.shape)).astype(jnp.int32) * BINS
     # Two more bins: of what is invalid, and of what does not take part.
     bins = jnp.where(jnp.isnan(x), 2 * BINS, bins)
     bins = jnp.where(selection(where, x), bins, 2 * BINS + 1)
@@ -118,6 +118,8 @@ def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -
     if not isinstance(record.normal, Tracer):
         negatives, positives = (_counter.to_int(_total(counts)) for counts in (record.normal, record.anomalous))
         require_threshold_samples(negatives, positives, _counter.to_int(record.invalid))
+        if bool(jnp.isnan(threshold)):
+            require_normal_samples(0, 0)  # no anomaly can be flagged, and there is no normal to stay above
         report_coarse_threshold(float(possible_loss))
     return threshold
 
@@ -127,19 +129,20 @@ def _streamed_adaptive(record: ScoreHistogram, quantile: float) -> tuple[Array, 
     above = jax.lax.associative_scan(
         _counter.add, jnp.stack([record.normal, record.anomalous], 2), reverse=True, axis=1
     )
-    total = _counter.add(above[:, 0, 0], _counter.add(above[:, 0, 1], above[:, 0, 1]))
-    shift = _counter.excess_bits(total, COUNT_BITS)
-    false_positives, true_positives = _counter.shortened(above, shift).T
-    inside = _counter.shortened(record.normal, shift)
-    positives = true_positives[0]
     # An edge is a candidate if its bin holds an anomaly. Bin 0 is that of -inf, which is never flagged.
     candidate = jnp.any(record.anomalous > 0, axis=0).at[0].set(False)
-    true_positives = jnp.where(candidate, true_positives, 0)
-    flagged = true_positives + false_positives
-    position, found = best(true_positives, flagged, positives)
+    # Exactly, as long as 32 bits hold the counts.
+    false_positives, true_positives = above[1].T
+    exact, _ = best(jnp.where(candidate, true_positives, 0), true_positives + false_positives, true_positives[0])
+    alarms, hits = _counter.to_float(above).T
+    total = alarms[0] + 2.0 * hits[0]
+    hits = jnp.where(candidate, hits, 0.0)
+    positives = jnp.maximum(_counter.to_float(above)[0, 1], 1.0)
+    f1 = 2.0 * hits / (hits + alarms + positives)
+    position = jnp.where(total < 2.0**30, exact, last(f1 == jnp.max(f1)))
+    found = jnp.any(hits > 0)
     # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
-    hits = 2 * true_positives.astype(jnp.float32)
-    f1, ideal = (hits / jnp.maximum(count + positives, 1) for count in (flagged, flagged - inside))
+    ideal = 2.0 * hits / (hits + (alarms - _counter.to_float(record.normal)) + positives)
     loss = jnp.where(found, jnp.max(ideal) - f1[position], 0.0)
     return jnp.where(found, _lower_edge(position, threshold=True), _above_quantile(record.normal, quantile)), loss
 
@@ -207,11 +210,10 @@ def _above_quantile(counts: Array, quantile: float) -> Array:
 def _quantile_bin(counts: Array, quantile: float) -> tuple[Array, Array]:
     """The bin, and whether anything was counted."""
     above = _at_or_above(counts)
-    short = _counter.shortened(above, _counter.excess_bits(above[:, 0], COUNT_BITS))
-    allowed = short[0].astype(jnp.float32) * ((1.0 - quantile) * QUANTILE_SLACK)
+    numbers = _counter.to_float(above)
     # Whatever the share, not all may lie above.
-    reached = (short.astype(jnp.float32) > allowed) | (short == short[0])
-    return jnp.sum(reached) - 1, short[0] > 0
+    reached = (numbers > numbers[0] * ((1.0 - quantile) * QUANTILE_SLACK)) | (numbers == numbers[0])
+    return jnp.sum(reached) - 1, numbers[0] > 0
 
 
 def _lower_edge(position: Array, *, threshold: bool = False) -> Array:

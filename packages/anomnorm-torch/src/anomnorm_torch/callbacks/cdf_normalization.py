@@ -149,13 +149,13 @@ class CdfNormalizationCallback(NormalizationLifeCycle[AnomalyScoreDistribution],
     def _standardize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Replace raw scores and maps by z-scores."""
         step = StepOutputs(outputs)
-        step.write(attached(pl_module, AnomalyScoreDistribution).fitted().standardize(step.scores, step.maps))
+        step.write(attached(pl_module, AnomalyScoreDistribution).batch_normalizer().standardize(step.scores, step.maps))
 
     @staticmethod
     def _normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Replace z-scores by unit scores, and add labels and masks."""
         step = StepOutputs(outputs)
-        fitted = attached(pl_module, AnomalyScoreDistribution).fitted()
+        fitted = attached(pl_module, AnomalyScoreDistribution).batch_normalizer()
         step.write(fitted.normalize_standardized(step.scores, step.maps, **thresholds(pl_module, step)))
 
 

@@ -115,5 +115,5 @@ class MinMaxNormalizationCallback(NormalizationLifeCycle[MinMax], Callback):
     def _normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
         """Normalize a batch of predictions."""
         step = StepOutputs(outputs)
-        fitted = attached(pl_module, MinMax).fitted()
+        fitted = attached(pl_module, MinMax).batch_normalizer()
         step.write(fitted(step.scores, step.maps, **thresholds(pl_module, step)))

@@ -42,7 +42,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         super().__init__(**kwargs)
         self._thresholds = Thresholds()
         self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
-        self._fitted: tuple[tuple[Tensor, ...], Normalizer] | None = None  # in a tuple, so that it is no submodule
+        self._fitted: tuple[tuple[Any, ...], Normalizer] | None = None  # in a tuple, so that it is no submodule
         for level in LEVELS:
             # A state and not a buffer: buffers that appear after its construction confuse copies of the module that
             # other callbacks keep in step with it (an average of the weights, say).
@@ -129,13 +129,19 @@ class NormalizationMetric(Metric, Generic[Record]):
             OptionError: a threshold is no finite number.
         """
 
-    def fitted(self) -> Normalizer:
-        """The normalizer that batches go through, with the thresholds of each call. Made once while the states stay.
+    @abstractmethod
+    def _options(self) -> tuple[Any, ...]:
+        """What else `normalizer` depends on."""
+
+    def batch_normalizer(self) -> Normalizer:
+        """The normalizer that batches go through; its thresholds are nobody's, and given with each call.
+
+        Made once while states and options stay.
 
         Raises:
             NotFittedError, InsufficientDataError: see `statistics`.
         """
-        states = tuple(field for level in LEVELS for field in self.record(level))
+        states = (*self._options(), *(field for level in LEVELS for field in self.record(level)))
         if self._fitted is None or any(old is not new for old, new in zip(self._fitted[0], states, strict=True)):
             self._fitted = (states, self.normalizer(0.0).to(self.device))
         return self._fitted[1]

@@ -76,6 +76,9 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
         pixel = self.record("image" if self.shared_range else "pixel") if self.seen("pixel") else None
         return Normalizer.min_max(self.record("image"), pixel, threshold=threshold, pixel_threshold=pixel_threshold)
 
+    def _options(self) -> tuple[Any, ...]:
+        return (self.shared_range,)
+
     def _fields(self, level: Level) -> tuple[str, ...]:
         prefix = "" if level == "image" else "pixel_"
         return tuple(prefix + name for name in min_max.MinMaxStatistics._fields)

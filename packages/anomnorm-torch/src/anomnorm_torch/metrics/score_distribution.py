@@ -90,6 +90,9 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
             destination[f"{prefix}{level}_std"] = self._std(level)
         return destination
 
+    def _options(self) -> tuple[Any, ...]:
+        return (self.center,)
+
     def _fields(self, level: Level) -> tuple[str, ...]:
         return tuple(f"{level}_{name}" for name in cdf.ScoreDistribution._fields)
 
@@ -118,9 +121,11 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
                 del state[f"{level}_mean"]  # founding layout, level never seen
                 continue
             # Founding layout: the count is unknown, and two is the least for which there is a deviation.
-            count = torch.full_like(mean, 2, dtype=torch.int64)
+            # A pixel without a finite one, as a border of zeros gave then, counts as unseen (clause S6).
+            known = mean.isfinite() & std.isfinite()
             state |= {
-                f"{level}_count": count,
-                f"{level}_m2": std.square(),
-                f"{level}_invalid": torch.zeros_like(count),
+                f"{level}_count": torch.where(known, 2, 0),
+                f"{level}_mean": torch.where(known, mean, 0.0),
+                f"{level}_m2": torch.where(known, std.square(), 0.0),
+                f"{level}_invalid": torch.zeros_like(mean, dtype=torch.int64),
             }

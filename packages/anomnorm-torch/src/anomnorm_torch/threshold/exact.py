@@ -37,7 +37,7 @@ def adaptive(scores: Tensor, labels: Tensor, *, normal_quantile: float = 1.0) ->
     negatives, positives = int(normal.sum()), int(anomalous.sum())
     require_threshold_samples(negatives, positives, x.numel() - negatives - positives)
     if positives > 0:
-        limit = torch.finfo(x.dtype).max
+        limit = torch.finfo(torch.float32).max
         x_up, order = torch.where(normal | anomalous, x, -math.inf).clamp(max=limit).sort()
         y_up = anomalous[order].to(torch.int64)
         # Above and at each candidate; among equal scores the first one, which has them all.
@@ -48,6 +48,7 @@ def adaptive(scores: Tensor, labels: Tensor, *, normal_quantile: float = 1.0) ->
         position, found = best(torch.where(candidate, true_positives, 0), flagged, torch.as_tensor(positives))
         if bool(found):
             return x_up[position]
+    require_normal_samples(negatives, 0)  # no anomaly can be flagged
     return _above_quantile(x, normal, quantile)
 
 
@@ -98,4 +99,4 @@ def _next_above(value: Tensor) -> Tensor:
     up = torch.nextafter(value, torch.full_like(value, math.inf))
     up = torch.where((up > 0) & (up < info.smallest_normal), info.smallest_normal, up)
     up = torch.where((up <= 0) & (up > -info.smallest_normal), 0.0, up)
-    return up.clamp(info.min, info.max)
+    return up.clamp(-torch.finfo(torch.float32).max, torch.finfo(torch.float32).max)

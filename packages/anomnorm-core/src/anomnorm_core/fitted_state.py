@@ -20,7 +20,7 @@ STATISTICS: Mapping[Method, tuple[str, str]] = {Method.MIN_MAX: ("min", "max"), 
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class FittedState:
     """A method with its statistics, thresholds and options, as NumPy arrays and Python numbers.
 
     Raises:
@@ -78,7 +78,7 @@ class Fit:
         pixel_threshold: SupportsFloat | None = None,
         *,
         units: Units | str = Units.DECISION,
-    ) -> "Fit":
+    ) -> "FittedState":
         """The same fit with other thresholds. See `Normalizer.with_threshold`."""
         scale = Units.parse(units, "units")
         image = parse_threshold(threshold, "threshold")
@@ -159,10 +159,10 @@ def _range(array: np.ndarray) -> str:
 def _check_threshold(value: float, name: str, *, positive: bool) -> None:
     if parse_threshold(value, name) is None:
         raise OptionError(f"{name} is missing; give a finite float.")
-    if positive and value <= 0:
+    if positive and value < np.finfo(np.float32).tiny:
         raise OptionError(
-            f"{name}={value} in raw units is not positive: it has no logarithm, and scores that have none are never "
-            "flagged under the CDF. Give a positive number."
+            f"{name}={value} in raw units is not a positive number of float32: it has no logarithm, and scores that "
+            "have none are never flagged under the CDF. Give a positive number."
         )
 
 
@@ -173,6 +173,8 @@ def _check_statistics(method: Method, level: str, first: np.ndarray, second: np.
             raise OptionError(f"{name} has dtype {array.dtype}; float32 or float64 is needed.")
         if not np.all(np.isfinite(array)):
             raise NotFittedError(f"{name} is not finite, as if it had seen no value; fit it first.")
+        if np.any(np.abs(array) > np.finfo(np.float32).max):
+            raise OptionError(f"{name} is infinite in float32, which most scores are; scale the scores down.")
     if first.shape != second.shape:
         raise OptionError(f"{names[0]} has shape {first.shape}, but {names[1]} {second.shape}.")
     allowed = 2 if method is Method.CDF and level == "pixel" else 0
