@@ -299,6 +299,12 @@ def test_l5_wrong_inputs_are_refused(backend: Backend) -> None:
         fitted(backend, dtype, "cdf")(scores, companions=["q"])
     with pytest.raises(OptionError, match="no z-scores"):
         fitted(backend, dtype, "min-max").standardize(scores)
+    for normalizer in (fitted(backend, dtype, "min-max"), fitted(backend, dtype, "cdf")):
+        one_each = backend.asarray([1.0, 2.0], oracle.arithmetic(dtype))
+        with pytest.raises(OptionError, match=r"threshold has shape \(2,\)"):
+            normalizer(scores, maps, threshold=one_each)  # would fall on the columns of the maps
+        with pytest.raises(OutputError, match="2 image scores but 3"):
+            normalizer.denormalize(scores, backend.asarray(np.ones((3, 2, 3)), dtype))
     images_only = backend.normalizer.min_max(RANGE, threshold=1.0)
     with pytest.raises(NotFittedError, match="pixel-level statistics have seen no value"):
         images_only(scores, maps)

@@ -128,6 +128,15 @@ def test_t3_nothing_to_place_a_threshold_by_is_an_error(backend: Backend) -> Non
         backend.threshold.adaptive(nan, labels)
     with pytest.raises(NotFittedError, match="there are none"):
         backend.threshold.adaptive(nan[:0], labels[:0])
+    lowest = backend.asarray([-math.inf, -math.inf], backend.usual_dtype)
+    anomalous = backend.asarray([1, 1], "int32")
+    record = backend.threshold.update(backend.threshold.init(), lowest, anomalous)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ThresholdWarning)
+        with pytest.raises(NotFittedError, match="normal scores, and there are none"):
+            backend.threshold.adaptive(lowest, anomalous)  # no number flags one of them
+        with pytest.raises(NotFittedError, match="normal scores, and there are none"):
+            backend.threshold.streamed_adaptive(record)
     one = backend.asarray([1.0], backend.usual_dtype)
     with pytest.raises(NotFittedError, match="normal scores, and there are none"):
         backend.threshold.normal_quantile(one, labels=backend.asarray([1], "int32"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anomnorm_core import AnomnormError, NotFittedError
-from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, Normalizer
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, Normalizer, threshold
 
 RNG = np.random.default_rng(3)
 SCORES = np.exp(RNG.normal(size=32)).astype(np.float32)
@@ -77,6 +77,8 @@ def test_thresholds_can_be_traced(kind: str) -> None:
     flagged = jax.vmap(lambda t: normalizer(SCORES, threshold=t)["pred_labels"].sum())(sweep)
     moved = jax.jit(lambda n, t: n.with_threshold(t))(normalizer, sweep[1])
     assert int(flagged[1]) == int(moved(SCORES)["pred_labels"].sum())
+    constant = jax.jit(lambda n: n.with_threshold(1.5))(normalizer)
+    assert same(constant(SCORES), moved(SCORES))
     assert flagged[0] >= flagged[1] >= flagged[2]
     assert flagged[0] > flagged[2]
 
@@ -103,6 +105,15 @@ def test_strict_promotion_and_ranks() -> None:
             result = normalizer(jnp.asarray(SCORES, jnp.bfloat16), MAPS, companions=names, threshold=1.0)
             assert result["pred_scores"].dtype == jnp.bfloat16
             assert normalizer.denormalize(result["pred_scores"], result["anomaly_maps"])
+        labels, masks = jnp.asarray(SCORES > 2), jnp.asarray(MAPS > 3)
+        record = threshold.update(threshold.init(), jnp.asarray(MAPS), masks)
+        for found in (
+            threshold.adaptive(jnp.asarray(SCORES), labels),
+            threshold.normal_quantile(jnp.asarray(SCORES), 0.9, labels=labels),
+            threshold.streamed_adaptive(record),
+            threshold.streamed_quantile(record, 0.9),
+        ):
+            assert jnp.isfinite(found)
 
 
 # Hooks.

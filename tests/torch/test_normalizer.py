@@ -13,8 +13,13 @@ import torch
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 from torch import Tensor, nn
 
-from anomnorm_core import NotFittedError, OutputError
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, Normalizer
+from anomnorm_core import NotFittedError, OptionError, OutputError
+from anomnorm_torch import (
+    AnomalyScoreDistribution,
+    CdfNormalizationCallback,
+    MinMaxNormalizationCallback,
+    Normalizer,
+)
 
 G = torch.Generator().manual_seed(4)
 SCORES = torch.randn(32, generator=G).exp()
@@ -85,6 +90,27 @@ def test_a_call_does_not_wait_for_the_device(kind: str) -> None:
     normalizer.denormalize(result["pred_scores"], result["anomaly_maps"])
 
 
+@pytest.mark.clause("T4")
+def test_compiled_calls_take_numbers_and_tensors() -> None:
+    normalizer = normalizers()["cdf"]
+    call = torch.compile(normalizer, fullgraph=True)
+    for t in (0.5, 1.5, 2.5):
+        expected = normalizer(SCORES, threshold=t)
+        for given in (t, torch.tensor(t)):
+            assert torch.equal(call(SCORES, threshold=given)["pred_labels"], expected["pred_labels"])
+
+
+def test_lists_and_unreadable_values_have_a_message() -> None:
+    normalizer = normalizers()["min-max"]
+    with pytest.raises(OutputError, match="a tensor"):
+        normalizer([1.0, 2.0])
+    with pytest.raises(OptionError, match="pair of arrays"):
+        Normalizer.min_max(3.0, threshold=1.0)
+    normalizer.image_threshold.fill_(torch.nan)
+    assert "cannot be read" in repr(normalizer)
+    assert "cannot be read" in repr(normalizers()["cdf"].to("meta"))
+
+
 def test_its_repr_and_summary_are_readable() -> None:
     normalizer = normalizers()["cdf raw"]
     assert (
@@ -143,6 +169,40 @@ def test_a_normalizer_takes_the_modules_own_thresholds_and_does_not_change_with_
     module.image_threshold.value.fill_(3.0)
     assert normalizer.fitted_state().threshold == 1.25
     assert callback.normalizer(module).fitted_state().threshold == 3.0
+
+
+@pytest.mark.clause("N3", "N1")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (CdfNormalizationCallback(1.0, source="validation"), CdfNormalizationCallback(1.0, center="pixel")),
+        (MinMaxNormalizationCallback(1.5), MinMaxNormalizationCallback(1.5, shared_range=True)),
+    ],
+    ids=["center", "shared_range"],
+)
+def test_another_callback_with_other_options_is_heeded(first: Any, second: Any) -> None:
+    module, data = ScriptedModule(), samples(SCORES.tolist(), maps=MAPS[:, 0].numpy(), labels=[0] * 32)
+    run = trainer(first)
+    run.validate(module, loader(data), verbose=False)
+    before = predictions(run, module, loader(data))
+    after = predictions(trainer(second), module, loader(data))
+    assert not np.array_equal(before["anomaly_maps"], after["anomaly_maps"])
+    assert_same(
+        {"anomaly_maps": second.normalizer(module)(SCORES, MAPS)["anomaly_maps"]},
+        {"anomaly_maps": torch.as_tensor(after["anomaly_maps"])},
+    )
+
+
+@pytest.mark.clause("L6", "S6")
+def test_a_founding_checkpoint_with_a_pixel_that_was_always_zero() -> None:
+    metrics = AnomalyScoreDistribution()
+    mean, std = torch.zeros(2, 3), torch.ones(2, 3)
+    mean[0, 0], std[0, 0] = -torch.inf, torch.nan
+    state = {"image_mean": torch.tensor(0.5), "image_std": torch.tensor(0.25), "pixel_mean": mean, "pixel_std": std}
+    metrics.load_state_dict(state)
+    result = metrics.normalizer(2.0)(torch.ones(2), torch.ones(2, 2, 3))
+    assert result["anomaly_maps"].isfinite().all()  # the pooled deviation of the others
+    assert len(result["anomaly_maps"].unique()) == 1
 
 
 @pytest.mark.clause("N8")

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy as np
@@ -15,10 +15,14 @@ from anomnorm_core.policy import Center, Method, Units, manual, parse_threshold
 Statistics = tuple[np.ndarray, np.ndarray]
 
 
-def pair(statistics: Iterable[np.ndarray]) -> Statistics:
-    """Two statistics of one level as floating arrays of their own."""
+def pair(statistics: Any, read: Callable[[Any], Any] = np.asarray) -> Statistics:
+    """Two statistics of one level as floating NumPy arrays of their own; ``read`` makes NumPy arrays.
+
+    Raises:
+        OptionError: they are not two.
+    """
     try:
-        first, second = (np.array(value, dtype=_floating(value)) for value in statistics)
+        first, second = (np.array(read(value), dtype=_floating(read(value))) for value in statistics)
     except (TypeError, ValueError):
         raise OptionError(
             f"statistics are a record of this package or a pair of arrays, found {type(statistics).__name__}."

@@ -58,7 +58,7 @@ class Normalizer(FittedNormalizer):
     @staticmethod
     def _finalized(method: Method, level: str, statistics: Any) -> tuple[Statistics, tuple[int, int] | None]:
         if not isinstance(statistics, MinMaxStatistics | ScoreDistribution):
-            return pair(np.asarray(value) for value in statistics), None
+            return pair(statistics), None
         require_record(method, min_max=isinstance(statistics, MinMaxStatistics))
         counts = (int(np.max(statistics.count)), int(np.max(statistics.invalid)))
         if isinstance(statistics, MinMaxStatistics):

@@ -7,7 +7,6 @@ from typing import Any, Self, SupportsFloat
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -86,9 +85,9 @@ class Normalizer(FittedNormalizer):
         counts = {level: (_counter.to_int(valid), _counter.to_int(out)) for level, (valid, out) in self.counts.items()}
         return FittedState(
             method=self.method,
-            image=pair(np.asarray(value) for value in self.image),
+            image=pair(self.image),
             threshold=float(self.threshold),
-            pixel=None if self.pixel is None else pair(np.asarray(value) for value in self.pixel),
+            pixel=None if self.pixel is None else pair(self.pixel),
             pixel_threshold=None if self.pixel_threshold is None else float(self.pixel_threshold),
             raw_threshold=self.raw_threshold,
             center=self.center,
@@ -99,7 +98,7 @@ class Normalizer(FittedNormalizer):
     @staticmethod
     def _finalized(method: Method, level: str, statistics: Any) -> tuple[Statistics, tuple[int, int] | None]:
         if not isinstance(statistics, MinMaxStatistics | ScoreDistribution):
-            return pair(np.asarray(value) for value in statistics), None
+            return pair(statistics), None
         require_record(method, min_max=isinstance(statistics, MinMaxStatistics))
         if isinstance(statistics, MinMaxStatistics):
             counts = (_counter.to_int(statistics.count), _counter.to_int(statistics.invalid))
@@ -107,7 +106,7 @@ class Normalizer(FittedNormalizer):
         else:
             counts = (int(jnp.max(statistics.count)), int(jnp.max(statistics.invalid)))
             final = cdf.mean_std(statistics, level=level)
-        return pair(np.asarray(value) for value in final), counts
+        return pair(final), counts
 
     def with_threshold(
         self,

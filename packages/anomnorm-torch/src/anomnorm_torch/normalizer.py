@@ -72,7 +72,7 @@ class Normalizer(FittedNormalizer, nn.Module):
     def fitted_state(self) -> FittedState:
         """This normalizer as NumPy arrays and Python numbers. Reads them off the device."""
         statistics = {
-            level: pair(value.detach().cpu().numpy() for value in self._level(level))
+            level: pair(self._level(level), _read)
             for level in LEVELS
             if getattr(self, f"{level}_{STATISTICS[self.method][0]}") is not None
         }
@@ -92,7 +92,7 @@ class Normalizer(FittedNormalizer, nn.Module):
     @staticmethod
     def _finalized(method: Method, level: str, statistics: Any) -> tuple[Statistics, tuple[int, int] | None]:
         if not isinstance(statistics, MinMaxStatistics | ScoreDistribution):
-            return pair(value.cpu().numpy() if isinstance(value, Tensor) else value for value in statistics), None
+            return pair(statistics, _read), None
         require_record(method, min_max=isinstance(statistics, MinMaxStatistics))
         counts = (int(statistics.count.max()), int(statistics.invalid.max()))
         final = (
@@ -100,7 +100,7 @@ class Normalizer(FittedNormalizer, nn.Module):
             if isinstance(statistics, MinMaxStatistics)
             else cdf.mean_std(statistics, level=level)
         )
-        return pair(value.cpu().numpy() for value in final), counts
+        return pair(final, _read), counts
 
     def with_threshold(
         self,
@@ -321,6 +321,13 @@ class NormalizedModel(nn.Module):
         given = {name: outputs.get(name) for name in (SCORES, MAPS)}
         result: dict[str, Tensor] = self.normalizer(**given, threshold=threshold, pixel_threshold=pixel_threshold)
         return result
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
 
 
 def _number(value: float) -> Tensor:
