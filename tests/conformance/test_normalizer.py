@@ -287,6 +287,8 @@ def test_l5_wrong_inputs_are_refused(backend: Backend) -> None:
         normalizer = fitted(backend, dtype, kind)
         with pytest.raises(OutputError, match="got neither"):
             normalizer()
+        with pytest.raises(OutputError, match=r"pass \*\*outputs"):
+            normalizer({"pred_scores": scores})
         with pytest.raises(OutputError, match=r"shape \(2, 2, 3\)"):
             normalizer(maps)
         with pytest.raises(OutputError, match="2 image scores but 3"):

@@ -60,23 +60,29 @@ def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> Non
     """
     if len(scores) != 1:
         raise OutputError(
-            f"the step's image scores have shape {scores}; one score for each image is needed, shape (B,). Reshape "
+            f"the image scores have shape {scores}; one score for each image is needed, shape (B,). Reshape "
             "them, with .reshape(-1) for example."
         )
     if maps is None:
         return
     if not (len(maps) == 3 or (len(maps) == 4 and maps[1] == 1)):
         raise OutputError(
-            f"the step's anomaly maps have shape {maps}; (B, 1, H, W) or (B, H, W) is needed. Drop a channel axis at "
+            f"the anomaly maps have shape {maps}; (B, 1, H, W) or (B, H, W) is needed. Drop a channel axis at "
             "the end with maps[..., 0], and reduce several channels to one, by their mean for example."
         )
     if scores[0] != maps[0]:
-        raise OutputError(f"the step returned {scores[0]} image scores but {maps[0]} anomaly maps.")
+        raise OutputError(f"there are {scores[0]} image scores but {maps[0]} anomaly maps.")
 
 
 def wrong_type(name: str, found: str, needed: str) -> OutputError:
     """The error for a field ``name`` that holds a ``found`` instead of a ``needed``."""
     return OutputError(f"{name!r} in the step's outputs is of type {found}; it must be {needed} of real numbers.")
+
+
+def require_no_mapping(value: object) -> None:
+    """Raise `OutputError` for outputs handed to a normalizer as one dictionary."""
+    if isinstance(value, Mapping):
+        raise OutputError("a normalizer takes scores and maps as arguments: pass **outputs, not the dictionary itself.")
 
 
 def missing_values() -> OutputError:

@@ -17,6 +17,7 @@ from anomnorm_core.fields import (
     Scored,
     assemble,
     missing_values,
+    require_no_mapping,
     require_shapes,
     require_unit_shapes,
 )
@@ -223,6 +224,7 @@ class Normalizer(FittedNormalizer):
 
 def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, np.ndarray]:
     """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
+    require_no_mapping(pred_scores)
     maps = None if anomaly_maps is None else np.asarray(anomaly_maps)
     if pred_scores is not None:
         scores = np.asarray(pred_scores)

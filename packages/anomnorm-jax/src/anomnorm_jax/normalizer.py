@@ -19,6 +19,7 @@ from anomnorm_core.fields import (
     Scored,
     assemble,
     missing_values,
+    require_no_mapping,
     require_shapes,
     require_unit_shapes,
 )
@@ -329,6 +330,7 @@ def _ordered(values: Mapping[str, Array]) -> list[str]:
 
 def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, Array]:
     """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
+    require_no_mapping(pred_scores)
     maps = None if anomaly_maps is None else jnp.asarray(anomaly_maps)
     if pred_scores is not None:
         scores = jnp.asarray(pred_scores)

@@ -15,6 +15,7 @@ from anomnorm_core.fields import (
     assemble,
     missing_fields,
     missing_values,
+    require_no_mapping,
     require_shapes,
     require_unit_shapes,
     wrong_type,
@@ -297,6 +298,7 @@ class NormalizedModel(nn.Module):
         super().__init__()
         self.model = model
         self.normalizer = normalizer
+        self.train(model.training)  # one mode for the whole, the model's
 
     def forward(
         self,
@@ -336,6 +338,7 @@ def _number(value: float) -> Tensor:
 
 def _values(pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str, Tensor]:
     """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
+    require_no_mapping(pred_scores)
     for name, value in ((SCORES, pred_scores), (MAPS, anomaly_maps)):
         if value is not None and not isinstance(value, Tensor):
             raise wrong_type(name, type(value).__name__, "a tensor")
