@@ -341,8 +341,11 @@ def test_n11_denormalize(backend: Backend, kind: str) -> None:
     normalizer = fitted(backend, dtype, kind)
     units = [0.0, 0.03, 0.4, 0.5, 0.6, 0.97]
     maps = np.reshape(units, (1, 1, 2, 3))
-    raw = normalizer.denormalize(backend.asarray(units, dtype), backend.asarray(maps, dtype))
-    assert set(raw) == {"pred_scores", "anomaly_maps"}
+    raw = normalizer.denormalize(backend.asarray(units, dtype))
+    assert set(raw) == {"pred_scores"}
+    raw |= normalizer.denormalize(anomaly_maps=backend.asarray(maps, dtype))
+    both = normalizer.denormalize(backend.asarray(units[:1], dtype), backend.asarray(maps, dtype))
+    assert set(both) == set(raw) == {"pred_scores", "anomaly_maps"}
     back = normalizer(raw["pred_scores"], backend.asarray(np.repeat(maps, 6, axis=0), dtype))
     assert backend.to_numpy(back["pred_scores"]).tolist() == pytest.approx(units, abs=1e-5)
     pixels = normalizer(backend.asarray([1.0], dtype), raw["anomaly_maps"])
