@@ -24,7 +24,7 @@ def draw(count: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
 
 TRAIN_SCORES, TRAIN_MAPS = draw(20)
 TRAIN = samples(TRAIN_SCORES, TRAIN_MAPS)
-VALIDATION_SCORES, VALIDATION_MAPS = draw(7, 0.5)
+VALIDATION_SCORES, VALIDATION_MAPS = draw(7)
 VALIDATION = samples(VALIDATION_SCORES, VALIDATION_MAPS)
 TEST_SCORES, TEST_MAPS = draw(6, 1.0)
 TEST = samples(TEST_SCORES, TEST_MAPS)

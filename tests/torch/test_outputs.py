@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomnorm_core import NotFittedError, OutputError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
-from anomnorm_torch.outputs import StepOutputs, normal_samples
+from anomnorm_torch.outputs import StepOutputs, ground_truth
 
 
 @dataclass
@@ -110,10 +110,10 @@ def test_labels_are_found_in_outputs_and_batches() -> None:
         (Batch(torch.ones(1), gt_label=label), None),
         ({}, Batch(torch.ones(1), gt_label=label.bool())),
     ):
-        normal = normal_samples(outputs, batch)
-        assert normal is not None
-        assert normal.tolist() == [True, False]
-    assert normal_samples({}, [torch.ones(1), label]) is None
+        anomalous = ground_truth(outputs, batch).anomalous
+        assert anomalous is not None
+        assert anomalous.tolist() == [False, True]
+    assert ground_truth({}, [torch.ones(1), label]) == (None, None)
 
 
 def test_a_module_without_statistics_says_who_attaches_them() -> None:

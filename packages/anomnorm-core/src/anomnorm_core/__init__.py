@@ -9,6 +9,7 @@ from anomnorm_core._version import __version__
 from anomnorm_core.errors import (
     AnomnormError,
     FileFormatError,
+    FitWarning,
     InsufficientDataError,
     InvalidScoreError,
     InvalidScoreWarning,
@@ -18,14 +19,17 @@ from anomnorm_core.errors import (
     ResolutionError,
     ThresholdWarning,
 )
+from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.normalizer import Normalizer
-from anomnorm_core.policy import Center, Companion, Method, OnInvalid, Source, Units
+from anomnorm_core.policy import Center, Companion, Method, OnInvalid, Source, ThresholdRule, Units
 
 __all__ = [
     "AnomnormError",
     "Center",
     "Companion",
     "FileFormatError",
+    "FitCheck",
+    "FitWarning",
     "InsufficientDataError",
     "InvalidScoreError",
     "InvalidScoreWarning",
@@ -37,6 +41,7 @@ __all__ = [
     "OutputError",
     "ResolutionError",
     "Source",
+    "ThresholdRule",
     "ThresholdWarning",
     "Units",
     "__version__",

@@ -43,3 +43,7 @@ class InvalidScoreWarning(UserWarning):
 
 class ThresholdWarning(UserWarning):
     """A threshold was found, but the data say less about it than one would wish."""
+
+
+class FitWarning(UserWarning):
+    """Fitted statistics do not describe normal samples that the detector has not seen."""

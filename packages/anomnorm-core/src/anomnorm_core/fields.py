@@ -18,6 +18,7 @@ class Fields:
     scores: str
     maps: str
     labels: tuple[str, ...]  # ground truth per image; the first one present counts
+    masks: tuple[str, ...]  # ground truth per pixel, likewise
     pred_labels: str
     pred_masks: str
 
@@ -26,6 +27,7 @@ MAPPING_FIELDS = Fields(
     scores="pred_scores",
     maps="anomaly_maps",
     labels=("label", "gt_label"),
+    masks=("mask", "gt_mask"),
     pred_labels="pred_labels",
     pred_masks="pred_masks",
 )
@@ -35,6 +37,7 @@ ATTRIBUTE_FIELDS = Fields(
     scores="pred_score",
     maps="anomaly_map",
     labels=("gt_label", "label"),
+    masks=("gt_mask", "mask"),
     pred_labels="pred_label",
     pred_masks="pred_mask",
 )

@@ -40,6 +40,13 @@ class Source(_Option):
     VALIDATION = "validation"  # normal samples of the validation data
 
 
+class ThresholdRule(_Option):
+    """How a threshold is found in a validation run."""
+
+    ADAPTIVE = "adaptive"  # the one of the best F1; from the normals where there is no anomaly (clauses T2, T3)
+    NORMAL_QUANTILE = "normal_quantile"  # just above a quantile of the normals (clause T3)
+
+
 class Method(_Option):
     """How raw scores become unit scores."""
 
@@ -81,7 +88,7 @@ def parse_companions(values: Iterable[Companion | str], method: Method) -> tuple
     return found
 
 
-_LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
+LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
 
 
 def manual(threshold: SupportsFloat) -> float:
@@ -125,6 +132,17 @@ def parse_quantile(value: SupportsFloat, argument: str) -> float:
     return number
 
 
+def parse_threshold_option(value: SupportsFloat | str | None, argument: str) -> float | ThresholdRule | None:
+    """Return a number as a finite float and a name as the rule of that name; raise `OptionError` for anything else."""
+    if not isinstance(value, str):
+        return parse_threshold(value, argument)
+    try:
+        return ThresholdRule(value)
+    except ValueError:
+        names = ", ".join(repr(str(rule)) for rule in ThresholdRule)
+        raise OptionError(f"{argument}={value!r} is not an option; give a finite number or one of {names}.") from None
+
+
 def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float | None:
     """Return ``value`` as a finite float (or None); raise `OptionError` for anything else.
 
@@ -140,6 +158,6 @@ def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float |
         raise OptionError(f"{argument}={value!r} is not a number; give a finite float.") from None
     if not math.isfinite(number):
         raise OptionError(f"{argument}={number} is not finite; give a finite float.")
-    if abs(number) > _LARGEST_FLOAT32:
+    if abs(number) > LARGEST_FLOAT32:
         raise OptionError(f"{argument}={number} is infinite in float32, which most scores are; give a smaller number.")
     return number

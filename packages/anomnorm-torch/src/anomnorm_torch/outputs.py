@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,14 +79,37 @@ def read(source: Any, names: tuple[str, ...]) -> Any:
     return None
 
 
-def normal_samples(outputs: Any, batch: Any) -> Tensor | None:
-    """Which samples are labelled normal, as a boolean tensor of shape (B,); None where there are no labels.
+class GroundTruth(NamedTuple):
+    """What a step says about the samples of its batch."""
 
-    The label is looked for in the step's outputs, then in the batch.
+    anomalous: Tensor | None  # (B,) bool
+    masks: Tensor | None  # (B, 1, H, W) or (B, H, W); not 0 where a pixel is anomalous
+
+
+def ground_truth(outputs: Any, batch: Any) -> GroundTruth:
+    """The labels and masks of a batch, from the step's outputs or else from the batch.
+
+    Without labels, a sample is anomalous if its mask marks a pixel.
+
+    Raises:
+        OutputError: they are no numbers.
     """
+    masks = _truth(outputs, batch, "masks")
+    labels = _truth(outputs, batch, "labels")
+    if labels is not None:
+        return GroundTruth(labels.reshape(-1) != 0, masks)
+    return GroundTruth(None if masks is None else (masks != 0).flatten(1).any(1), masks)
+
+
+def _truth(outputs: Any, batch: Any, kind: str) -> Tensor | None:
     for source in (outputs, batch):
-        names = MAPPING_FIELDS.labels if isinstance(source, Mapping) else ATTRIBUTE_FIELDS.labels
-        labels = read(source, names)
-        if labels is not None:
-            return torch.as_tensor(labels).reshape(-1) == 0
+        fields = MAPPING_FIELDS if isinstance(source, Mapping) else ATTRIBUTE_FIELDS
+        names = getattr(fields, kind)
+        value = read(source, names)
+        if value is not None:
+            try:
+                return torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                found = next(name for name in names if read(source, (name,)) is not None)
+                raise wrong_type(found, type(value).__name__, "a tensor") from error
     return None

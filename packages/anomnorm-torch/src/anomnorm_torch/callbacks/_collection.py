@@ -4,19 +4,15 @@ import copy
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers.logger import DummyLogger
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from pytorch_lightning.utilities.model_helpers import is_overridden
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -25,8 +21,10 @@ from tqdm.auto import tqdm
 
 from anomnorm_core.errors import NotFittedError
 from anomnorm_core.policy import OnInvalid, Source
+from anomnorm_torch.callbacks._framework import LightningModule, Trainer, part
+from anomnorm_torch.callbacks._processes import shard
 from anomnorm_torch.metrics import AnomalyScoreDistribution
-from anomnorm_torch.outputs import StepOutputs, normal_samples
+from anomnorm_torch.outputs import StepOutputs, ground_truth
 
 
 def collect(
@@ -40,7 +38,8 @@ def collect(
     """Add the scores that ``model`` gives the normal data to ``statistics``.
 
     Runs in the trainer's precision and on its device, with its random number generators put back afterwards. The
-    trainer's own loaders are not iterated: their workers and generators belong to the training run.
+    trainer's own loaders are not iterated: their workers and generators belong to the training run. Where several
+    processes share the work, each scores its share of the data, no sample twice, and every one has to call this.
 
     Args:
         trainer: the running trainer.
@@ -61,11 +60,12 @@ def collect(
     if found is None:
         return False
     loaders, limit = found
+    isolate_rng = part(trainer, "utilities.seed").isolate_rng
     step = _inference_step(model)
     hidden = trainer.progress_bar_callback is None or not getattr(trainer.progress_bar_callback, "is_enabled", True)
     with isolate_rng(), torch.no_grad(), _silenced(trainer):
         for loader_index, loader in enumerate(loaders):
-            with _fresh(loader) as (batches, total):
+            with _fresh(trainer, loader) as (batches, total):
                 wanted = _limit(trainer, limit, total)
                 progress = tqdm(
                     itertools.islice(batches, wanted),
@@ -79,15 +79,17 @@ def collect(
                     with trainer.precision_plugin.val_step_context():
                         raw = step(batch, index, loader_index)
                     outputs = StepOutputs(raw)
-                    normal = normal_samples(raw, batch)
-                    if normal is None and source is Source.VALIDATION:
+                    anomalous = ground_truth(raw, batch).anomalous
+                    if anomalous is None and source is Source.VALIDATION:
                         raise NotFittedError(
                             'source="validation" fits on the normal validation samples, but neither the step\'s '
                             "outputs nor the batch have a 'label' or 'gt_label' that tells which those are."
                         )
+                    normal = None if anomalous is None else anomalous.logical_not()
                     statistics.update(outputs.scores, outputs.maps, where=normal)
                     if on_invalid is OnInvalid.RAISE:
                         statistics.report_invalid(on_invalid)
+    statistics.merge_processes()
     if not statistics.seen("image"):
         raise NotFittedError(
             "the pass over the data has found no normal sample to fit the CDF statistics on: the loader gave no batch, "
@@ -101,18 +103,18 @@ def _loaders(
 ) -> tuple[list[Iterable[Any]], int | float] | None:
     # The data loaders to pass over and the trainer's limit on them, or None to keep what a checkpoint restored.
     if source is Source.VALIDATION:
-        return _flatten(trainer.val_dataloaders), trainer.limit_val_batches
+        return flattened(trainer.val_dataloaders), trainer.limit_val_batches
     reason: Exception | None = None
     data = trainer.train_dataloader  # None outside trainer.fit
     if data is None:
-        owner = trainer.datamodule if trainer.datamodule is not None else pl_module  # type: ignore[attr-defined]
-        if is_overridden("train_dataloader", owner):
+        owner = trainer.datamodule if trainer.datamodule is not None else pl_module
+        if part(owner, "utilities.model_helpers").is_overridden("train_dataloader", owner):
             try:
                 data = owner.train_dataloader()
             except Exception as error:  # a datamodule that was set up for validation alone may fail in any way
                 reason = error
     if data is not None:
-        return _flatten(data), trainer.limit_train_batches
+        return flattened(data), trainer.limit_train_batches
     if not pl_module.normalization_metrics.seen("image"):  # type: ignore[union-attr,operator]
         raise NotFittedError(
             "the CDF statistics are fitted on the normal training data, and this run has none: trainer.validate() "
@@ -127,8 +129,15 @@ def _loaders(
     return None
 
 
-def _flatten(loaders: Any) -> list[Iterable[Any]]:
-    return list(loaders.flattened if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders).flattened)
+def flattened(loaders: Any) -> list[Iterable[Any]]:
+    """The data loaders of a trainer as a list: it takes one, or several in lists, dictionaries or a CombinedLoader."""
+    if loaders is None:
+        return []
+    if hasattr(loaders, "flattened"):
+        return list(loaders.flattened)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return [part for each in loaders for part in flattened(each)] if isinstance(loaders, list | tuple) else [loaders]
 
 
 def _limit(trainer: Trainer, limit: int | float, total: int | None) -> int | None:
@@ -146,7 +155,8 @@ def _limit(trainer: Trainer, limit: int | float, total: int | None) -> int | Non
 def _silenced(trainer: Trainer) -> Iterator[None]:
     """Loggers that the step reaches through the trainer do not see this pass."""
     loggers = trainer.loggers
-    trainer.loggers = [DummyLogger() for _ in loggers]
+    silent = part(trainer, "loggers.logger").DummyLogger
+    trainer.loggers = [silent() for _ in loggers]
     try:
         yield
     finally:
@@ -154,8 +164,10 @@ def _silenced(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _fresh(loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
+def _fresh(trainer: Trainer, loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
     """An independent iteration over the data of ``loader``, in order where the order was random, and its length.
+
+    Of a map-style data set it is the share of this process, if the trainer shares it out.
 
     A loader with persistent workers has one iterator, and restarting it would end the training epoch around this pass;
     a loader with a generator of its own would shuffle the next epoch differently.
@@ -175,10 +187,9 @@ def _fresh(loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
     elif loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         options |= {"batch_sampler": loader.batch_sampler}
     else:
-        # The order does not matter here, but a sampler may also select.
-        ordered = type(loader.sampler) in (RandomSampler, SequentialSampler)
-        options |= {"batch_size": loader.batch_size, "sampler": None if ordered else loader.sampler}
-    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None), loader.batch_sampler)
+        options |= {"batch_size": loader.batch_size, "sampler": _sampler(trainer, loader)}
+    samplers = [loader.sampler, getattr(loader.batch_sampler, "sampler", None), loader.batch_sampler]
+    samplers.append(getattr(getattr(loader.sampler, "dataset", None), "_sampler", None))  # inside a distributed one
     generators = {id(g): g for g in (getattr(s, "generator", None) for s in samplers) if g is not None}.values()
     states = [generator.get_state() for generator in generators]
     fresh: DataLoader[Any] = DataLoader(loader.dataset, **options)
@@ -190,6 +201,22 @@ def _fresh(loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
             generator.set_state(state)
 
 
+def _sampler(trainer: Trainer, loader: DataLoader[Any]) -> Iterable[Any] | None:
+    # The order does not matter here, but a sampler may also select, and it may select for this process.
+    sampler = loader.sampler
+    if isinstance(sampler, DistributedSampler):
+        # Lightning puts a sampler of the user's into one of these, as the data set that it shares out.
+        chosen = getattr(sampler.dataset, "_sampler", range(len(loader.dataset)))
+        return list(chosen)[sampler.rank :: sampler.num_replicas]
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        return sampler
+    processes = trainer.distributed_sampler_kwargs
+    if processes is None or not trainer._accelerator_connector.use_distributed_sampler:
+        return None
+    # A loader that the trainer has not prepared, because it does not train now.
+    return shard(len(loader.dataset), **processes)
+
+
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     # As the trainer's loops do it, with the module's or datamodule's own transfer hooks.
     batch = trainer.precision_plugin.convert_input(batch)
@@ -199,6 +226,7 @@ def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
 
 def _inference_step(model: LightningModule) -> Callable[[Any, int, int], Any]:
     # predict_step is made for inference; validation_step is what a detector has that never predicts.
+    is_overridden = part(model, "utilities.model_helpers").is_overridden
     names = ("predict_step", "validation_step", "test_step")
     name = next((name for name in names if is_overridden(name, model)), names[0])
     step = getattr(model, name)

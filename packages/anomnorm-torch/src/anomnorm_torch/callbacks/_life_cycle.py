@@ -1,114 +1,44 @@
-"""What both callbacks do alike: attach the statistics to the module, find thresholds, check when a stage starts."""
+"""What both callbacks do alike, under either Lightning distribution."""
 
-import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
-from anomnorm_core.policy import OnInvalid, parse_threshold
-from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax, NormalizationMetric
+from anomnorm_core.errors import AnomnormError
+from anomnorm_core.policy import OnInvalid, ThresholdRule, parse_quantile, parse_threshold_option
+from anomnorm_torch.callbacks._collection import flattened
+from anomnorm_torch.callbacks._framework import LightningModule, Trainer
+from anomnorm_torch.callbacks._processes import distinct
+from anomnorm_torch.callbacks._thresholds import (
+    attached,
+    batch_normalizer,
+    fitted_normalizer,
+    own_threshold,
+    read_thresholds,
+    require_thresholds,
+)
+from anomnorm_torch.callbacks._validation_run import ValidationRun
+from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax
 from anomnorm_torch.normalizer import Normalizer
-from anomnorm_torch.outputs import StepOutputs
+from anomnorm_torch.outputs import GroundTruth
 
 Statistics = TypeVar("Statistics", MinMax, AnomalyScoreDistribution)
-Metrics = TypeVar("Metrics", bound=NormalizationMetric[Any])
 
-
-def attached(pl_module: LightningModule, kind: type[Metrics]) -> Metrics:
-    """The statistics that `NormalizationLifeCycle.setup` gave the module.
-
-    Raises:
-        NotFittedError: it has none of this kind.
-    """
-    metrics = getattr(pl_module, "normalization_metrics", None)
-    if not isinstance(metrics, kind):
-        raise NotFittedError(
-            f"{type(pl_module).__name__} has no normalization_metrics of type {kind.__name__} (found "
-            f"{type(metrics).__name__}). A trainer with the callback attaches them; without one, call "
-            "callback.setup(trainer, pl_module) first."
-        )
-    return metrics
-
-
-def threshold(pl_module: LightningModule, level: Level) -> Tensor | float:
-    """The decision threshold of ``level`` (clauses T1, T4, T6).
-
-    In this order: the number set by hand or given to the callback; the module's own ``image_threshold.value`` or
-    ``pixel_threshold.value``; the number that a checkpoint restored. A missing pixel threshold is the image one.
-
-    Raises:
-        NotFittedError: there is none.
-    """
-    return _find_threshold(pl_module, level)[1]
-
-
-def _find_threshold(pl_module: LightningModule, level: Level) -> tuple[Level, Tensor | float]:
-    # Of which level the number is, and the number.
-    metrics: NormalizationMetric[Any] = attached(pl_module, NormalizationMetric)  # type: ignore[type-abstract]
-    levels: tuple[Level, ...] = (level,) if level == "image" else (level, "image")
-    owners: tuple[Callable[[Level], Tensor | float | None], ...] = (
-        metrics.manual_threshold,
-        partial(own_threshold, pl_module),
-        metrics.restored_threshold,
-    )
-    for owner in owners:
-        for candidate in levels:
-            value = owner(candidate)
-            if value is not None:
-                return candidate, value
-    raise NotFittedError(
-        f"there is no {level}-level threshold to put at 0.5: give threshold=... to the callback, or let "
-        f"{type(pl_module).__name__} have {level}_threshold.value (found {level}_threshold of type "
-        f"{type(getattr(pl_module, f'{level}_threshold', None)).__name__})."
-    )
-
-
-def own_threshold(pl_module: LightningModule, level: Level) -> Tensor | float | None:
-    """The module's own threshold (the founding contract), if it has one."""
-    value = getattr(getattr(pl_module, f"{level}_threshold", None), "value", None)
-    return value if value is None or isinstance(value, Tensor) else float(value)
-
-
-def require_ready(pl_module: LightningModule) -> None:
-    """Check statistics and threshold when a stage starts, where reading a value is affordable.
-
-    Raises:
-        NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them, or there is
-            no threshold, or it is not finite.
-    """
-    metrics: NormalizationMetric[Any] = attached(pl_module, NormalizationMetric)  # type: ignore[type-abstract]
-    metrics.statistics("image")
-    for level in LEVELS:
-        value = float(threshold(pl_module, level))
-        if not math.isfinite(value):
-            raise NotFittedError(f"the {level}-level threshold of {type(pl_module).__name__} is {value}; set it first.")
-
-
-class BatchThresholds(TypedDict):
-    """The thresholds for one batch, as arguments of a normalizer."""
-
-    threshold: Tensor | float
-    pixel_threshold: Tensor | float | None
-
-
-def thresholds(pl_module: LightningModule, step: StepOutputs) -> BatchThresholds:
-    """The thresholds that count for the outputs of a step."""
-    pixel = None if step.maps is None else threshold(pl_module, "pixel")
-    return {"threshold": threshold(pl_module, "image"), "pixel_threshold": pixel}
+# They do not hold the whole module in each process, or have no torch.distributed to talk through.
+_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy", "XLAFSDPStrategy"}
 
 
 class NormalizationLifeCycle(Generic[Statistics]):
     """The part of a callback that does not depend on the method, nor on which ``Callback`` class it is mixed into.
 
     Args:
-        threshold: decision threshold; wins over the module's own and over a checkpoint. None takes those.
-        pixel_threshold: the same for the maps; None takes ``threshold``.
+        threshold: decision threshold, or how to find it.
+        pixel_threshold: the same for the maps; None does as ``threshold`` does.
+        normal_quantile: share of the normal scores that stays unflagged, where those alone decide.
         on_invalid: ``"warn"`` or ``"raise"`` when scores cannot enter the statistics.
 
     Raises:
@@ -116,14 +46,23 @@ class NormalizationLifeCycle(Generic[Statistics]):
     """
 
     statistics_class: ClassVar[type[MinMax] | type[AnomalyScoreDistribution]]
+    other_import: ClassVar[str]  # of the same class for the other Lightning distribution
 
-    def __init__(self, threshold: float | None, pixel_threshold: float | None, on_invalid: OnInvalid | str) -> None:
+    def __init__(
+        self,
+        threshold: float | str | None,
+        pixel_threshold: float | str | None,
+        normal_quantile: float,
+        on_invalid: OnInvalid | str,
+    ) -> None:
         super().__init__()
-        self.threshold = parse_threshold(threshold, "threshold")
-        self.pixel_threshold = parse_threshold(pixel_threshold, "pixel_threshold")
-        if self.threshold is None and self.pixel_threshold is not None:
-            raise OptionError("pixel_threshold is given without threshold; give both, or threshold alone for both.")
+        self.threshold = parse_threshold_option(threshold, "threshold")
+        self.pixel_threshold = parse_threshold_option(pixel_threshold, "pixel_threshold")
+        self.normal_quantile = parse_quantile(normal_quantile, "normal_quantile")
         self.on_invalid = OnInvalid.parse(on_invalid, "on_invalid")
+        self.thresholds: dict[Level, float] = {}
+        self._run: ValidationRun | None = None
+        self._loaders: list[Iterable[Any]] = []
 
     @abstractmethod
     def _new_statistics(self) -> Statistics:
@@ -133,20 +72,33 @@ class NormalizationLifeCycle(Generic[Statistics]):
     def _configure(self, metrics: Statistics) -> None:
         """Give statistics that the module already had this callback's options."""
 
+    @abstractmethod
+    def _image_threshold(
+        self, metrics: Statistics, run: ValidationRun, rule: ThresholdRule
+    ) -> tuple[float, float | None]:
+        """The image threshold of a validation run: in decision units; and in raw units, if those differ and decide."""
+
+    def __iter__(self) -> NoReturn:
+        # Trainer(callbacks=callback) takes a single one of its own distribution, and iterates over anything else.
+        raise TypeError(
+            f"a single {type(self).__name__} is no list of callbacks: give callbacks=[callback]. If it was given "
+            f"alone, the Trainer is of the other Lightning distribution; {self.other_import} fits that."
+        )
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """Add the statistics to the module as ``normalization_metrics``, or adopt the ones that are there.
 
         Raises:
             AnomnormError: the module carries the statistics of the other method, the trainer has a second
-                normalization callback, or it runs several processes.
+                normalization callback, or its strategy is not supported.
         """
-        if trainer.world_size > 1:
+        strategy = type(trainer.strategy)
+        if _SHARDING & {base.__name__ for base in strategy.__mro__}:
             raise AnomnormError(
-                f"{type(self).__name__} does not merge statistics between processes yet, and this trainer runs "
-                f"{trainer.world_size}; statistics of one of them would be wrong. Use devices=1."
+                f"{type(self).__name__} cannot run under {strategy.__name__}: statistics are fitted and saved with the "
+                'whole module, of which each process holds a part there. Use strategy="ddp" for several processes.'
             )
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        normalizing = [callback for callback in callbacks if isinstance(callback, NormalizationLifeCycle)]
+        normalizing = [callback for callback in trainer.callbacks if isinstance(callback, NormalizationLifeCycle)]
         if len(normalizing) > 1:
             names = ", ".join(type(callback).__name__ for callback in normalizing)
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
@@ -161,8 +113,8 @@ class NormalizationLifeCycle(Generic[Statistics]):
             )
         metrics = self._metrics(pl_module)
         self._configure(metrics)
-        for level, value in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
-            metrics.give_threshold(level, value)
+        for level, option in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
+            metrics.configure_threshold(level, option)
 
     def normalizer(self, pl_module: LightningModule) -> Normalizer:
         """What was fitted, with the present thresholds, as a module of its own: to save, to serve, to export.
@@ -177,28 +129,76 @@ class NormalizationLifeCycle(Generic[Statistics]):
         Raises:
             NotFittedError: there are no statistics or there is no threshold yet.
         """
-        require_ready(pl_module)
-        level, pixel = _find_threshold(pl_module, "pixel")
-        image = float(threshold(pl_module, "image"))
-        own = float(pixel) if level == "pixel" else None
-        return self._metrics(pl_module).normalizer(image, own).to(pl_module.device)
+        self._require_ready(pl_module)
+        return fitted_normalizer(pl_module).to(pl_module.device)
 
     def _metrics(self, pl_module: LightningModule) -> Statistics:
         return cast("Statistics", attached(pl_module, self.statistics_class))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is a threshold, rather than find out after the training (clause T1).
+    def _require_ready(self, pl_module: LightningModule) -> None:
+        """Check statistics and thresholds when a stage starts, where reading values is affordable.
 
         Raises:
-            NotFittedError: neither callback nor module nor a restored checkpoint has one.
+            NotFittedError: there are no statistics, or there is no threshold, or it is not finite.
         """
-        threshold(pl_module, "image")
+        self._metrics(pl_module).statistics("image")
+        self.thresholds = require_thresholds(pl_module)
+        batch_normalizer(pl_module)  # made here, it costs the first batch nothing
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of a training without validation, which fits no statistics."""
         if not trainer.enable_validation:
             warnings.warn(
                 f"{type(self).__name__} fits its statistics in validation runs, and this training has none: give "
                 "trainer.fit a validation loader and the module a validation_step.",
                 stacklevel=2,
             )
+
+    # A validation run: observed batch by batch, judged at its end.
+
+    def _start_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run = ValidationRun(pl_module.device, pixels=self._rule(pl_module, "pixel") is not None)
+        self._loaders = flattened(trainer.val_dataloaders)
+
+    def _distinct(
+        self, scores: Tensor, maps: Tensor | None, truth: GroundTruth, batch_index: int, loader_index: int
+    ) -> tuple[Tensor, Tensor | None, GroundTruth]:
+        """A batch without the samples that only pad the share of this process."""
+        loader = self._loaders[loader_index] if loader_index < len(self._loaders) else None
+        own = slice(distinct(loader, batch_index, len(scores)))
+        labels, masks = (None if part is None else part[own] for part in truth)
+        return scores[own], None if maps is None else maps[own], GroundTruth(labels, masks)
+
+    def _rule(self, pl_module: LightningModule, level: Level) -> ThresholdRule | None:
+        return self._metrics(pl_module).thresholds.rule(level, partial(own_threshold, pl_module))
+
+    def _find_thresholds(self, pl_module: LightningModule, run: ValidationRun) -> None:
+        """Find the thresholds that nobody gave. Every process has to call it."""
+        metrics = self._metrics(pl_module)
+        run.merge_processes()
+        rule, pixel_rule = self._rule(pl_module, "image"), self._rule(pl_module, "pixel")
+        image, raw = (None, None) if rule is None else self._image_threshold(metrics, run, rule)
+        pixel = None
+        if pixel_rule is not None:
+            pixel = run.pixel_threshold(pixel_rule, self.normal_quantile, searched=rule is not None)
+        metrics.keep_found(image, None if pixel is None else float(pixel), raw)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the thresholds into ``thresholds`` and give them to the trainer's loggers.
+
+        That is later than `on_validation_epoch_end`, where a module may still compute its own.
+        """
+        if trainer.sanity_checking:
+            return
+        self._run, self._loaders = None, []
+        self.thresholds = read_thresholds(pl_module)
+        named = {f"{level}_threshold": value for level, value in self.thresholds.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop what a validation run has gathered that does not come to its end."""
+        self._run, self._loaders = None, []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there are statistics (clause N8) and put the thresholds of the module's test metrics at 0.5.
@@ -208,7 +208,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         Raises:
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
         """
-        require_ready(pl_module)
+        self._require_ready(pl_module)
         for name in ("image_metrics", "pixel_metrics"):
             set_metric_threshold(getattr(pl_module, name, None), 0.5)
 
@@ -218,7 +218,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         Raises:
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
         """
-        require_ready(pl_module)
+        self._require_ready(pl_module)
 
 
 def set_metric_threshold(metrics: Any, value: float) -> None:

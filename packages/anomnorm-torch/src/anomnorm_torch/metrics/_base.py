@@ -12,7 +12,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from anomnorm_core import OnInvalid
 from anomnorm_core.checks import report_invalid
-from anomnorm_core.policy import parse_threshold
+from anomnorm_core.policy import ThresholdRule, Units, parse_threshold
 from anomnorm_torch import cdf, min_max
 from anomnorm_torch._tensors import keep_dtype
 from anomnorm_torch.metrics._thresholds import LEVELS, Level, Thresholds
@@ -24,8 +24,9 @@ Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
 class NormalizationMetric(Metric, Generic[Record]):
     """What `MinMax` and `AnomalyScoreDistribution` share: levels, thresholds, merging, state dicts.
 
-    ``image_threshold`` and ``pixel_threshold`` are the thresholds that a callback was given; NaN where the module owns
-    them. They live here to be in the state dict beside the statistics that they belong to.
+    ``image_threshold`` and ``pixel_threshold`` are the thresholds that were set by hand, given to a callback or found
+    in a validation run; NaN where there is none, or where the pixel threshold is that of the images. They live here to
+    be in the state dict beside the statistics that they belong to.
     """
 
     is_differentiable = False
@@ -40,14 +41,16 @@ class NormalizationMetric(Metric, Generic[Record]):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._thresholds = Thresholds()
+        self.thresholds = Thresholds()
         self._finalized: dict[Level, tuple[Record, tuple[Tensor, Tensor]]] = {}
         self._fitted: tuple[tuple[Any, ...], Normalizer] | None = None  # in a tuple, so that it is no submodule
+        # States and not buffers: buffers that appear after its construction confuse copies of the module that other
+        # callbacks keep in step with it (an average of the weights, say).
         for level in LEVELS:
-            # A state and not a buffer: buffers that appear after its construction confuse copies of the module that
-            # other callbacks keep in step with it (an average of the weights, say).
             unset = torch.full((), math.nan, dtype=torch.float64)
             self.add_state(f"{level}_threshold", default=unset, dist_reduce_fx=None, persistent=True)
+            by_hand = torch.zeros((), dtype=torch.bool)
+            self.add_state(f"{level}_threshold_by_hand", default=by_hand, dist_reduce_fx=None, persistent=True)
 
     # Records: the functional statistics behind the states.
 
@@ -117,12 +120,20 @@ class NormalizationMetric(Metric, Generic[Record]):
         return kept[1]
 
     @abstractmethod
-    def normalizer(self, threshold: SupportsFloat, pixel_threshold: SupportsFloat | None = None) -> Normalizer:
+    def normalizer(
+        self,
+        threshold: SupportsFloat,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str = Units.DECISION,
+    ) -> Normalizer:
         """A normalizer of the statistics so far, on the CPU (``.to(device)`` moves it).
 
         Args:
-            threshold: for the image scores, in decision units (raw under min-max, z under the CDF).
-            pixel_threshold: the same for the maps; None takes ``threshold``.
+            threshold: for the image scores, in ``units``.
+            pixel_threshold: for the maps, in decision units (raw under min-max, z under the CDF); None takes
+                ``threshold``.
+            units: ``"decision"`` or ``"raw"``, which are the same under min-max.
 
         Raises:
             NotFittedError, InsufficientDataError: see `statistics`.
@@ -133,17 +144,21 @@ class NormalizationMetric(Metric, Generic[Record]):
     def _options(self) -> tuple[Any, ...]:
         """What else `normalizer` depends on."""
 
-    def batch_normalizer(self) -> Normalizer:
-        """The normalizer that batches go through; its thresholds are nobody's, and given with each call.
+    def batch_normalizer(self, raw_threshold: float | None = None) -> Normalizer:
+        """The normalizer that batches go through. Made once while states, options and ``raw_threshold`` stay.
 
-        Made once while states and options stay.
+        Args:
+            raw_threshold: what labels are decided on, where that is a raw score; else its thresholds are nobody's, and
+                given with each call.
 
         Raises:
             NotFittedError, InsufficientDataError: see `statistics`.
         """
-        states = (*self._options(), *(field for level in LEVELS for field in self.record(level)))
+        states = (raw_threshold, *self._options(), *(field for level in LEVELS for field in self.record(level)))
         if self._fitted is None or any(old is not new for old, new in zip(self._fitted[0], states, strict=True)):
-            self._fitted = (states, self.normalizer(0.0).to(self.device))
+            raw = raw_threshold is not None
+            fitted = self.normalizer(raw_threshold or 0.0, units=Units.RAW if raw else Units.DECISION)
+            self._fitted = (states, fitted.to(self.device))
         return self._fitted[1]
 
     def report_invalid(self, on_invalid: OnInvalid) -> None:
@@ -178,36 +193,33 @@ class NormalizationMetric(Metric, Generic[Record]):
     def set_threshold(self, level: Level, value: float | None) -> None:
         """Set the threshold of ``level`` by hand; None takes it back (clause T4).
 
-        It wins over the number that a callback was given, over the module's own threshold and over checkpoints, until
-        a callback is given another number.
+        It wins over what a callback was given, over the module's own threshold and over those of validation runs, in
+        this process and after loading a checkpoint, until a callback is given another option.
 
         Raises:
             OptionError: ``value`` is not a finite number.
         """
-        self._thresholds.set_by_hand(level, parse_threshold(value, f"{level} threshold"))
+        self.thresholds.set_by_hand(level, parse_threshold(value, f"{level} threshold"))
         self._write_thresholds()
 
-    def give_threshold(self, level: Level, value: float | None) -> None:
-        """Take over the threshold that a callback was given; None if it was given none. See `Thresholds.give`."""
-        self._thresholds.give(level, value)
+    def configure_threshold(self, level: Level, option: float | ThresholdRule | None) -> None:
+        """Take over the option that a callback was given. See `Thresholds.configure`."""
+        self.thresholds.configure(level, option)
         self._write_thresholds()
 
-    def manual_threshold(self, level: Level) -> Tensor | None:
-        """The threshold set by hand or given to a callback, or None."""
-        return self._threshold(level) if self._thresholds.is_manual(level) else None
-
-    def restored_threshold(self, level: Level) -> Tensor | None:
-        """The threshold that a checkpoint brought, or None."""
-        return self._threshold(level) if level in self._thresholds.restored else None
-
-    def _threshold(self, level: Level) -> Tensor:
-        return cast("Tensor", getattr(self, f"{level}_threshold"))
+    def keep_found(self, image: float | None, pixel: float | None, raw: float | None = None) -> None:
+        """Take over the thresholds that a validation run found. See `Thresholds.keep_found`."""
+        self.thresholds.keep_found(image, pixel, raw)
+        self._write_thresholds()
 
     def _write_thresholds(self) -> None:
-        # The states hold what belongs into a checkpoint, on the device where it is needed.
+        # The states hold what belongs into a checkpoint.
         for level in LEVELS:
-            value = self._thresholds.value(level)
-            setattr(self, f"{level}_threshold", torch.full_like(self._threshold(level), value))
+            self._write(f"{level}_threshold", self.thresholds.saved(level))
+            self._write(f"{level}_threshold_by_hand", level in self.thresholds.by_hand)
+
+    def _write(self, name: str, value: float) -> None:
+        setattr(self, name, torch.full_like(getattr(self, name), value))
 
     # What torchmetrics does to states.
 
@@ -216,8 +228,9 @@ class NormalizationMetric(Metric, Generic[Record]):
         self.update(*args, **kwargs)
 
     def reset(self) -> None:
-        """Forget all values. Thresholds stay."""
+        """Forget all values. Thresholds stay, though in decision units only: a raw one is that of other statistics."""
         super().reset()
+        self.thresholds.raw = None
         self._write_thresholds()
 
     def merge_state(self, incoming_state: "Mapping[str, Any] | Metric") -> None:
@@ -242,6 +255,11 @@ class NormalizationMetric(Metric, Generic[Record]):
         for part in parts[1:]:
             total = self._merge(total, part)
         self._store(level, total)
+
+    def merge_processes(self) -> None:
+        """Merge the statistics of all processes of a distributed run, for good. Every process has to call it."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._sync_dist()
 
     def _sync_dist(
         self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None
@@ -278,7 +296,8 @@ class NormalizationMetric(Metric, Generic[Record]):
         self._complete(state)
         for level in LEVELS:
             if f"{level}_threshold" in state:
-                self._thresholds.restore(level, float(state[f"{level}_threshold"]))
+                by_hand = bool(state.get(f"{level}_threshold_by_hand", False))
+                self.thresholds.restore(level, float(state[f"{level}_threshold"]), by_hand=by_hand)
         for name in self._defaults:
             if name in state:
                 like = getattr(self, name)

@@ -1,45 +1,102 @@
-"""Which number is the threshold of a level, where several were given (clauses T1, T4)."""
+"""Which number is the threshold of a level, where several were given (clauses T1, T4, T6)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
+
+from torch import Tensor
+
+from anomnorm_core.policy import ThresholdRule
 
 Level = Literal["image", "pixel"]
 LEVELS: tuple[Level, Level] = ("image", "pixel")
+Own = Callable[[Level], Tensor | float | None]  # a module's own threshold, if it has one
 
 
 class Thresholds:
-    """Numbers by origin and level: set by hand, given to a callback, restored from a checkpoint, in this order."""
+    """Numbers and rules by origin and level.
+
+    In this order: what was set by hand; the number that a callback was given; the module's own; what a validation run
+    found, in this process or in the one that wrote a checkpoint. A pixel threshold that nobody has is the image one.
+    """
 
     def __init__(self) -> None:
         self.by_hand: dict[Level, float] = {}
-        self.given: dict[Level, float] = {}
-        self.restored: dict[Level, float] = {}
+        self.options: dict[Level, float | ThresholdRule | None] = dict.fromkeys(LEVELS)  # of a callback
+        self.found: dict[Level, float] = {}
+        self.raw: float | None = None  # the found image threshold in raw units, where those decide
 
     def set_by_hand(self, level: Level, value: float | None) -> None:
         """Remember ``value``, or forget what was set with None."""
         _put(self.by_hand, level, value)
 
-    def give(self, level: Level, value: float | None) -> None:
-        """Take over what a callback was given.
+    def configure(self, level: Level, option: float | ThresholdRule | None) -> None:
+        """Take over the option of a callback.
 
-        The same number again, as in each stage of a trainer, changes nothing; another one replaces also a threshold
-        set by hand.
+        The same again, as in each stage of a trainer, changes nothing; another one replaces also a threshold set by
+        hand, unless it is None.
         """
-        if value is not None and value != self.given.get(level):
+        if option is not None and option != self.options[level]:
             self.by_hand.pop(level, None)
-        _put(self.given, level, value)
+        self.options[level] = option
 
-    def restore(self, level: Level, value: float) -> None:
-        """Take over what a checkpoint holds; NaN is none."""
-        _put(self.restored, level, None if math.isnan(value) else value)
+    def keep_found(self, image: float | None, pixel: float | None, raw: float | None) -> None:
+        """Take over what a validation run found in place of what an earlier one did; None where it did not search."""
+        _put(self.found, "image", image)
+        _put(self.found, "pixel", pixel)
+        self.raw = raw
 
-    def is_manual(self, level: Level) -> bool:
-        """Whether a person gave a number, by hand or to a callback."""
-        return level in self.by_hand or level in self.given
+    def restore(self, level: Level, value: float, *, by_hand: bool) -> None:
+        """Take over what a checkpoint holds; NaN is none. A callback's option wins over a number set by hand (T4)."""
+        number = None if math.isnan(value) else value
+        keep = by_hand and self.options[level] is None
+        _put(self.by_hand, level, number if keep else None)
+        _put(self.found, level, None if keep else number)
 
-    def value(self, level: Level) -> float:
-        """The number that counts; NaN if there is none."""
-        return (self.restored | self.given | self.by_hand).get(level, math.nan)
+    def rule(self, level: Level, own: Own) -> ThresholdRule | None:
+        """How a validation run has to find the threshold of ``level``; None where a callback or the module has it.
+
+        Also where one was set by hand: taking that back leaves the found one.
+        """
+        option = self._option(level)
+        if isinstance(option, float) or (option is None and own(level) is not None):
+            return None
+        return ThresholdRule.ADAPTIVE if option is None else option
+
+    def resolve(self, level: Level, own: Own) -> tuple[Level, Tensor | float] | None:
+        """The threshold of ``level``, and of which level it is; None if there is none."""
+        number = self._number(level, own)
+        if number is None and not isinstance(self._option(level), float):
+            number = self.found.get(level)
+        if number is not None:
+            return level, number
+        return self.resolve("image", own) if level == "pixel" else None
+
+    def raw_decision(self, own: Own) -> float | None:
+        """The image threshold in raw units, if it is the found one and was found there."""
+        return self.raw if "image" in self.found and self._number("image", own) is None else None
+
+    def saved(self, level: Level) -> float:
+        """What belongs into a checkpoint; NaN if there is nothing."""
+        found = self.resolve(level, nobodys)
+        return float(found[1]) if found is not None and found[0] == level else math.nan
+
+    def _number(self, level: Level, own: Own) -> Tensor | float | None:
+        if level in self.by_hand:
+            return self.by_hand[level]
+        option = self.options[level]
+        if isinstance(option, float):
+            return option
+        return own(level) if self._option(level) is None else None
+
+    def _option(self, level: Level) -> float | ThresholdRule | None:
+        # Without one of its own the pixel level goes by that of the image level, and follows a number given there.
+        option = self.options[level]
+        return self.options["image"] if option is None else option
+
+
+def nobodys(_level: Level) -> None:
+    """The own thresholds of a module that has none."""
 
 
 def _put(numbers: dict[Level, float], level: Level, value: float | None) -> None:

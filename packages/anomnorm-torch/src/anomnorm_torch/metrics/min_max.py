@@ -6,6 +6,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
+from anomnorm_core.policy import Units
 from anomnorm_torch import min_max
 from anomnorm_torch.metrics._base import NormalizationMetric
 from anomnorm_torch.metrics._thresholds import Level
@@ -71,7 +72,13 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
         """``(min, max)`` of ``level``; of both levels with ``shared_range``. See the base class."""
         return super().statistics("image" if self.shared_range else level)
 
-    def normalizer(self, threshold: SupportsFloat, pixel_threshold: SupportsFloat | None = None) -> Normalizer:
+    def normalizer(
+        self,
+        threshold: SupportsFloat,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str = Units.DECISION,  # noqa: ARG002  # the same
+    ) -> Normalizer:
         """A normalizer of the ranges so far. See the base class."""
         pixel = self.record("image" if self.shared_range else "pixel") if self.seen("pixel") else None
         return Normalizer.min_max(self.record("image"), pixel, threshold=threshold, pixel_threshold=pixel_threshold)

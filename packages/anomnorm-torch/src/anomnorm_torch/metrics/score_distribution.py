@@ -7,10 +7,11 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from anomnorm_core import Center
+from anomnorm_core.fit_check import LIMITS, FitCheck
+from anomnorm_core.policy import Center, Units
 from anomnorm_torch import cdf
 from anomnorm_torch.metrics._base import NormalizationMetric
-from anomnorm_torch.metrics._thresholds import LEVELS, Level
+from anomnorm_torch.metrics._thresholds import LEVELS, Level, nobodys
 from anomnorm_torch.normalizer import Normalizer
 
 
@@ -35,6 +36,8 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
     pixel_mean: Tensor
     pixel_m2: Tensor
     pixel_invalid: Tensor
+    image_raw_threshold: Tensor  # (): what labels are decided on, where that is a raw score; else NaN
+    validation_normals: Tensor  # (3,): normal samples of the last validation run; with z above 2; above 3
 
     def __init__(self, *, center: Center | str = Center.IMAGE, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,6 +47,10 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
             shape = () if level == "image" else (0, 0)
             for name, default in cdf.init(shape)._asdict().items():
                 self.add_state(f"{level}_{name}", default=default, dist_reduce_fx=None, persistent=True)
+        unset = torch.full((), math.nan, dtype=torch.float64)
+        self.add_state("image_raw_threshold", default=unset, dist_reduce_fx=None, persistent=True)
+        counts = torch.zeros(1 + len(LIMITS), dtype=torch.int64)
+        self.add_state("validation_normals", default=counts, dist_reduce_fx=None, persistent=True)
 
     @property
     def image_std(self) -> Tensor:
@@ -75,11 +82,33 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
         """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
         return self.record(level).count.numel() > 0 and super().seen(level)
 
-    def normalizer(self, threshold: SupportsFloat, pixel_threshold: SupportsFloat | None = None) -> Normalizer:
+    @property
+    def fit_check(self) -> FitCheck | None:
+        """How the fit does on the normal samples of the last validation run; None without any (clause S9)."""
+        normals, *above = (int(count) for count in self.validation_normals)
+        return FitCheck(int(self.image_count), normals, *above) if normals else None
+
+    def keep_check(self, z: Tensor) -> None:
+        """Count the z-scores of normal validation samples for `fit_check`; NaN is left out. No host synchronization."""
+        counted = [z.isnan().logical_not(), *(z > limit for limit in LIMITS)]
+        self.validation_normals = torch.stack([which.sum() for which in counted]).to(self.validation_normals.device)
+
+    def normalizer(
+        self,
+        threshold: SupportsFloat,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str = Units.DECISION,
+    ) -> Normalizer:
         """A normalizer of the distributions so far. See the base class."""
         pixel = self.record("pixel") if self.seen("pixel") else None
         return Normalizer.cdf(
-            self.record("image"), pixel, threshold=threshold, pixel_threshold=pixel_threshold, center=self.center
+            self.record("image"),
+            pixel,
+            threshold=threshold,
+            pixel_threshold=pixel_threshold,
+            units=units,
+            center=self.center,
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -112,7 +141,14 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
             record = cdf.init(device=record.mean.device)
         return cdf.mean_std(record, level=level)
 
+    def _write_thresholds(self) -> None:
+        super()._write_thresholds()
+        raw = self.thresholds.raw_decision(nobodys)
+        self._write("image_raw_threshold", math.nan if raw is None else raw)
+
     def _complete(self, state: dict[str, Tensor]) -> None:
+        raw = float(state.get("image_raw_threshold", math.nan))
+        self.thresholds.raw = None if math.isnan(raw) else raw
         for level in LEVELS:
             std, mean = state.pop(f"{level}_std", None), state.get(f"{level}_mean")
             if std is None or mean is None or f"{level}_m2" in state:
