@@ -1,7 +1,7 @@
 """A LightningModule that emits known scores, so that what callbacks make of them can be computed independently.
 
-A sample is a dictionary with its score, its map and its label; steps return them times ``gain``, the module's only
-weight, which grows by one with each training epoch.
+A sample is a dictionary with its score, its map, its label and its mask; steps return them, scores and maps times
+``gain``, the module's only weight, which grows by one with each training epoch.
 """
 
 from types import SimpleNamespace
@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 Sample = dict[str, Any]
 
 
-def samples(scores: Any, maps: Any = None, labels: Any = None) -> list[Sample]:
-    """Samples from arrays of shape (N,), (N, H, W) and (N,); scores or maps may be None."""
+def samples(scores: Any, maps: Any = None, labels: Any = None, masks: Any = None) -> list[Sample]:
+    """Samples from arrays of shape (N,), (N, H, W), (N,) and (N, H, W); all are normal
+    without labels, and have none with ``labels=False``.
+    """
     count = len(scores if scores is not None else maps)
     result: list[Sample] = [{} for _ in range(count)]
     for i, sample in enumerate(result):
@@ -25,7 +27,10 @@ def samples(scores: Any, maps: Any = None, labels: Any = None) -> list[Sample]:
             sample["score"] = torch.tensor(scores[i], dtype=torch.float32)
         if maps is not None:
             sample["map"] = torch.as_tensor(np.asarray(maps[i]), dtype=torch.float32)[None]
-        sample["label"] = torch.tensor(0 if labels is None else labels[i])
+        if labels is not False:
+            sample["label"] = torch.tensor(0 if labels is None else labels[i])
+        if masks is not None:
+            sample["mask"] = torch.as_tensor(np.asarray(masks[i]), dtype=torch.bool)[None]
     return result
 
 
@@ -45,7 +50,7 @@ class ScriptedModule(pl.LightningModule):
 
     def outputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         gain = self.gain.detach()
-        result = {"label": batch["label"]}
+        result = {name: batch[name] for name in ("label", "mask") if name in batch}
         if "score" in batch:
             result["pred_scores"] = batch["score"] * gain
         if "map" in batch:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomnorm_core import NotFittedError, OutputError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
-from anomnorm_torch.outputs import StepOutputs, ground_truth
+from anomnorm_torch.outputs import StepOutputs
 
 
 @dataclass
@@ -102,18 +102,18 @@ def test_outputs_that_cannot_be_changed_are_refused(outputs: Any) -> None:
 
 @pytest.mark.clause("L3", "L5")
 def test_labels_are_found_in_outputs_and_batches() -> None:
-    label = torch.tensor([0, 1])
+    label, scores = torch.tensor([0, 1]), torch.ones(2)
     for outputs, batch in (
-        ({"label": label}, None),
-        ({"gt_label": label}, None),
-        ({}, {"label": label}),
-        (Batch(torch.ones(1), gt_label=label), None),
-        ({}, Batch(torch.ones(1), gt_label=label.bool())),
+        ({"pred_scores": scores, "label": label}, None),
+        ({"pred_scores": scores, "gt_label": label}, None),
+        ({"pred_scores": scores}, {"label": label}),
+        (Batch(torch.ones(1), scores, gt_label=label), None),
+        ({"pred_scores": scores}, Batch(torch.ones(1), gt_label=label.bool())),
     ):
-        anomalous = ground_truth(outputs, batch).anomalous
+        anomalous = StepOutputs(outputs).ground_truth(batch).anomalous
         assert anomalous is not None
         assert anomalous.tolist() == [False, True]
-    assert ground_truth({}, [torch.ones(1), label]) == (None, None)
+    assert StepOutputs({"pred_scores": scores}).ground_truth([torch.ones(1), label]) == (None, None)
 
 
 def test_a_module_without_statistics_says_who_attaches_them() -> None:

@@ -77,6 +77,31 @@ def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> Non
         raise OutputError(f"there are {scores[0]} image scores but {maps[0]} anomaly maps.")
 
 
+def require_truth(
+    labels: tuple[int, ...] | None, masks: tuple[int, ...] | None, scores: tuple[int, ...], maps: tuple[int, ...] | None
+) -> None:
+    """Raise `OutputError` unless there is a label for each score, and for each map a mask of its height and width."""
+    if labels is not None and labels != scores:
+        raise OutputError(
+            f"there are {labels[0]} labels but {scores[0]} image scores; 'label' or 'gt_label' has one for each image."
+        )
+    if masks is None or maps is None:
+        return
+    if (
+        len(masks) not in (3, 4)
+        or (len(masks) == 4 and masks[1] != 1)
+        or (*masks[:1], *masks[-2:])
+        != (
+            *maps[:1],
+            *maps[-2:],
+        )
+    ):
+        raise OutputError(
+            f"'mask' or 'gt_mask' has shape {masks} and the anomaly maps have {maps}; give a mask of the height and "
+            "width of the map for each image. Resize masks to the maps' resolution, or maps to that of the masks."
+        )
+
+
 def wrong_type(name: str, found: str, needed: str) -> OutputError:
     """The error for a field ``name`` that holds a ``found`` instead of a ``needed``."""
     return OutputError(f"{name!r} in the step's outputs is of type {found}; it must be {needed} of real numbers.")

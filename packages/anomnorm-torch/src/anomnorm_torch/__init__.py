@@ -9,12 +9,14 @@ from anomnorm_torch.normalizer import Normalizer
 if TYPE_CHECKING:
     from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback
     from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
+    from anomnorm_torch.mixin import NormalizationMixin
 
 __all__ = [
     "AnomalyScoreDistribution",
     "CdfNormalizationCallback",
     "MinMax",
     "MinMaxNormalizationCallback",
+    "NormalizationMixin",
     "Normalizer",
     "__version__",
     "cdf",
@@ -27,6 +29,7 @@ _LAZY = {
     "CdfNormalizationCallback": "anomnorm_torch.callbacks",
     "MinMax": "anomnorm_torch.metrics",
     "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
+    "NormalizationMixin": "anomnorm_torch.mixin",
 }
 
 

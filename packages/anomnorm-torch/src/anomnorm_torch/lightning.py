@@ -2,8 +2,7 @@
 
 from lightning.pytorch import Callback
 
-from anomnorm_torch.callbacks._cdf import CdfNormalization
-from anomnorm_torch.callbacks._min_max import MinMaxNormalization
+from anomnorm_torch.life_cycle import CdfNormalization, MinMaxNormalization
 
 __all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback"]
 

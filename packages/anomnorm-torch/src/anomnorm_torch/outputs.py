@@ -14,8 +14,16 @@ from anomnorm_core.fields import (
     Fields,
     missing_fields,
     require_shapes,
+    require_truth,
     wrong_type,
 )
+
+
+class GroundTruth(NamedTuple):
+    """What is known about the samples of a batch."""
+
+    anomalous: Tensor | None  # (B,) bool
+    masks: Tensor | None  # (B, 1, H, W) or (B, H, W); not 0 where a pixel is anomalous
 
 
 class StepOutputs:
@@ -42,13 +50,30 @@ class StepOutputs:
                 raise missing_fields(type(outputs).__name__, found, attributes=True)
             scores = self.maps.flatten(1).amax(1) if self.maps.ndim > 1 else self.maps
         self.scores = scores
-        require_shapes(tuple(scores.shape), None if self.maps is None else tuple(self.maps.shape))
+        require_shapes(tuple(scores.shape), _shape(self.maps))
 
     def _tensor(self, name: str) -> Tensor | None:
         value = read(self._outputs, (name,))
         if value is not None and not isinstance(value, Tensor):
             raise wrong_type(name, type(value).__name__, "a tensor")
         return value
+
+    def ground_truth(self, batch: Any) -> GroundTruth:
+        """The labels and masks of these outputs or else of their batch.
+
+        Without labels, a sample is anomalous if its mask marks a pixel.
+
+        Raises:
+            OutputError: they are no numbers, or do not belong to the scores and maps.
+        """
+        masks = _truth(self._outputs, batch, "masks")
+        labels = _truth(self._outputs, batch, "labels")
+        if labels is not None:
+            labels = labels.reshape(-1) != 0
+        elif masks is not None:
+            labels = (masks != 0).flatten(1).any(1)
+        require_truth(_shape(labels), _shape(masks), tuple(self.scores.shape), _shape(self.maps))
+        return GroundTruth(labels, masks)
 
     def write(self, result: Mapping[str, Tensor]) -> None:
         """Take over what a normalizer gave: scores, maps, labels and masks, as far as they are there."""
@@ -79,28 +104,6 @@ def read(source: Any, names: tuple[str, ...]) -> Any:
     return None
 
 
-class GroundTruth(NamedTuple):
-    """What a step says about the samples of its batch."""
-
-    anomalous: Tensor | None  # (B,) bool
-    masks: Tensor | None  # (B, 1, H, W) or (B, H, W); not 0 where a pixel is anomalous
-
-
-def ground_truth(outputs: Any, batch: Any) -> GroundTruth:
-    """The labels and masks of a batch, from the step's outputs or else from the batch.
-
-    Without labels, a sample is anomalous if its mask marks a pixel.
-
-    Raises:
-        OutputError: they are no numbers.
-    """
-    masks = _truth(outputs, batch, "masks")
-    labels = _truth(outputs, batch, "labels")
-    if labels is not None:
-        return GroundTruth(labels.reshape(-1) != 0, masks)
-    return GroundTruth(None if masks is None else (masks != 0).flatten(1).any(1), masks)
-
-
 def _truth(outputs: Any, batch: Any, kind: str) -> Tensor | None:
     for source in (outputs, batch):
         fields = MAPPING_FIELDS if isinstance(source, Mapping) else ATTRIBUTE_FIELDS
@@ -113,3 +116,7 @@ def _truth(outputs: Any, batch: Any, kind: str) -> Tensor | None:
                 found = next(name for name in names if read(source, (name,)) is not None)
                 raise wrong_type(found, type(value).__name__, "a tensor") from error
     return None
+
+
+def _shape(value: Tensor | None) -> tuple[int, ...] | None:
+    return None if value is None else tuple(value.shape)

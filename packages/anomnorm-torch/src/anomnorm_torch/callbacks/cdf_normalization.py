@@ -2,7 +2,8 @@
 
 from pytorch_lightning import Callback
 
-from anomnorm_torch.callbacks._cdf import CdfNormalization, logger
+from anomnorm_torch.life_cycle import CdfNormalization
+from anomnorm_torch.life_cycle.cdf import logger
 
 __all__ = ["CdfNormalizationCallback", "logger"]
 

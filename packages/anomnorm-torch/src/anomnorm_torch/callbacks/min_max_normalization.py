@@ -2,7 +2,7 @@
 
 from pytorch_lightning import Callback
 
-from anomnorm_torch.callbacks._min_max import MinMaxNormalization
+from anomnorm_torch.life_cycle import MinMaxNormalization
 
 
 class MinMaxNormalizationCallback(MinMaxNormalization, Callback):  # noqa: D101  # its docstring is copied

@@ -59,9 +59,9 @@ class Thresholds:
         Also where one was set by hand: taking that back leaves the found one.
         """
         option = self._option(level)
-        if isinstance(option, float) or (option is None and own(level) is not None):
-            return None
-        return ThresholdRule.ADAPTIVE if option is None else option
+        if option is None and own(level) is None:
+            return ThresholdRule.ADAPTIVE
+        return option if isinstance(option, ThresholdRule) else None
 
     def resolve(self, level: Level, own: Own) -> tuple[Level, Tensor | float] | None:
         """The threshold of ``level``, and of which level it is; None if there is none."""

@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import (
@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from anomnorm_core.errors import NotFittedError
 from anomnorm_core.policy import OnInvalid, Source
-from anomnorm_torch.callbacks._framework import LightningModule, Trainer, part
-from anomnorm_torch.callbacks._processes import shard
+from anomnorm_torch.life_cycle.framework import LightningModule, Trainer, part
+from anomnorm_torch.life_cycle.processes import shard
 from anomnorm_torch.metrics import AnomalyScoreDistribution
-from anomnorm_torch.outputs import StepOutputs, ground_truth
+from anomnorm_torch.outputs import StepOutputs
 
 
 def collect(
@@ -79,7 +79,7 @@ def collect(
                     with trainer.precision_plugin.val_step_context():
                         raw = step(batch, index, loader_index)
                     outputs = StepOutputs(raw)
-                    anomalous = ground_truth(raw, batch).anomalous
+                    anomalous = outputs.ground_truth(batch).anomalous
                     if anomalous is None and source is Source.VALIDATION:
                         raise NotFittedError(
                             'source="validation" fits on the normal validation samples, but neither the step\'s '
@@ -107,7 +107,8 @@ def _loaders(
     reason: Exception | None = None
     data = trainer.train_dataloader  # None outside trainer.fit
     if data is None:
-        owner = trainer.datamodule if trainer.datamodule is not None else pl_module
+        datamodule: Any = trainer.datamodule  # type: ignore[union-attr]
+        owner = pl_module if datamodule is None else datamodule
         if part(owner, "utilities.model_helpers").is_overridden("train_dataloader", owner):
             try:
                 data = owner.train_dataloader()
@@ -152,7 +153,7 @@ def _limit(trainer: Trainer, limit: int | float, total: int | None) -> int | Non
 
 
 @contextmanager
-def _silenced(trainer: Trainer) -> Iterator[None]:
+def _silenced(trainer: Any) -> Iterator[None]:
     """Loggers that the step reaches through the trainer do not see this pass."""
     loggers = trainer.loggers
     silent = part(trainer, "loggers.logger").DummyLogger
@@ -203,10 +204,10 @@ def _fresh(trainer: Trainer, loader: Iterable[Any]) -> Iterator[tuple[Iterable[A
 
 def _sampler(trainer: Trainer, loader: DataLoader[Any]) -> Iterable[Any] | None:
     # The order does not matter here, but a sampler may also select, and it may select for this process.
-    sampler = loader.sampler
+    sampler, size = loader.sampler, len(cast("Sized", loader.dataset))
     if isinstance(sampler, DistributedSampler):
         # Lightning puts a sampler of the user's into one of these, as the data set that it shares out.
-        chosen = getattr(sampler.dataset, "_sampler", range(len(loader.dataset)))
+        chosen = getattr(sampler.dataset, "_sampler", range(size))
         return list(chosen)[sampler.rank :: sampler.num_replicas]
     if type(sampler) not in (RandomSampler, SequentialSampler):
         return sampler
@@ -214,7 +215,7 @@ def _sampler(trainer: Trainer, loader: DataLoader[Any]) -> Iterable[Any] | None:
     if processes is None or not trainer._accelerator_connector.use_distributed_sampler:
         return None
     # A loader that the trainer has not prepared, because it does not train now.
-    return shard(len(loader.dataset), **processes)
+    return shard(size, **processes)
 
 
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:

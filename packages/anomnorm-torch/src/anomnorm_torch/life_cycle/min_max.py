@@ -3,12 +3,12 @@
 from typing import Any
 
 from anomnorm_core.policy import OnInvalid, ThresholdRule
-from anomnorm_torch.callbacks._framework import LightningModule, Trainer
-from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle
-from anomnorm_torch.callbacks._thresholds import batch_normalizer, batch_thresholds
-from anomnorm_torch.callbacks._validation_run import ValidationRun
+from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
+from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
+from anomnorm_torch.life_cycle.thresholds import batch_normalizer, batch_thresholds
+from anomnorm_torch.life_cycle.validation_run import ValidationRun
 from anomnorm_torch.metrics import MinMax
-from anomnorm_torch.outputs import StepOutputs, ground_truth
+from anomnorm_torch.outputs import StepOutputs
 
 
 class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
@@ -82,12 +82,12 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
         if self._fresh is None or self._run is None:  # sanity check
             return
         step = StepOutputs(outputs)
-        truth = ground_truth(outputs, _batch)
-        scores, maps, truth = self._distinct(step.scores, step.maps, truth, _batch_idx, _dataloader_idx)
+        own = self._distinct(step.scores, step.maps, step.ground_truth(_batch), _batch_idx, _dataloader_idx)
+        scores, maps, _ = own
         self._fresh.update(scores, maps)
         if self.on_invalid is OnInvalid.RAISE:
             self._fresh.report_invalid(self.on_invalid)
-        self._run.add(scores, maps, truth)
+        self._run.add(*own)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the run's statistics, find the thresholds that nobody gave, and report what was left out.

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from anomnorm_core.errors import NotFittedError
 from anomnorm_core.policy import Units
-from anomnorm_torch.callbacks._framework import LightningModule
-from anomnorm_torch.metrics import LEVELS, Level, NormalizationMetric
+from anomnorm_torch.life_cycle.framework import LightningModule
+from anomnorm_torch.metrics import Level, NormalizationMetric
 from anomnorm_torch.normalizer import Normalizer
 
 Metrics = TypeVar("Metrics", bound=NormalizationMetric[Any])
@@ -64,7 +64,7 @@ def read_thresholds(pl_module: LightningModule) -> dict[Level, float]:
     Raises:
         NotFittedError: there is none.
     """
-    levels = [level for level in LEVELS if level == "image" or any_attached(pl_module).seen(level)]
+    levels: list[Level] = ["image", "pixel"] if any_attached(pl_module).seen("pixel") else ["image"]
     return {level: float(threshold(pl_module, level)[1]) for level in levels}
 
 

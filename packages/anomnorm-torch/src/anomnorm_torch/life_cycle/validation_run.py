@@ -9,7 +9,7 @@ from anomnorm_core.errors import ThresholdWarning
 from anomnorm_core.policy import ThresholdRule
 from anomnorm_torch import threshold
 from anomnorm_torch._tensors import wide
-from anomnorm_torch.callbacks._processes import concatenated, distributed, total
+from anomnorm_torch.life_cycle.processes import concatenated, distributed, total
 from anomnorm_torch.outputs import GroundTruth
 
 

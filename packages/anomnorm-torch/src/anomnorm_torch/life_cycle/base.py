@@ -10,10 +10,10 @@ from torch import Tensor
 
 from anomnorm_core.errors import AnomnormError
 from anomnorm_core.policy import OnInvalid, ThresholdRule, parse_quantile, parse_threshold_option
-from anomnorm_torch.callbacks._collection import flattened
-from anomnorm_torch.callbacks._framework import LightningModule, Trainer
-from anomnorm_torch.callbacks._processes import distinct
-from anomnorm_torch.callbacks._thresholds import (
+from anomnorm_torch.life_cycle.collection import flattened
+from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
+from anomnorm_torch.life_cycle.processes import distinct
+from anomnorm_torch.life_cycle.thresholds import (
     attached,
     batch_normalizer,
     fitted_normalizer,
@@ -21,7 +21,7 @@ from anomnorm_torch.callbacks._thresholds import (
     read_thresholds,
     require_thresholds,
 )
-from anomnorm_torch.callbacks._validation_run import ValidationRun
+from anomnorm_torch.life_cycle.validation_run import ValidationRun
 from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax
 from anomnorm_torch.normalizer import Normalizer
 from anomnorm_torch.outputs import GroundTruth
@@ -98,7 +98,8 @@ class NormalizationLifeCycle(Generic[Statistics]):
                 f"{type(self).__name__} cannot run under {strategy.__name__}: statistics are fitted and saved with the "
                 'whole module, of which each process holds a part there. Use strategy="ddp" for several processes.'
             )
-        normalizing = [callback for callback in trainer.callbacks if isinstance(callback, NormalizationLifeCycle)]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[union-attr]
+        normalizing = [callback for callback in callbacks if isinstance(callback, NormalizationLifeCycle)]
         if len(normalizing) > 1:
             names = ", ".join(type(callback).__name__ for callback in normalizing)
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")

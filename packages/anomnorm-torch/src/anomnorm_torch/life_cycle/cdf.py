@@ -9,14 +9,14 @@ from torch import Tensor
 from anomnorm_core.policy import LARGEST_FLOAT32, Center, OnInvalid, Source, ThresholdRule
 from anomnorm_torch import cdf
 from anomnorm_torch._tensors import wide
-from anomnorm_torch.callbacks._collection import collect
-from anomnorm_torch.callbacks._framework import LightningModule, Trainer
-from anomnorm_torch.callbacks._inference_model import share_weights
-from anomnorm_torch.callbacks._life_cycle import NormalizationLifeCycle
-from anomnorm_torch.callbacks._thresholds import batch_normalizer, batch_thresholds
-from anomnorm_torch.callbacks._validation_run import ValidationRun
+from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
+from anomnorm_torch.life_cycle.collection import collect
+from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
+from anomnorm_torch.life_cycle.inference_model import share_weights
+from anomnorm_torch.life_cycle.thresholds import batch_normalizer, batch_thresholds
+from anomnorm_torch.life_cycle.validation_run import ValidationRun
 from anomnorm_torch.metrics import AnomalyScoreDistribution
-from anomnorm_torch.outputs import StepOutputs, ground_truth
+from anomnorm_torch.outputs import StepOutputs
 
 logger = logging.getLogger("anomnorm_torch.callbacks.cdf_normalization")
 
@@ -111,10 +111,10 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         """
         if self._run is None:  # sanity check
             return
-        raw, truth = StepOutputs(outputs).scores, ground_truth(outputs, _batch)
+        raw = StepOutputs(outputs)
         self._standardize_batch(outputs, pl_module)
-        maps = StepOutputs(outputs).maps
-        self._run.add(*self._distinct(raw, maps, truth, _batch_idx, _dataloader_idx))
+        maps, truth = StepOutputs(outputs).maps, raw.ground_truth(_batch)
+        self._run.add(*self._distinct(raw.scores, maps, truth, _batch_idx, _dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the thresholds that nobody gave, and check how the fit does on normal validation samples (clause S9).

@@ -1,0 +1,370 @@
+"""Thresholds that the callbacks find in validation runs, against an exhaustive search in NumPy (clauses T1 to T6)."""
+
+import csv
+import math
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scripted_module import ScriptedModule, loader, predictions, samples, trainer
+
+from anomnorm_core import NotFittedError, OutputError, ThresholdWarning
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
+
+RNG = np.random.default_rng(23)
+TRAIN_SCORES = np.exp(RNG.normal(size=24)).astype("f4")
+TRAIN_MAPS = np.exp(RNG.normal(size=(24, 4, 4))).astype("f4")
+TRAIN = samples(TRAIN_SCORES, TRAIN_MAPS)
+LABELS = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1])
+SCORES = np.exp(RNG.normal(size=11) + LABELS).astype("f4")
+MASKS = RNG.random((11, 4, 4)) < 0.3 * LABELS[:, None, None]
+MAPS = np.exp(RNG.normal(size=(11, 4, 4)) + 1.5 * MASKS).astype("f4")
+KINDS = pytest.mark.parametrize("kind", [MinMaxNormalizationCallback, CdfNormalizationCallback])
+
+
+def f1(flagged: np.ndarray, truth: np.ndarray) -> float:
+    hits = (flagged & truth).sum()
+    return 2 * hits / (flagged.sum() + truth.sum())
+
+
+def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The largest among the candidates of the best F1."""
+    candidates = np.unique(scores[truth])
+    values = [f1(scores >= candidate, truth) for candidate in candidates]
+    return float(max(c for c, value in zip(candidates, values, strict=True) if value == max(values)))
+
+
+def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logs = np.log(values.astype("f8"))
+    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
+
+
+def decided(kind: Any, level: str, values: np.ndarray) -> np.ndarray:
+    """Values in decision space: raw, or z-scores with the image-level mean as centre."""
+    if kind is MinMaxNormalizationCallback:
+        return values.astype("f8")
+    mean, std = moments(TRAIN_SCORES)
+    return (np.log(values.astype("f8")) - mean) / (std if level == "image" else moments(TRAIN_MAPS)[1])
+
+
+def validated(callback: Any, data: Any, module: ScriptedModule | None = None, **options: Any) -> tuple[Any, Any]:
+    """One epoch of training without change and one validation run."""
+    module, run = module or ScriptedModule(), trainer(callback, **options)
+    run.fit(module, loader(TRAIN), loader(data, 4))
+    with torch.no_grad():
+        module.gain.fill_(1.0)  # as it was in the validation
+    return run, module
+
+
+@pytest.mark.clause("T1", "T2", "T5", "P2")
+@KINDS
+@pytest.mark.parametrize("option", [None, "adaptive"])
+def test_the_threshold_of_the_best_f1_is_found_at_both_levels(kind: Any, option: str | None) -> None:
+    callback = kind(option)
+    run, module = validated(callback, samples(SCORES, MAPS, LABELS, MASKS))
+    truth = LABELS == 1
+    threshold = best_threshold(SCORES, truth)
+    expected = float(decided(kind, "image", np.float32([threshold]))[0])
+    assert callback.thresholds["image"] == pytest.approx(expected, rel=1e-12)
+    # The pixel threshold is the edge of a bin.
+    z = decided(kind, "pixel", MAPS)
+    optimum = f1(z >= best_threshold(z, MASKS), MASKS)
+    assert f1(z >= callback.thresholds["pixel"], MASKS) >= optimum - 1e-3
+
+    found = predictions(run, module, loader(samples(SCORES, MAPS, LABELS, MASKS)))
+    assert found["pred_labels"].tolist() == (threshold <= SCORES).tolist()
+    assert found["pred_labels"][np.float32(threshold) == SCORES].all()  # the one that defines it
+    assert found["pred_scores"][np.float32(threshold) == SCORES] == 0.5
+    assert found["pred_masks"][:, 0].tolist() == (z >= callback.thresholds["pixel"]).tolist()
+    normalizer = callback.normalizer(module)
+    again = normalizer(torch.tensor(SCORES), torch.tensor(MAPS)[:, None])
+    for name, values in again.items():
+        assert values.numpy().tolist() == found[name].tolist(), name
+
+
+@pytest.mark.clause("T3")
+@KINDS
+@pytest.mark.parametrize("options", [{}, {"threshold": "normal_quantile"}])
+@pytest.mark.parametrize("quantile", [1.0, 0.6])
+def test_normals_alone_place_the_threshold_above_their_quantile(kind: Any, options: Any, quantile: float) -> None:
+    callback = kind(**options, normal_quantile=quantile)
+    run, module = validated(callback, samples(SCORES, MAPS))
+    found = predictions(run, module, loader(samples(SCORES, MAPS)))
+    allowed = math.floor((1 - quantile) * len(SCORES) + 1e-9)
+    assert found["pred_labels"].sum() == allowed
+    assert set(np.flatnonzero(found["pred_labels"])) == set(np.argsort(SCORES)[len(SCORES) - allowed :])
+    flagged = found["pred_masks"].sum()  # a bin is 0.4 percent wide: here it holds no other pixel
+    assert flagged == math.floor((1 - quantile) * MAPS.size + 1e-9)
+
+
+@pytest.mark.clause("T3")
+@KINDS
+def test_a_normal_quantile_looks_at_the_normals_among_anomalies(kind: Any) -> None:
+    run, module = validated(kind("normal_quantile"), samples(SCORES, MAPS, LABELS))
+    found = predictions(run, module, loader(samples(SCORES, MAPS)))
+    normal = LABELS == 0
+    assert found["pred_labels"].tolist() == (SCORES.max(where=normal, initial=0) < SCORES).tolist()
+    assert not found["pred_masks"][normal].any()
+
+
+@pytest.mark.clause("T3")
+@KINDS
+def test_anomalies_alone_place_it_at_the_smallest_and_a_warning_says_so(kind: Any) -> None:
+    with pytest.warns(ThresholdWarning, match="the smallest of 11 anomalous scores"):
+        run, module = validated(kind(), samples(SCORES, labels=[1] * 11))
+    assert predictions(run, module, loader(samples(SCORES)))["pred_labels"].all()
+    assert not predictions(run, module, loader(samples(SCORES * 0.999 * SCORES.min() / SCORES)))["pred_labels"].any()
+
+
+@pytest.mark.clause("T3")
+@KINDS
+def test_samples_without_labels_count_as_normal_and_a_warning_counts_them(kind: Any) -> None:
+    data = samples(SCORES, labels=False)
+    with pytest.warns(ThresholdWarning, match="11 of 11 validation samples have no 'label' or 'gt_label'"):
+        run, module = validated(kind(), data)
+    assert not predictions(run, module, loader(data))["pred_labels"].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ThresholdWarning)
+        validated(kind("normal_quantile"), data)
+
+
+@pytest.mark.clause("T6")
+@KINDS
+def test_without_masks_the_pixel_threshold_is_that_of_the_images(kind: Any) -> None:
+    callback = kind()
+    run, module = validated(callback, samples(SCORES, MAPS, LABELS))
+    assert callback.thresholds["pixel"] == callback.thresholds["image"]
+    found = predictions(run, module, loader(samples(SCORES, MAPS)))
+    z = decided(kind, "pixel", MAPS)
+    assert found["pred_masks"][:, 0].tolist() == (z >= callback.thresholds["image"]).tolist()
+    assert module.normalization_metrics.pixel_threshold.isnan()  # it follows
+
+
+@pytest.mark.clause("T6")
+@KINDS
+def test_images_without_a_mask_take_part_where_their_pixels_are_known(kind: Any) -> None:
+    # Two loaders: masks only for the anomalous images. Normal images have no anomalous pixel.
+    anomalous = LABELS == 1
+    with_masks = samples(SCORES[anomalous], MAPS[anomalous], LABELS[anomalous], MASKS[anomalous])
+    without = samples(SCORES[~anomalous], MAPS[~anomalous], LABELS[~anomalous])
+    callback, whole = kind(), kind()
+    trainer(callback).fit(ScriptedModule(), loader(TRAIN), [loader(with_masks), loader(without)])
+    validated(whole, samples(SCORES, MAPS, LABELS, MASKS))
+    assert callback.thresholds == whole.thresholds
+
+
+@pytest.mark.clause("L5")
+@KINDS
+def test_a_mask_is_a_label_where_there_is_none(kind: Any) -> None:
+    callback, labelled = kind(), kind()
+    marked = MASKS.any((1, 2)).astype(int)
+    data = samples(SCORES, MAPS, False, MASKS)
+    validated(callback, data)
+    validated(labelled, samples(SCORES, MAPS, marked, MASKS))
+    assert callback.thresholds == labelled.thresholds
+
+
+@pytest.mark.clause("L5")
+@pytest.mark.parametrize("names", [("gt_label", "gt_mask"), ("label", "mask")])
+@pytest.mark.parametrize("where", ["outputs", "batch", "attributes"])
+def test_ground_truth_is_found_under_either_name_in_outputs_and_batch(names: tuple[str, str], where: str) -> None:
+    class Elsewhere(ScriptedModule):
+        def outputs(self, batch: Any) -> Any:
+            result: Any = {"pred_scores": batch["score"], "anomaly_maps": batch["map"]}
+            if where == "attributes":
+                result = SimpleNamespace(pred_score=batch["score"], anomaly_map=batch["map"])
+            if where != "batch":
+                for name in names:
+                    vars(result).update({name: batch[name]}) if where == "attributes" else result.update(
+                        {name: batch[name]}
+                    )
+            return result
+
+    data = [
+        {"score": each["score"], "map": each["map"], names[0]: each["label"], names[1]: each["mask"]}
+        for each in samples(SCORES, MAPS, LABELS, MASKS)
+    ]
+    callback, plain = MinMaxNormalizationCallback(), MinMaxNormalizationCallback()
+    module, run = Elsewhere(), trainer(callback)
+    module.on_validation_batch_end = lambda *_: None  # type: ignore[method-assign]
+    run.validate(module, loader(data), verbose=False)
+    trainer(plain).validate(ScriptedModule(), loader(samples(SCORES, MAPS, LABELS, MASKS)), verbose=False)
+    assert callback.thresholds == plain.thresholds
+
+
+@pytest.mark.clause("T1")
+@KINDS
+def test_the_modules_own_threshold_is_used_where_it_has_one(kind: Any) -> None:
+    callback = kind()
+    validated(callback, samples(SCORES, MAPS, LABELS, MASKS), ScriptedModule(threshold=0.75))
+    assert callback.thresholds["image"] == 0.75
+    # It has none for the maps, so that is found.
+    found = kind()
+    validated(found, samples(SCORES, MAPS, LABELS, MASKS))
+    assert callback.thresholds["pixel"] == found.thresholds["pixel"]
+    both = kind()
+    validated(both, samples(SCORES, MAPS, LABELS, MASKS), ScriptedModule(threshold=0.75, pixel_threshold=1.25))
+    assert both.thresholds == {"image": 0.75, "pixel": 1.25}
+    asked = kind("adaptive")  # said outright, it wins over the module's
+    validated(asked, samples(SCORES, MAPS, LABELS, MASKS), ScriptedModule(threshold=0.75, pixel_threshold=1.25))
+    assert asked.thresholds == found.thresholds
+
+
+@pytest.mark.clause("T1", "T6")
+@KINDS
+def test_the_own_image_threshold_serves_maps_without_masks(kind: Any) -> None:
+    callback = kind()
+    validated(callback, samples(SCORES, MAPS, False), ScriptedModule(threshold=0.75))
+    assert callback.thresholds == {"image": 0.75, "pixel": 0.75}
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_levels_are_set_separately(kind: Any) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    found = kind()
+    validated(found, data)
+    for options, expected in (
+        ({"pixel_threshold": 2.5}, {"image": found.thresholds["image"], "pixel": 2.5}),
+        ({"threshold": 1.5, "pixel_threshold": "adaptive"}, {"image": 1.5, "pixel": found.thresholds["pixel"]}),
+        ({"threshold": 1.5}, {"image": 1.5, "pixel": 1.5}),
+        ({"threshold": 1.5, "pixel_threshold": 2.5}, {"image": 1.5, "pixel": 2.5}),
+    ):
+        callback = kind(**options)
+        validated(callback, data)
+        assert callback.thresholds == expected
+    mixed = kind("normal_quantile", pixel_threshold="adaptive")
+    validated(mixed, data)
+    assert mixed.thresholds["pixel"] == found.thresholds["pixel"]
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_a_number_wins_over_a_checkpoint_and_none_keeps_it_until_the_next_validation(kind: Any, tmp_path: Path) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    first = kind()
+    run, module = validated(first, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    expected = predictions(run, module, loader(data))
+    for callback, same in ((kind(), True), (kind("adaptive"), True), (kind(0.05, pixel_threshold=0.1), False)):
+        outputs: Any = trainer(callback).predict(ScriptedModule(), loader(data), ckpt_path=tmp_path / "a.ckpt")
+        for name in ("pred_scores", "pred_labels", "anomaly_maps", "pred_masks"):
+            found = torch.cat([entry[name] for entry in outputs]).numpy()
+            assert (found.tolist() == expected[name].tolist()) is same, name
+        assert callback.thresholds == (first.thresholds if same else {"image": 0.05, "pixel": pytest.approx(0.1)})
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_a_number_set_by_hand_survives_checkpoint_and_validation(kind: Any, tmp_path: Path) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    first = kind()
+    run, module = validated(first, data)
+    module.normalization_metrics.set_threshold("image", 0.4)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again, module = kind(), ScriptedModule()
+    run = trainer(again)
+    run.predict(module, loader(data), ckpt_path=tmp_path / "a.ckpt")
+    assert again.thresholds == first.thresholds | {"image": 0.4}
+    run.validate(module, loader(data), verbose=False)
+    assert again.thresholds == first.thresholds | {"image": 0.4}
+    module.normalization_metrics.set_threshold("image", None)  # taken back: what the validation found
+    run.predict(module, loader(data))
+    assert again.thresholds == first.thresholds
+    # A number or rule that is given to the callback wins over the checkpoint.
+    for option, expected in ((0.6, 0.6), ("adaptive", first.thresholds["image"])):
+        other = kind(option)
+        trainer(other).validate(ScriptedModule(), loader(data), verbose=False, ckpt_path=tmp_path / "a.ckpt")
+        assert other.thresholds["image"] == expected
+
+
+@pytest.mark.clause("L1")
+@KINDS
+def test_each_validation_finds_its_own(kind: Any) -> None:
+    class Changing(ScriptedModule):
+        seen: list[dict[str, float]] = []  # noqa: RUF012
+
+        def on_validation_end(self) -> None:
+            if not self.trainer.sanity_checking:
+                self.seen.append(dict(callback.thresholds))
+
+    callback, module = kind(), Changing()
+    module.seen = []
+    trainer(callback, max_epochs=3).fit(module, loader(TRAIN), loader(samples(SCORES, MAPS, LABELS, MASKS), 4))
+    raw = best_threshold(SCORES, LABELS == 1)
+    assert len(module.seen) == 3
+    for epoch, thresholds in enumerate(module.seen):
+        # Scores grow with the gain; z-scores do not, because training scores grow with them.
+        factor = epoch + 1 if kind is MinMaxNormalizationCallback else 1
+        expected = factor * decided(kind, "image", np.float32([raw]))[0]
+        assert thresholds["image"] == pytest.approx(expected, rel=1e-6)
+
+
+@KINDS
+def test_thresholds_are_logged_with_the_step(kind: Any, tmp_path: Path) -> None:
+    from pytorch_lightning.loggers import CSVLogger
+
+    callback, logger = kind(), CSVLogger(tmp_path)
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    trainer(callback, logger=logger, max_epochs=2).fit(ScriptedModule(), loader(TRAIN), loader(data))
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["image_threshold"]]
+    assert [row["step"] for row in rows] == ["8", "16"]
+    assert float(rows[-1]["image_threshold"]) == callback.thresholds["image"]
+    assert float(rows[-1]["pixel_threshold"]) == callback.thresholds["pixel"]
+
+
+@pytest.mark.clause("L4", "T1")
+def test_a_module_may_still_compute_its_own_from_the_outputs() -> None:
+    class Owner(ScriptedModule):
+        def on_validation_epoch_end(self) -> None:
+            if not self.trainer.sanity_checking:
+                z = torch.cat([entry["pred_scores"] for entry in self.emitted])
+                self.image_threshold = SimpleNamespace(value=z.max())
+                self.emitted.clear()
+
+    callback = CdfNormalizationCallback()
+    _, module = validated(callback, samples(SCORES, None, LABELS), Owner())
+    assert callback.thresholds["image"] == pytest.approx(decided(type(callback), "image", SCORES).max(), rel=1e-6)
+    assert callback.thresholds["image"] == module.image_threshold.value
+
+
+@pytest.mark.clause("N6", "T2")
+def test_scores_without_a_logarithm_are_never_flagged() -> None:
+    # Without zeros the best threshold would flag everything, as these anomalies have small scores.
+    scores = np.float32([0.0, 0.0, 1.0, 2.0, 3.0])
+    callback = CdfNormalizationCallback()
+    run, module = validated(callback, samples(scores, None, [1, 1, 0, 1, 1]))
+    found = predictions(run, module, loader(samples(scores)))
+    assert found["pred_labels"].tolist() == [False, False, False, True, True]
+    assert found["pred_scores"][:2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.clause("T2")
+def test_no_valid_score_is_an_error() -> None:
+    with pytest.raises(NotFittedError, match="all 3 scores are NaN"):
+        validated(CdfNormalizationCallback(), samples([math.nan] * 3))
+
+
+@pytest.mark.clause("L5")
+@KINDS
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ({"label": torch.zeros(2)}, r"2 labels .* 3"),
+        ({"mask": torch.zeros(3, 2, 2)}, r"'mask' .* \(3, 2, 2\) .* \(3, 1, 4, 4\)"),
+        ({"label": ["good", "bad", "good"]}, "'label' in the step's outputs is of type list"),
+    ],
+)
+def test_ground_truth_that_does_not_belong_is_refused(kind: Any, truth: Any, message: str) -> None:
+    class Wrong(ScriptedModule):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return self.outputs(batch) | truth
+
+    module = Wrong()
+    with pytest.raises(OutputError, match=message):
+        trainer(kind(), num_sanity_val_steps=0).fit(module, loader(TRAIN), loader(samples(SCORES, MAPS, LABELS), 3))
