@@ -18,6 +18,7 @@ DEVELOPMENT_TOOLS = (
     "array-api-strict",
     "flatbuffers",  # jax.export writes with it
     "flax",
+    "lightning",
     "matplotlib",
     "mpmath",
     "mypy",

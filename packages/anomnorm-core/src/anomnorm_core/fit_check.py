@@ -53,9 +53,9 @@ class FitCheck:
         if self.surprising:
             warnings.warn(
                 f"of {self.normals} normal validation samples {self.share_above_2:.1%} lie above z = 2 and "
-                f"{self.share_above_3:.1%} above z = 3, where the fitted distribution has 2.3% and 0.1%: the detector "
-                "scores data that it was trained on lower than new data, so that thresholds in sigmas give more false "
-                'alarms than they say. Fit on unseen normals with source="validation".',
+                f"{self.share_above_3:.1%} above z = 3, where the fitted distribution has 2.3% and 0.1%: thresholds in "
+                "sigmas will give more false alarms than they say. A detector often scores the data that it was "
+                'trained on lower than new data. Fit on normals that it has not seen, with source="validation".',
                 FitWarning,
                 stacklevel=3,
             )
