@@ -449,3 +449,23 @@ def test_weight_averaging_beside_the_callback() -> None:
     callbacks = (EMAWeightAveraging(use_buffers=False), CdfNormalizationCallback(1.0))
     trainer(*callbacks).fit(module, loader(TRAIN), loader(VALIDATION))
     assert module.normalization_metrics.image_count == len(TRAIN)
+
+
+@pytest.mark.clause("S6")
+def test_invalid_values_are_warned_about_once_in_a_training() -> None:
+    scores = np.concatenate([TRAIN_SCORES, np.float32([0.0])])
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), max_epochs=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(module, loader(samples(scores)), loader(samples(VALIDATION_SCORES)))
+    assert len([warning for warning in caught if warning.category is InvalidScoreWarning]) == 1
+
+
+@pytest.mark.clause("L3")
+def test_a_failing_train_dataloader_is_named() -> None:
+    class Failing(ScriptedModule):
+        def train_dataloader(self) -> Any:
+            raise AttributeError("no attribute 'training_set'")
+
+    with pytest.raises(NotFittedError, match=r"train_dataloader\(\) failed with AttributeError.*training_set"):
+        trainer(CdfNormalizationCallback(1.0)).validate(Failing(), loader(VALIDATION), verbose=False)

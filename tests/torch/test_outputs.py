@@ -119,3 +119,28 @@ def test_labels_are_found_in_outputs_and_batches() -> None:
 def test_a_module_without_statistics_says_who_attaches_them() -> None:
     with pytest.raises(NotFittedError, match="A trainer with the callback attaches them"):
         MinMaxNormalizationCallback._normalize_batch({"pred_scores": torch.ones(1)}, ScriptedModule())
+
+
+@pytest.mark.clause("L5")
+@pytest.mark.parametrize("name", ["anomaly_map", "pred_score"])
+def test_a_dictionary_with_the_names_of_an_object_is_refused(name: str) -> None:
+    outputs = {"pred_scores": torch.ones(2), "anomaly_maps": torch.ones(2, 3, 3)}
+    outputs[name] = outputs.pop(f"{name}s")
+    with pytest.raises(OutputError, match=f"outputs hold '{name}'; in a dictionary the name is '{name}s'"):
+        StepOutputs(outputs)
+
+
+@pytest.mark.clause("L5")
+@pytest.mark.parametrize("callback", [MinMaxNormalizationCallback(), CdfNormalizationCallback()])
+@pytest.mark.parametrize("wrong", [{"score": 1.0}, {"pred_scores": torch.ones(3), "label": torch.ones(2)}])
+def test_wrong_outputs_are_found_in_the_sanity_check(callback: Any, wrong: Any) -> None:
+    class Wrong(ScriptedModule):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return wrong
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise AssertionError("the training must not begin")
+
+    data = loader(samples([1.0, 2.0, 3.0]))
+    with pytest.raises(OutputError):
+        trainer(callback).fit(Wrong(), data, data)

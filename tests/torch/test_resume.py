@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 
-from anomnorm_core import ResolutionError
+from anomnorm_core import AnomnormError, NotFittedError, ResolutionError
 from anomnorm_torch import AnomalyScoreDistribution, CdfNormalizationCallback, MinMaxNormalizationCallback
 from anomnorm_torch.mixin import NormalizationMixin
 
@@ -200,3 +200,69 @@ def test_another_resolution_is_an_error_in_use_and_none_for_a_new_fit(tmp_path: 
     training = samples(SCORES, other)
     larger.fit(resumed, loader(training), loader(training), ckpt_path=tmp_path / "a.ckpt")
     assert resumed.normalization_metrics.pixel_mean.shape == (5, 4)
+
+
+@KINDS
+def test_averaged_weights_keep_their_statistics_in_checkpoints(kind: Any, tmp_path: Path) -> None:
+    from pytorch_lightning.callbacks import EMAWeightAveraging
+
+    class Trained(ScriptedModule):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return -self.gain  # grows by the learning rate
+
+    def run(module: Any, epochs: int, resume: Any = None) -> Any:
+        callbacks = (EMAWeightAveraging(decay=0.5, use_buffers=False), kind())
+        fitted = trainer(*callbacks, max_epochs=epochs)
+        fitted.fit(module, loader(TRAIN), loader(DATA), ckpt_path=resume)
+        return fitted
+
+    class Watching(Trained):
+        validated_with: list[float] = []  # noqa: RUF012
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.validated_with.append(self.gain.item())
+            return super().validation_step(batch, batch_idx)
+
+    Watching.validated_with = []
+    whole = Watching()
+    run(whole, 2).save_checkpoint(tmp_path / "a.ckpt")
+    # They were collected with the averaged weights that validation used.
+    gain = Watching.validated_with[-1]
+    raw = TRAIN_SCORES if kind is CdfNormalizationCallback else SCORES
+    found = whole.normalization_metrics.statistics("image")[0]
+    first = np.log(gain * raw.astype("f8")).mean() if kind is CdfNormalizationCallback else gain * raw.min()
+    assert found.item() == pytest.approx(first, rel=1e-6)
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    for name, value in whole.normalization_metrics.state_dict().items():
+        np.testing.assert_array_equal(state[f"normalization_metrics.{name}"].numpy(), value.numpy(), err_msg=name)
+    part, resumed = Trained(), Trained()
+    run(part, 1).save_checkpoint(tmp_path / "part.ckpt")
+    run(resumed, 2, tmp_path / "part.ckpt")
+    assert resumed.normalization_metrics.seen("image")
+
+
+@KINDS
+def test_an_average_of_weights_that_comes_too_late_is_refused(kind: Any) -> None:
+    from pytorch_lightning.callbacks import EMAWeightAveraging
+
+    with pytest.raises(AnomnormError, match="list EMAWeightAveraging before it"):
+        trainer(kind(), EMAWeightAveraging()).fit(ScriptedModule(), loader(TRAIN), loader(DATA))
+
+
+@KINDS
+def test_weights_that_change_after_the_last_validation_are_warned_about(kind: Any) -> None:
+    from pytorch_lightning.callbacks import StochasticWeightAveraging
+
+    run = trainer(kind(), StochasticWeightAveraging(swa_lrs=0.1), max_epochs=4)
+    with pytest.warns(UserWarning, match="changes the weights after the last validation"):
+        run.fit(ScriptedModule(), loader(TRAIN), loader(DATA))
+
+
+@KINDS
+def test_statistics_of_other_weights_do_not_stay(kind: Any) -> None:
+    module, run = ScriptedModule(), trainer(kind())
+    run.fit(module, loader(TRAIN), loader(DATA))
+    with pytest.warns(UserWarning, match="the state dict holds no statistics of the .* belong to other weights"):
+        module.load_state_dict(ScriptedModule().state_dict(), strict=False)
+    with pytest.raises(NotFittedError, match="run a validation epoch"):
+        run.predict(module, loader(DATA))

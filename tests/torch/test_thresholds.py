@@ -12,7 +12,7 @@ import pytest
 import torch
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 
-from anomnorm_core import NotFittedError, OutputError, ThresholdWarning
+from anomnorm_core import NotFittedError, OptionError, OutputError, ThresholdWarning
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 
 RNG = np.random.default_rng(23)
@@ -305,17 +305,69 @@ def test_each_validation_finds_its_own(kind: Any) -> None:
 
 
 @KINDS
-def test_thresholds_are_logged_with_the_step(kind: Any, tmp_path: Path) -> None:
+def test_found_thresholds_are_logged_beside_the_metrics_of_the_validation(kind: Any, tmp_path: Path) -> None:
+    from pytorch_lightning.callbacks import EarlyStopping
     from pytorch_lightning.loggers import CSVLogger
+
+    class Logging(ScriptedModule):
+        def on_validation_epoch_end(self) -> None:
+            self.log("gain", self.gain.item())
 
     callback, logger = kind(), CSVLogger(tmp_path)
     data = samples(SCORES, MAPS, LABELS, MASKS)
-    trainer(callback, logger=logger, max_epochs=2).fit(ScriptedModule(), loader(TRAIN), loader(data))
+    stop = EarlyStopping("image_threshold", patience=5)  # they can be monitored
+    trainer(callback, stop, logger=logger, max_epochs=2).fit(Logging(), loader(TRAIN), loader(data))
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["image_threshold"]]
-    assert [row["step"] for row in rows] == ["8", "16"]
-    assert float(rows[-1]["image_threshold"]) == callback.thresholds["image"]
-    assert float(rows[-1]["pixel_threshold"]) == callback.thresholds["pixel"]
+    assert [(row["step"], row["epoch"], row["gain"]) for row in rows] == [("7", "0", "1.0"), ("15", "1", "2.0")]
+    for level in ("image", "pixel"):
+        assert float(rows[-1][f"{level}_threshold"]) == pytest.approx(callback.thresholds[level], rel=1e-6)
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_what_was_found_lies_beneath_what_was_set_by_hand(kind: Any, tmp_path: Path) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    first = kind()
+    run, module = validated(first, data)
+    module.normalization_metrics.set_threshold("image", 7.0)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    # An option that is given displaces it, whichever way the checkpoint comes in.
+    given = kind("adaptive")
+    trainer(given).predict(ScriptedModule(), loader(data), ckpt_path=tmp_path / "a.ckpt")
+    assert given.thresholds == first.thresholds
+    loaded = ScriptedModule()
+    loaded.normalization_metrics = type(module.normalization_metrics)()
+    loaded.load_state_dict(torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"])
+    assert loaded.normalization_metrics.image_threshold == 7.0
+    trainer(given).predict(loaded, loader(data))
+    assert given.thresholds == first.thresholds
+    # And taken back by hand, it is there again after loading.
+    restored, none = ScriptedModule(), kind()
+    trainer(none).predict(restored, loader(data), ckpt_path=tmp_path / "a.ckpt")
+    assert none.thresholds["image"] == 7.0
+    restored.normalization_metrics.set_threshold("image", None)
+    trainer(none).predict(restored, loader(data))
+    assert none.thresholds == first.thresholds
+
+
+def test_a_level_that_there_is_not_is_refused() -> None:
+    _, module = validated(MinMaxNormalizationCallback(), samples(SCORES, None, LABELS))
+    with pytest.raises(OptionError, match="level='images' is not a level; use one of 'image', 'pixel'"):
+        module.normalization_metrics.set_threshold("images", 1.0)
+
+
+@KINDS
+@pytest.mark.filterwarnings("ignore:.* image-level values are NaN or infinite, or not positive")
+def test_integer_scores(kind: Any) -> None:
+    class Whole(ScriptedModule):
+        def outputs(self, batch: Any) -> Any:
+            return {"pred_scores": batch["score"].to(torch.int64), "label": batch["label"]}
+
+    module, run = Whole(), trainer(kind())
+    scores, labels = np.array([1, 5, 2, 7, 3, 0]), [0, 1, 0, 1, 0, 0]
+    run.fit(module, loader(TRAIN), loader(samples(scores, None, labels)))
+    assert predictions(run, module, loader(samples(scores)))["pred_labels"].tolist() == (scores >= 5).tolist()
 
 
 @pytest.mark.clause("L4", "T1")

@@ -102,9 +102,17 @@ def require_truth(
         )
 
 
-def wrong_type(name: str, found: str, needed: str) -> OutputError:
+def wrong_type(name: str, found: str, needed: str, where: str = "the step's outputs") -> OutputError:
     """The error for a field ``name`` that holds a ``found`` instead of a ``needed``."""
-    return OutputError(f"{name!r} in the step's outputs is of type {found}; it must be {needed} of real numbers.")
+    return OutputError(f"{name!r} in {where} is of type {found}; it must be {needed} of real numbers.")
+
+
+def require_no_other_layout(found: Mapping[str, object]) -> None:
+    """Raise `OutputError` for a dictionary with a field under its name on an object, where it would be ignored."""
+    for name in ("scores", "maps"):
+        mine, other = getattr(MAPPING_FIELDS, name), getattr(ATTRIBUTE_FIELDS, name)
+        if found.get(mine) is None and found.get(other) is not None:
+            raise OutputError(f"the step's outputs hold {other!r}; in a dictionary the name is {mine!r}.")
 
 
 def require_no_mapping(value: object) -> None:

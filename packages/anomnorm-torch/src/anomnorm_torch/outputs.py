@@ -13,6 +13,7 @@ from anomnorm_core.fields import (
     MAPPING_FIELDS,
     Fields,
     missing_fields,
+    require_no_other_layout,
     require_shapes,
     require_truth,
     wrong_type,
@@ -42,6 +43,8 @@ class StepOutputs:
 
     def __init__(self, outputs: Any) -> None:
         self._outputs = outputs
+        if isinstance(outputs, Mapping):
+            require_no_other_layout(outputs)
         self._fields: Fields = MAPPING_FIELDS if isinstance(outputs, Mapping) else ATTRIBUTE_FIELDS
         scores, self.maps = self._tensor(self._fields.scores), self._tensor(self._fields.maps)
         if scores is None:
@@ -114,7 +117,8 @@ def _truth(outputs: Any, batch: Any, kind: str) -> Tensor | None:
                 return torch.as_tensor(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 found = next(name for name in names if read(source, (name,)) is not None)
-                raise wrong_type(found, type(value).__name__, "a tensor") from error
+                where = "the step's outputs" if source is outputs else "the batch"
+                raise wrong_type(found, type(value).__name__, "a tensor", where) from error
     return None
 
 

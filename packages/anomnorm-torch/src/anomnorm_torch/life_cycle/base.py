@@ -2,13 +2,14 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 from torch import Tensor
 
-from anomnorm_core.errors import AnomnormError
+from anomnorm_core.errors import AnomnormError, FitWarning, InvalidScoreWarning, ThresholdWarning
 from anomnorm_core.policy import OnInvalid, ThresholdRule, parse_quantile, parse_threshold_option
 from anomnorm_torch.life_cycle.collection import flattened
 from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
@@ -63,6 +64,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         self.thresholds: dict[Level, float] = {}
         self._run: ValidationRun | None = None
         self._loaders: list[Iterable[Any]] = []
+        self._reported = False  # whether this training had its warning about values that were left out
 
     @abstractmethod
     def _new_statistics(self) -> Statistics:
@@ -112,10 +114,36 @@ class NormalizationLifeCycle(Generic[Statistics]):
                 f"{type(self).__name__} needs {self.statistics_class.__name__}. To change the method, delete "
                 "module.normalization_metrics first."
             )
+        self._beside_averages(callbacks)
         metrics = self._metrics(pl_module)
         self._configure(metrics)
+        self._reported = False
         for level, option in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
             metrics.configure_threshold(level, option)
+
+    def _beside_averages(self, callbacks: list[Any]) -> None:
+        """Fit in with callbacks that validate with an average of the weights, and save that.
+
+        Raises:
+            AnomnormError: one of them comes later in the list. It would exchange the weights after they were used here.
+        """
+        for position, callback in enumerate(callbacks):
+            if "WeightAveraging" not in {base.__name__ for base in type(callback).__mro__}:
+                continue
+            if position > callbacks.index(self):
+                raise AnomnormError(
+                    f"{type(callback).__name__} validates with averaged weights, and {type(self).__name__} has to see "
+                    f"those: list {type(callback).__name__} before it."
+                )
+            # Its copy of the module has to accept a checkpoint with statistics.
+            average = getattr(getattr(callback, "_average_model", None), "module", None)
+            if average is not None and getattr(average, "normalization_metrics", None) is None:
+                average.normalization_metrics = self._new_statistics()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the statistics into the state dict, where another callback has put another module's there."""
+        own = self._metrics(pl_module).state_dict(prefix="normalization_metrics.")
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
 
     def normalizer(self, pl_module: LightningModule) -> Normalizer:
         """What was fitted, with the present thresholds, as a module of its own: to save, to serve, to export.
@@ -147,7 +175,15 @@ class NormalizationLifeCycle(Generic[Statistics]):
         batch_normalizer(pl_module)  # made here, it costs the first batch nothing
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of a training without validation, which fits no statistics."""
+        """Warn of a training that ends without a validation of its final weights, or has none at all."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[union-attr]
+        names = [type(callback).__name__ for callback in callbacks]
+        if "StochasticWeightAveraging" in names:
+            warnings.warn(
+                "StochasticWeightAveraging changes the weights after the last validation, so that statistics and "
+                "thresholds do not belong to them: call trainer.validate(...) after the training.",
+                stacklevel=2,
+            )
         if not trainer.enable_validation:
             warnings.warn(
                 f"{type(self).__name__} fits its statistics in validation runs, and this training has none: give "
@@ -173,29 +209,28 @@ class NormalizationLifeCycle(Generic[Statistics]):
     def _rule(self, pl_module: LightningModule, level: Level) -> ThresholdRule | None:
         return self._metrics(pl_module).thresholds.rule(level, partial(own_threshold, pl_module))
 
-    def _find_thresholds(self, pl_module: LightningModule, run: ValidationRun) -> None:
-        """Find the thresholds that nobody gave. Every process has to call it."""
+    def _find_thresholds(self, trainer: Trainer, pl_module: LightningModule, run: ValidationRun) -> None:
+        """Find the thresholds that nobody gave, and log them."""
         metrics = self._metrics(pl_module)
-        run.merge_processes()
         rule, pixel_rule = self._rule(pl_module, "image"), self._rule(pl_module, "pixel")
         image, raw = (None, None) if rule is None else self._image_threshold(metrics, run, rule)
         pixel = None
         if pixel_rule is not None:
             pixel = run.pixel_threshold(pixel_rule, self.normal_quantile, searched=rule is not None)
         metrics.keep_found(image, None if pixel is None else float(pixel), raw)
+        found: dict[str, float] = {f"{level}_threshold": value for level, value in metrics.thresholds.found.items()}
+        if not trainer.barebones:
+            for name, value in found.items():
+                pl_module.log(name, value, rank_zero_only=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the thresholds into ``thresholds`` and give them to the trainer's loggers.
+        """Read the thresholds into ``thresholds``.
 
         That is later than `on_validation_epoch_end`, where a module may still compute its own.
         """
-        if trainer.sanity_checking:
-            return
-        self._run, self._loaders = None, []
-        self.thresholds = read_thresholds(pl_module)
-        named = {f"{level}_threshold": value for level, value in self.thresholds.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(named, step=trainer.global_step)
+        if not trainer.sanity_checking:
+            self._run, self._loaders = None, []
+            self.thresholds = read_thresholds(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop what a validation run has gathered that does not come to its end."""
@@ -220,6 +255,18 @@ class NormalizationLifeCycle(Generic[Statistics]):
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
         """
         self._require_ready(pl_module)
+
+
+@contextmanager
+def reporting(trainer: Trainer) -> Iterator[None]:
+    """Let the first process alone give the warnings of a validation run: all of them have the same."""
+    if trainer.is_global_zero:  # untouched filters remember what they have shown
+        yield
+        return
+    with warnings.catch_warnings():
+        for category in (InvalidScoreWarning, ThresholdWarning, FitWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def set_metric_threshold(metrics: Any, value: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from anomnorm_core.policy import LARGEST_FLOAT32, Center, OnInvalid, Source, ThresholdRule
 from anomnorm_torch import cdf
 from anomnorm_torch._tensors import wide
-from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
+from anomnorm_torch.life_cycle.base import NormalizationLifeCycle, reporting
 from anomnorm_torch.life_cycle.collection import collect
 from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
 from anomnorm_torch.life_cycle.inference_model import share_weights
@@ -109,11 +109,12 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width.
         """
-        if self._run is None:  # sanity check
-            return
         raw = StepOutputs(outputs)
+        truth = raw.ground_truth(_batch)
+        if self._run is None:  # in a sanity check, which finds out what the outputs lack
+            return
         self._standardize_batch(outputs, pl_module)
-        maps, truth = StepOutputs(outputs).maps, raw.ground_truth(_batch)
+        maps = StepOutputs(outputs).maps
         self._run.add(*self._distinct(raw.scores, maps, truth, _batch_idx, _dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,10 +125,12 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         """
         if self._run is None:  # sanity check
             return
-        self._find_thresholds(pl_module, self._run)
-        normals = self._run.normal_scores()
-        if normals is not None and self.source is Source.TRAIN:
-            self._check_fit(self._metrics(pl_module), normals)
+        self._run.merge_processes()
+        with reporting(trainer):
+            self._find_thresholds(trainer, pl_module, self._run)
+            normals = self._run.normal_scores()
+            if normals is not None and self.source is Source.TRAIN:
+                self._check_fit(self._metrics(pl_module), normals)
 
     def _check_fit(self, metrics: AnomalyScoreDistribution, normals: Tensor) -> None:
         metrics.keep_check(cdf.standardize(normals, *metrics.statistics("image")))
@@ -179,7 +182,8 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         metrics = self._metrics(pl_module)
         fresh = self._new_statistics().to(pl_module.device)
         if collect(trainer, pl_module, self._create_inference_model(pl_module), fresh, self.source, self.on_invalid):
-            fresh.finish(self.on_invalid)
+            with reporting(trainer):
+                self._reported |= fresh.finish(self.on_invalid, warn=not self._reported)
             # The old statistics are replaced only by complete ones.
             metrics.reset()
             metrics.merge_state(fresh)

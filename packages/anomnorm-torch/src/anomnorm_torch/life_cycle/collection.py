@@ -117,9 +117,13 @@ def _loaders(
     if data is not None:
         return flattened(data), trainer.limit_train_batches
     if not pl_module.normalization_metrics.seen("image"):  # type: ignore[union-attr,operator]
+        missing = (
+            "trainer.validate() was called without a datamodule or module that provides train_dataloader(). Provide it"
+            if reason is None
+            else f"train_dataloader() failed with {reason!r}. Let it work in this stage too"
+        )
         raise NotFittedError(
-            "the CDF statistics are fitted on the normal training data, and this run has none: trainer.validate() "
-            "was called without a datamodule or module that provides train_dataloader(). Provide it, load a "
+            f"the CDF statistics are fitted on the normal training data, and this run has none: {missing}, load a "
             'checkpoint with statistics, or use source="validation".'
         ) from reason
     if reason is not None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from anomnorm_core.policy import OnInvalid, ThresholdRule
-from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
+from anomnorm_torch.life_cycle.base import NormalizationLifeCycle, reporting
 from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
 from anomnorm_torch.life_cycle.thresholds import batch_normalizer, batch_thresholds
 from anomnorm_torch.life_cycle.validation_run import ValidationRun
@@ -79,10 +79,11 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
             OutputError: the outputs hold neither scores nor maps.
             InvalidScoreError: under ``on_invalid="raise"``.
         """
-        if self._fresh is None or self._run is None:  # sanity check
-            return
         step = StepOutputs(outputs)
-        own = self._distinct(step.scores, step.maps, step.ground_truth(_batch), _batch_idx, _dataloader_idx)
+        truth = step.ground_truth(_batch)
+        if self._fresh is None or self._run is None:  # in a sanity check, which finds out what the outputs lack
+            return
+        own = self._distinct(step.scores, step.maps, truth, _batch_idx, _dataloader_idx)
         scores, maps, _ = own
         self._fresh.update(scores, maps)
         if self.on_invalid is OnInvalid.RAISE:
@@ -99,12 +100,17 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
             return
         fresh, self._fresh = self._fresh, None
         fresh.merge_processes()
-        fresh.finish(self.on_invalid)
+        self._run.merge_processes()
+        with reporting(trainer):
+            self._end_run(trainer, pl_module, fresh, self._run)
+
+    def _end_run(self, trainer: Trainer, pl_module: LightningModule, fresh: MinMax, run: ValidationRun) -> None:
+        self._reported |= fresh.finish(self.on_invalid, warn=not self._reported)
         # The old statistics are replaced only by complete ones.
         metrics = self._metrics(pl_module)
         metrics.reset()
         metrics.merge_state(fresh)
-        self._find_thresholds(pl_module, self._run)
+        self._find_thresholds(trainer, pl_module, run)
 
     def _image_threshold(self, metrics: MinMax, run: ValidationRun, rule: ThresholdRule) -> tuple[float, None]:
         return float(run.image_threshold(rule, self.normal_quantile)), None

@@ -8,7 +8,7 @@ from torch import Tensor
 from anomnorm_core.errors import ThresholdWarning
 from anomnorm_core.policy import ThresholdRule
 from anomnorm_torch import threshold
-from anomnorm_torch._tensors import wide
+from anomnorm_torch._tensors import arithmetic, wide
 from anomnorm_torch.life_cycle.processes import concatenated, distributed, total
 from anomnorm_torch.outputs import GroundTruth
 
@@ -111,7 +111,7 @@ class ValidationRun:
         Raises:
             NotFittedError: there is no valid score that ``rule`` could go by.
         """
-        scores, anomalous = self.scores(), self.anomalous()
+        scores, anomalous = arithmetic(self.scores())[0], self.anomalous()
         if positive:
             scores = scores.masked_fill(scores <= 0, -torch.inf)
         if rule is ThresholdRule.NORMAL_QUANTILE:

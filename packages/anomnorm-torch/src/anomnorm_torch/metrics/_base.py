@@ -1,6 +1,7 @@
 """What both metrics share."""
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, SupportsFloat, TypeVar, cast
@@ -12,6 +13,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from anomnorm_core import OnInvalid
 from anomnorm_core.checks import report_invalid
+from anomnorm_core.errors import OptionError
 from anomnorm_core.policy import ThresholdRule, Units, parse_threshold
 from anomnorm_torch import cdf, min_max
 from anomnorm_torch._tensors import keep_dtype
@@ -49,6 +51,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         for level in LEVELS:
             unset = torch.full((), math.nan, dtype=torch.float64)
             self.add_state(f"{level}_threshold", default=unset, dist_reduce_fx=None, persistent=True)
+            self.add_state(f"{level}_threshold_found", default=unset.clone(), dist_reduce_fx=None, persistent=True)
             by_hand = torch.zeros((), dtype=torch.bool)
             self.add_state(f"{level}_threshold_by_hand", default=by_hand, dist_reduce_fx=None, persistent=True)
 
@@ -174,8 +177,15 @@ class NormalizationMetric(Metric, Generic[Record]):
         }
         report_invalid(counts, on_invalid)
 
-    def finish(self, on_invalid: OnInvalid = OnInvalid.WARN) -> None:
+    def finish(self, on_invalid: OnInvalid = OnInvalid.WARN, *, warn: bool = True) -> bool:
         """End a fit: check every level that has seen values, and report what was left out (clauses S6, S7).
+
+        Args:
+            on_invalid: ``RAISE`` makes an error of it.
+            warn: whether ``WARN`` gives a warning.
+
+        Returns:
+            Whether something was left out.
 
         Raises:
             NotFittedError, InsufficientDataError: see `statistics`.
@@ -186,7 +196,10 @@ class NormalizationMetric(Metric, Generic[Record]):
         for level in LEVELS:
             if level == "image" or self.seen(level):
                 self.statistics(level)
-        self.report_invalid(OnInvalid.WARN)  # of a usable fit: an unusable one was an error above
+        left_out = any(bool(self.record(level).invalid.any()) for level in LEVELS)
+        if warn:
+            self.report_invalid(OnInvalid.WARN)  # of a usable fit: an unusable one was an error above
+        return left_out
 
     # Thresholds.
 
@@ -197,8 +210,10 @@ class NormalizationMetric(Metric, Generic[Record]):
         this process and after loading a checkpoint, until a callback is given another option.
 
         Raises:
-            OptionError: ``value`` is not a finite number.
+            OptionError: ``level`` is neither, or ``value`` is not a finite number.
         """
+        if level not in LEVELS:
+            raise OptionError(f"level={level!r} is not a level; use one of 'image', 'pixel'.")
         self.thresholds.set_by_hand(level, parse_threshold(value, f"{level} threshold"))
         self._write_thresholds()
 
@@ -216,6 +231,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         # The states hold what belongs into a checkpoint.
         for level in LEVELS:
             self._write(f"{level}_threshold", self.thresholds.saved(level))
+            self._write(f"{level}_threshold_found", self.thresholds.found.get(level, math.nan))
             self._write(f"{level}_threshold_by_hand", level in self.thresholds.by_hand)
 
     def _write(self, name: str, value: float) -> None:
@@ -285,6 +301,13 @@ class NormalizationMetric(Metric, Generic[Record]):
         # Absent statistics are no error: a checkpoint of a run without normalization loads (clause L6). Present ones
         # are taken over in the shape they have, so that maps need no resolution before the first one is seen.
         own = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
+        if not own and any(self.seen(level) for level in LEVELS):
+            warnings.warn(
+                f"the state dict holds no statistics of the {self.method} normalization: those that the module had "
+                "belong to other weights and were dropped. Run a validation to fit new ones.",
+                stacklevel=2,
+            )
+            self.reset()
         if self._foreign_state in own:
             error_msgs.append(
                 f"{prefix.rstrip('.')}: the checkpoint holds the statistics of the other normalization, this run "
@@ -296,8 +319,9 @@ class NormalizationMetric(Metric, Generic[Record]):
         self._complete(state)
         for level in LEVELS:
             if f"{level}_threshold" in state:
+                found = float(state.get(f"{level}_threshold_found", math.nan))
                 by_hand = bool(state.get(f"{level}_threshold_by_hand", False))
-                self.thresholds.restore(level, float(state[f"{level}_threshold"]), by_hand=by_hand)
+                self.thresholds.restore(level, float(state[f"{level}_threshold"]), found, by_hand=by_hand)
         for name in self._defaults:
             if name in state:
                 like = getattr(self, name)

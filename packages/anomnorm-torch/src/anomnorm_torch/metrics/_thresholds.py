@@ -46,12 +46,14 @@ class Thresholds:
         _put(self.found, "pixel", pixel)
         self.raw = raw
 
-    def restore(self, level: Level, value: float, *, by_hand: bool) -> None:
-        """Take over what a checkpoint holds; NaN is none. A callback's option wins over a number set by hand (T4)."""
-        number = None if math.isnan(value) else value
-        keep = by_hand and self.options[level] is None
-        _put(self.by_hand, level, number if keep else None)
-        _put(self.found, level, None if keep else number)
+    def restore(self, level: Level, value: float, found: float, *, by_hand: bool) -> None:
+        """Take over what a checkpoint holds: the threshold that counted, and the found one; NaN is none.
+
+        An option of the callback wins over a number set by hand (T4).
+        """
+        beneath = found if by_hand or not math.isnan(found) else value
+        _put(self.by_hand, level, value if by_hand and self.options[level] is None else None)
+        _put(self.found, level, None if math.isnan(beneath) else beneath)
 
     def rule(self, level: Level, own: Own) -> ThresholdRule | None:
         """How a validation run has to find the threshold of ``level``; None where a callback or the module has it.
