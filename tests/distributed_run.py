@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from scripted_module import Sample, ScriptedModule, loader, samples
+from torch.utils.data import SubsetRandomSampler
 
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationMixin
 
@@ -25,7 +26,7 @@ TRAINING, VALIDATION = 21, 11  # odd, so that a sampler for two processes repeat
 
 
 def data(count: int, seed: int, *, sparse: bool) -> list[Sample]:
-    """Labelled samples with maps and masks; ``sparse``: only those for rank 0 of two have any."""
+    """Labelled samples with maps and masks; ``sparse``: only those for rank 0 of two have any of these."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(count) % 3 == 1).astype(int)
     masks = rng.random((count, 4, 4)) < 0.3 * labels[:, None, None]
@@ -37,17 +38,21 @@ def data(count: int, seed: int, *, sparse: bool) -> list[Sample]:
     for index, sample in enumerate(result):
         sample["index"] = torch.tensor(index)
         if sparse and index % 2:
-            del sample["map"], sample["mask"]
+            del sample["map"], sample["mask"], sample["label"]
     return result
 
 
 class Module(NormalizationMixin, ScriptedModule):
     """Writes what it predicts, and dies on demand."""
 
-    def __init__(self, folder: Path, kill: int | None) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         super().__init__()
-        self.folder, self.kill = folder, kill
+        self.folder, self.kill, self.double = folder, options.get("kill"), options.get("double", False)
         self.found: list[dict[str, Any]] = []
+
+    def outputs(self, batch: Any) -> Any:
+        result = super().outputs(batch)
+        return result | {"pred_scores": result["pred_scores"].double() / 3} if self.double else result
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         if self.kill == self.current_epoch and self.global_rank == 1 and batch_idx == 1:
@@ -64,10 +69,14 @@ class Module(NormalizationMixin, ScriptedModule):
 
 
 class Report(pl.Callback):
-    """Writes the state of the metrics, and the thresholds of the callback, when the training ends."""
+    """Writes the state of the metrics, and the thresholds of the callback, when a stage ends."""
 
     def __init__(self, folder: Path, callback: Any) -> None:
         self.folder, self.callback = folder, callback
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state = {name: value.tolist() for name, value in pl_module.normalization_metrics.state_dict().items()}  # type: ignore[union-attr,operator]
@@ -84,7 +93,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         method = "spawn" if strategy == "ddp_spawn" else "popen"
         strategy = DDPStrategy(start_method=method, process_group_backend="gloo", timeout=timedelta(seconds=30))
     checkpoint = ModelCheckpoint(folder, "last", every_n_epochs=1)
-    module = Module(folder, options.get("kill"))
+    module = Module(folder, options)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -97,7 +106,11 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         num_sanity_val_steps=0,
     )
     training, validation = data(TRAINING, 0, sparse=sparse), data(VALIDATION, 1, sparse=sparse)
-    trainer.fit(module, loader(training, size, shuffle=True), loader(validation, size), ckpt_path=options.get("resume"))
+    chosen = {"sampler": SubsetRandomSampler(range(15))} if options.get("subset") else {"shuffle": True}
+    trainer.fit(module, loader(training, size, **chosen), loader(validation, size), ckpt_path=options.get("resume"))
+    if options.get("validate"):  # of a module that has its training data, which the trainer does not prepare now
+        module.train_dataloader = lambda: loader(training, size, shuffle=True)  # type: ignore[method-assign]
+        trainer.validate(module, loader(validation, size), verbose=False)
     if options.get("test", True):
         trainer.test(module, loader(validation, size), verbose=False)
 

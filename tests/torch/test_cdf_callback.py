@@ -132,9 +132,10 @@ def test_without_training_data_fitted_statistics_stay() -> None:
 
 
 @pytest.mark.clause("L3")
-def test_limit_train_batches_limits_the_collection() -> None:
-    _, module = fit(CdfNormalizationCallback(1.0), limit_train_batches=2)
-    assert module.normalization_metrics.image_count == 6
+@pytest.mark.parametrize(("limit", "count"), [(2, 6), (0.5, 9)])  # of 7 batches of 3
+def test_limit_train_batches_limits_the_collection(limit: Any, count: int) -> None:
+    _, module = fit(CdfNormalizationCallback(1.0), limit_train_batches=limit)
+    assert module.normalization_metrics.image_count == count
 
 
 @pytest.mark.clause("L3")

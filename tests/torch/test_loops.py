@@ -156,6 +156,7 @@ def test_an_exception_in_the_middle_of_a_validation_leaves_the_state_usable(kind
         assert after[name].tolist() == before[name].tolist()
     assert callback.thresholds == pytest.approx(thresholds, rel=1e-12)
     assert callback._run is None
+    assert getattr(callback, "_fresh", None) is None
     # And a new run starts from nothing.
     with torch.no_grad():
         module.gain.fill_(1.0)

@@ -221,3 +221,36 @@ def test_two_processes_synchronize_to_the_statistics_of_one(tmp_path: Path) -> N
             continue
         np.testing.assert_allclose(numbers[:2], expected(kind)[:2], rtol=0 if kind is MinMax else 1e-12)
         assert_same(numbers[2:], values(filled(kind, first))[2:])
+
+
+@pytest.mark.clause("P2", "T4")
+def test_a_raw_threshold_does_not_outlive_its_statistics() -> None:
+    metric = filled(AnomalyScoreDistribution)
+    metric.keep_found(1.5, None, raw=4.0)
+    assert metric.image_raw_threshold == 4.0
+    metric.set_threshold("image", 0.5)  # decided in z now
+    assert metric.image_raw_threshold.isnan()
+    metric.set_threshold("image", None)
+    assert metric.image_raw_threshold == 4.0
+    metric.reset()
+    assert metric.image_raw_threshold.isnan()
+    assert metric.image_threshold == 1.5
+
+
+@pytest.mark.clause("T4")
+@METRICS
+def test_an_option_displaces_what_was_set_by_hand_once(kind: Any) -> None:
+    from anomnorm_core.policy import ThresholdRule
+
+    metric = kind()
+    metric.keep_found(1.5, 2.5)
+    metric.set_threshold("image", 0.5)
+    metric.configure_threshold("image", None)
+    assert metric.image_threshold == 0.5
+    metric.configure_threshold("image", ThresholdRule.ADAPTIVE)
+    assert metric.image_threshold == 1.5
+    metric.set_threshold("image", 0.5)
+    metric.configure_threshold("image", ThresholdRule.ADAPTIVE)  # the same again, as in each stage
+    assert metric.image_threshold == 0.5
+    metric.configure_threshold("image", 4.0)
+    assert (metric.image_threshold, metric.pixel_threshold.isnan()) == (4.0, True)  # maps follow a number

@@ -29,7 +29,7 @@ def start(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @lru_cache
-def run(kind: str, strategy: str, sparse: bool, callback: str = "{}", epochs: int = 1) -> Any:
+def run(kind: str, strategy: str, sparse: bool, more: str = "{}", epochs: int = 1) -> Any:
     """What the ranks of a finished run wrote."""
     folder = Path(mkdtemp())
     devices = 1 if strategy == "auto" else 2
@@ -40,7 +40,7 @@ def run(kind: str, strategy: str, sparse: bool, callback: str = "{}", epochs: in
         devices=devices,
         sparse=sparse,
         epochs=epochs,
-        callback=json.loads(callback),
+        **json.loads(more),
     )
     assert result.returncode == 0, result.stderr[-4000:]
     ranks = range(devices)
@@ -85,16 +85,24 @@ def test_two_processes_fit_what_one_fits(kind: str, strategy: str, sparse: bool)
     assert_same_fit(two, one)
     assert_same_predictions(two, one)
     name = "count" if kind == "min-max" else "image_count"
-    labels = [int(sample["label"]) for sample in distributed_run.data(distributed_run.TRAINING, 0, sparse=sparse)]
+    training = distributed_run.data(distributed_run.TRAINING, 0, sparse=sparse)
+    labels = [int(sample.get("label", 0)) for sample in training]
     assert one.fitted[0]["state"][name] == (distributed_run.VALIDATION if kind == "min-max" else labels.count(0))
 
 
 @pytest.mark.clause("L8", "T3")
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("cdf", {"source": "validation"}), ("min-max", {"threshold": "normal_quantile", "normal_quantile": 0.8})],
+    [
+        ("cdf", {"callback": {"source": "validation"}, "subset": True}),
+        # Just above a score is elsewhere in float64.
+        ("min-max", {"callback": {"threshold": "normal_quantile", "normal_quantile": 0.8}, "double": True}),
+        ("cdf", {"callback": {"threshold": 1.0}, "subset": True}),
+        ("cdf", {"callback": {"threshold": 1.0}, "validate": True}),
+    ],
+    ids=["fitted on validation data", "float64", "a sampler of one's own", "validated without training"],
 )
-def test_other_options_in_two_processes(kind: str, options: dict[str, Any]) -> None:
+def test_other_runs_in_two_processes(kind: str, options: dict[str, Any]) -> None:
     one, two = (run(kind, strategy, False, json.dumps(options)) for strategy in ("auto", "ddp"))
     assert_same_fit(two, one)
     assert_same_predictions(two, one)

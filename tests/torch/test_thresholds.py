@@ -151,10 +151,13 @@ def test_images_without_a_mask_take_part_where_their_pixels_are_known(kind: Any)
     anomalous = LABELS == 1
     with_masks = samples(SCORES[anomalous], MAPS[anomalous], LABELS[anomalous], MASKS[anomalous])
     without = samples(SCORES[~anomalous], MAPS[~anomalous], LABELS[~anomalous])
-    callback, whole = kind(), kind()
+    unknown = samples(SCORES[anomalous], 100 * MAPS[anomalous], LABELS[anomalous])  # of anomalous images they are not
+    callback, whole, more = kind(), kind(), kind()
     trainer(callback).fit(ScriptedModule(), loader(TRAIN), [loader(with_masks), loader(without)])
+    trainer(more).fit(ScriptedModule(), loader(TRAIN), [loader(with_masks), loader(without), loader(unknown)])
     validated(whole, samples(SCORES, MAPS, LABELS, MASKS))
     assert callback.thresholds == whole.thresholds
+    assert more.thresholds["pixel"] == whole.thresholds["pixel"]
 
 
 @pytest.mark.clause("L5")
