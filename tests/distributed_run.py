@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from scripted_module import Sample, ScriptedModule, loader, samples
-from torch.utils.data import SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler
 
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationMixin
 
@@ -68,6 +68,10 @@ class Module(NormalizationMixin, ScriptedModule):
         (self.folder / f"predicted_{self.global_rank}.json").write_text(json.dumps(self.found))
 
 
+class OwnBatches(BatchSampler):
+    """A batch sampler that Lightning cannot take for torch's."""
+
+
 class Report(pl.Callback):
     """Writes the state of the metrics, and the thresholds of the callback, when a stage ends."""
 
@@ -106,10 +110,17 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         num_sanity_val_steps=0,
     )
     training, validation = data(TRAINING, 0, sparse=sparse), data(VALIDATION, 1, sparse=sparse)
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", "0")))  # so that random samplers draw different numbers
+
+    def batches(part: list[Sample], **chosen: Any) -> Any:
+        if options.get("batch_sampler"):
+            return DataLoader(part, batch_sampler=OwnBatches(SequentialSampler(part), size, drop_last=False))  # type: ignore[arg-type]
+        return loader(part, size, **chosen)
+
     chosen = {"sampler": SubsetRandomSampler(range(15))} if options.get("subset") else {"shuffle": True}
-    trainer.fit(module, loader(training, size, **chosen), loader(validation, size), ckpt_path=options.get("resume"))
+    trainer.fit(module, batches(training, **chosen), batches(validation), ckpt_path=options.get("resume"))
     if options.get("validate"):  # of a module that has its training data, which the trainer does not prepare now
-        module.train_dataloader = lambda: loader(training, size, shuffle=True)  # type: ignore[method-assign]
+        module.train_dataloader = lambda: batches(training, **chosen)  # type: ignore[method-assign]
         trainer.validate(module, loader(validation, size), verbose=False)
     if options.get("test", True):
         trainer.test(module, loader(validation, size), verbose=False)

@@ -32,7 +32,7 @@ def chance(limit: float, fitted_on: int, normals: int, above: int) -> float:
 @pytest.mark.parametrize(("fitted_on", "normals", "above"), [(8, 12, 4), (30, 20, 3), (200, 30, 5)])
 def test_the_chance_is_that_of_estimated_moments_and_drawn_samples(fitted_on: int, normals: int, above: int) -> None:
     check = FitCheck(fitted_on, normals, above, 0)
-    # The midpoint rule over 256 pieces of each: good for deciding at one in a thousand.
+    # The midpoint rule over 512 pieces of each: good for deciding at one in a thousand.
     assert check._chance(2.0, above) == pytest.approx(chance(2.0, fitted_on, normals, above), rel=0.05)
 
 

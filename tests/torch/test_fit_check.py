@@ -70,3 +70,16 @@ def test_the_numbers_are_in_the_checkpoint(tmp_path: Path) -> None:
     again = ScriptedModule()
     trainer(CdfNormalizationCallback()).predict(again, loader(samples(SEEN)), ckpt_path=tmp_path / "a.ckpt")
     assert again.normalization_metrics.fit_check == module.normalization_metrics.fit_check == expected(UNSEEN)
+
+
+def test_the_labelled_normals_beside_an_unlabelled_loader_are_checked() -> None:
+    module = ScriptedModule()
+    labelled, unlabelled = samples(UNSEEN, None, LABELS.astype(int)), samples(SEEN, None, False)
+    with pytest.warns(FitWarning):
+        trainer(CdfNormalizationCallback(1.0)).fit(
+            module, loader(samples(TRAIN_SCORES)), [loader(labelled), loader(unlabelled)]
+        )
+    assert module.normalization_metrics.fit_check == expected(UNSEEN)
+    # A run without normals has no check, also where the statistics stay.
+    trainer(CdfNormalizationCallback(1.0)).validate(module, loader(unlabelled), verbose=False)
+    assert module.normalization_metrics.fit_check is None

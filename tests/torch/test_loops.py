@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 
+from anomnorm_core import OptionError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 
 RNG = np.random.default_rng(41)
@@ -144,20 +145,17 @@ def test_an_exception_in_the_middle_of_a_validation_leaves_the_state_usable(kind
     run.fit(module, loader(TRAIN), loader(DATA))
     before, thresholds = predictions(run, module, loader(DATA)), dict(callback.thresholds)
     module.fails = True
-    with torch.no_grad():
-        module.gain.fill_(1.0)  # so that a complete run would change nothing
+    other = samples(3 * TRAIN_SCORES, 3 * TRAIN_MAPS)
     with pytest.raises((error, SystemExit)):
-        trainer(callback).fit(module.train(), loader(TRAIN), loader(DATA[:7]))
-    module.fails = False
-    with torch.no_grad():
-        module.gain.fill_(2.0)
+        trainer(callback).fit(module.train(), loader(other), loader(DATA[:7]))
     after = predictions(trainer(callback), module, loader(DATA))
-    for name in ("pred_labels", "pred_masks"):
-        assert after[name].tolist() == before[name].tolist()
-    assert callback.thresholds == pytest.approx(thresholds, rel=1e-12)
+    for name, values in before.items():
+        assert after[name].tolist() == values.tolist(), name
+    assert callback.thresholds == thresholds
     assert callback._run is None
     assert getattr(callback, "_fresh", None) is None
     # And a new run starts from nothing.
+    module.fails = False
     with torch.no_grad():
         module.gain.fill_(1.0)
     trainer(callback).fit(module.train(), loader(TRAIN), loader(DATA))
@@ -228,3 +226,31 @@ def test_limits_and_several_training_loaders(kind: Any) -> None:
     trainer(kind(), limit_val_batches=2).fit(module, both, loader(DATA))
     count = module.normalization_metrics.record("image").count
     assert count == (6 if kind is MinMaxNormalizationCallback else len(TRAIN))
+
+
+@pytest.mark.clause("L3")
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
+def test_the_share_of_a_stream_that_knows_its_length() -> None:
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(TRAIN)
+
+        def __len__(self) -> int:
+            return len(TRAIN)
+
+    module = ScriptedModule()
+    trainer(CdfNormalizationCallback(0.5), limit_train_batches=0.5).fit(module, loader(Stream(), 2), loader(DATA))  # type: ignore[arg-type]
+    assert module.normalization_metrics.image_count == 6
+
+
+@KINDS
+def test_a_threshold_that_is_changed_on_the_callback_counts_from_the_next_stage(kind: Any) -> None:
+    module, callback = ScriptedModule(), kind()
+    run = trainer(callback)
+    run.fit(module, loader(TRAIN), loader(DATA))
+    callback.threshold = 1  # an integer, too
+    run.predict(module, loader(DATA))
+    assert callback.thresholds == {"image": 1.0, "pixel": 1.0}
+    callback.threshold = "typo"
+    with pytest.raises(OptionError, match="threshold='typo'"):
+        run.predict(module, loader(DATA))

@@ -232,9 +232,12 @@ def test_a_raw_threshold_does_not_outlive_its_statistics() -> None:
     assert metric.image_raw_threshold.isnan()
     metric.set_threshold("image", None)
     assert metric.image_raw_threshold == 4.0
-    metric.reset()
-    assert metric.image_raw_threshold.isnan()
-    assert metric.image_threshold == 1.5
+    changes: list[Any] = [metric.reset, lambda: metric.update(SCORES), lambda: metric.merge_state(metric.clone())]
+    for change in changes:
+        metric.keep_found(1.5, None, raw=4.0)
+        change()
+        assert metric.image_raw_threshold.isnan()
+        assert metric.image_threshold == 1.5
 
 
 @pytest.mark.clause("T4")

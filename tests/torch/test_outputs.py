@@ -110,10 +110,10 @@ def test_labels_are_found_in_outputs_and_batches() -> None:
         (Batch(torch.ones(1), scores, gt_label=label), None),
         ({"pred_scores": scores}, Batch(torch.ones(1), gt_label=label.bool())),
     ):
-        anomalous = StepOutputs(outputs).ground_truth(batch).anomalous
+        anomalous = StepOutputs(outputs).ground_truth(batch, masks=True).anomalous
         assert anomalous is not None
         assert anomalous.tolist() == [False, True]
-    assert StepOutputs({"pred_scores": scores}).ground_truth([torch.ones(1), label]) == (None, None)
+    assert StepOutputs({"pred_scores": scores}).ground_truth([torch.ones(1), label], masks=True) == (None, None)
 
 
 def test_a_module_without_statistics_says_who_attaches_them() -> None:

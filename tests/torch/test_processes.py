@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from scripted_module import ScriptedModule, trainer
+from torch.utils.data import DataLoader, DistributedSampler
 
 from anomnorm_core import AnomnormError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
+from anomnorm_torch.life_cycle.processes import distinct
 
 KINDS = pytest.mark.parametrize("kind", ["min-max", "cdf"])
 
@@ -98,9 +100,10 @@ def test_two_processes_fit_what_one_fits(kind: str, strategy: str, sparse: bool)
         # Just above a score is elsewhere in float64.
         ("min-max", {"callback": {"threshold": "normal_quantile", "normal_quantile": 0.8}, "double": True}),
         ("cdf", {"callback": {"threshold": 1.0}, "subset": True}),
-        ("cdf", {"callback": {"threshold": 1.0}, "validate": True}),
+        ("cdf", {"callback": {"threshold": 1.0}, "subset": True, "validate": True}),
+        ("cdf", {"batch_sampler": True}),
     ],
-    ids=["fitted on validation data", "float64", "a sampler of one's own", "validated without training"],
+    ids=["fitted on validation data", "float64", "a sampler of one's own", "validated without training", "batches"],
 )
 def test_other_runs_in_two_processes(kind: str, options: dict[str, Any]) -> None:
     one, two = (run(kind, strategy, False, json.dumps(options)) for strategy in ("auto", "ddp"))
@@ -122,6 +125,24 @@ def test_a_killed_worker_ends_the_run_and_the_last_checkpoint_resumes_it(kind: s
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     found = SimpleNamespace(fitted=[json.loads((tmp_path / f"fitted_{rank}.json").read_text()) for rank in (0, 1)])
     assert_same_fit(found, run(kind, "auto", False, epochs=2))
+
+
+@pytest.mark.clause("L8")
+def test_what_is_padding_and_what_is_not() -> None:
+    class Selecting(DistributedSampler[Any]):
+        """May give anything."""
+
+    data = list(range(7))  # for two processes: four each, and the last of the second one is the first again
+    for rank, own in ((0, 4), (1, 3)):
+        sampler = DistributedSampler(data, 2, rank, shuffle=False)  # type: ignore[arg-type]
+        batches = DataLoader(data, 3, sampler=sampler)  # type: ignore[arg-type]
+        assert [distinct(batches, i, 3 * i, found) for i, found in enumerate((3, 1))] == [3, own - 3]
+        assert distinct(batches, 0, 0, 15) == 15  # five scores for each image: positions mean nothing
+        one_by_one = DataLoader(data, None, sampler=sampler)  # type: ignore[arg-type]
+        assert [distinct(one_by_one, i, 2 * i, 2) for i in range(4)] == [2, 2, 2, 2 if rank == 0 else 0]
+        derived = DataLoader(data, 3, sampler=Selecting(data, 2, rank, shuffle=False))  # type: ignore[arg-type]
+        assert distinct(derived, 1, 3, 1) == 1
+    assert distinct(None, 0, 0, 5) == distinct(data, 0, 0, 5) == 5
 
 
 @pytest.mark.clause("L8")

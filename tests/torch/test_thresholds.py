@@ -405,6 +405,52 @@ def test_no_valid_score_is_an_error() -> None:
         validated(CdfNormalizationCallback(), samples([math.nan] * 3))
 
 
+@pytest.mark.clause("T4")
+@KINDS
+def test_a_number_set_by_hand_wins_over_a_checkpoint_that_is_loaded_later(kind: Any, tmp_path: Path) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    callback = kind()
+    run, module = validated(callback, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    module.normalization_metrics.set_threshold("image", 0.123)
+    run.predict(module, loader(data), ckpt_path=tmp_path / "a.ckpt")
+    assert callback.thresholds["image"] == 0.123
+    # What another process set by hand gives way to the next checkpoint.
+    run.save_checkpoint(tmp_path / "b.ckpt")
+    again = ScriptedModule()
+    trainer(callback).predict(again, loader(data), ckpt_path=tmp_path / "b.ckpt")
+    assert callback.thresholds["image"] == 0.123
+    trainer(callback).predict(again, loader(data), ckpt_path=tmp_path / "a.ckpt")
+    assert callback.thresholds["image"] != 0.123
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_a_number_that_is_no_longer_given_stays_until_the_next_validation(kind: Any) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    _, module = validated(kind(0.5), data)
+    callback, found = kind(), kind()
+    trainer(callback).predict(module, loader(data))
+    assert callback.thresholds == {"image": 0.5, "pixel": 0.5}
+    validated(found, data)
+    trainer(callback).fit(module.train(), loader(TRAIN), loader(data))
+    assert callback.thresholds == found.thresholds
+
+
+@pytest.mark.parametrize("truth", [{"label": ["good", "bad", "good"]}, {"mask": torch.zeros(3, 2, 2)}])
+def test_ground_truth_that_nobody_needs_is_not_looked_at(truth: Any) -> None:
+    class Foreign(ScriptedModule):
+        def outputs(self, batch: Any) -> Any:
+            return {"pred_scores": batch["score"], "anomaly_maps": batch["map"]} | truth
+
+    data = samples(SCORES[:9], MAPS[:9])
+    validated(MinMaxNormalizationCallback(0.5), data, Foreign())
+    if "mask" in truth:  # of another size than the maps, and the CDF needs labels alone
+        for options in ({"threshold": 0.5}, {"threshold": "adaptive", "pixel_threshold": 0.5}):
+            module, run = Foreign(), trainer(CdfNormalizationCallback(**options))
+            run.fit(module, loader(TRAIN), loader(data))
+
+
 @pytest.mark.clause("L5")
 @KINDS
 @pytest.mark.parametrize(

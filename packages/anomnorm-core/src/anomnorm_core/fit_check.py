@@ -38,7 +38,7 @@ class FitCheck:
 
     @property
     def surprising(self) -> bool:
-        """Whether there are more than chance allows: a fit without fault gets here once in a thousand times.
+        """Whether there are more than chance allows: a fit without fault gets here about once in a thousand times.
 
         Chance is both in the normals that were drawn and in the mean and deviation, which were estimated from
         ``fitted_on`` samples; both for normally distributed logarithms.
@@ -67,7 +67,7 @@ class FitCheck:
         if above == 0 or self.fitted_on < 2:
             return 1.0
         # An average over what the estimates can be: the midpoints of equally probable pieces of either.
-        probable = (np.arange(256) + 0.5) / 256
+        probable = (np.arange(512) + 0.5) / 512
         degrees = self.fitted_on - 1
         deviation = np.sqrt(chdtri(degrees, probable) / degrees)  # estimated over true
         mean = ndtri(probable)[:, None] / math.sqrt(self.fitted_on)  # estimated less true, in true deviations

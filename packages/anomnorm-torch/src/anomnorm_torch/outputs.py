@@ -61,22 +61,23 @@ class StepOutputs:
             raise wrong_type(name, type(value).__name__, "a tensor")
         return value
 
-    def ground_truth(self, batch: Any) -> GroundTruth:
-        """The labels and masks of these outputs or else of their batch.
+    def ground_truth(self, batch: Any, *, masks: bool) -> GroundTruth:
+        """The labels and, if asked for, the masks of these outputs or else of their batch.
 
         Without labels, a sample is anomalous if its mask marks a pixel.
 
         Raises:
             OutputError: they are no numbers, or do not belong to the scores and maps.
         """
-        masks = _truth(self._outputs, batch, "masks")
         labels = _truth(self._outputs, batch, "labels")
+        marks = _truth(self._outputs, batch, "masks") if masks or labels is None else None
         if labels is not None:
             labels = labels.reshape(-1) != 0
-        elif masks is not None:
-            labels = (masks != 0).flatten(1).any(1)
-        require_truth(_shape(labels), _shape(masks), tuple(self.scores.shape), _shape(self.maps))
-        return GroundTruth(labels, masks)
+        elif marks is not None:
+            labels = (marks != 0).flatten(1).any(1)
+        wanted = marks if masks else None
+        require_truth(_shape(labels), _shape(wanted), tuple(self.scores.shape), _shape(self.maps))
+        return GroundTruth(labels, wanted)
 
     def write(self, result: Mapping[str, Tensor]) -> None:
         """Take over what a normalizer gave: scores, maps, labels and masks, as far as they are there."""

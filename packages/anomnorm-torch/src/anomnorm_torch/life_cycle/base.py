@@ -25,7 +25,7 @@ from anomnorm_torch.life_cycle.thresholds import (
 from anomnorm_torch.life_cycle.validation_run import ValidationRun
 from anomnorm_torch.metrics import LEVELS, AnomalyScoreDistribution, Level, MinMax
 from anomnorm_torch.normalizer import Normalizer
-from anomnorm_torch.outputs import GroundTruth
+from anomnorm_torch.outputs import GroundTruth, StepOutputs
 
 Statistics = TypeVar("Statistics", MinMax, AnomalyScoreDistribution)
 
@@ -47,6 +47,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
     """
 
     statistics_class: ClassVar[type[MinMax] | type[AnomalyScoreDistribution]]
+    _needs_labels: ClassVar[bool]  # also where no threshold has to be found
     other_import: ClassVar[str]  # of the same class for the other Lightning distribution
 
     def __init__(
@@ -64,6 +65,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         self.thresholds: dict[Level, float] = {}
         self._run: ValidationRun | None = None
         self._loaders: list[Iterable[Any]] = []
+        self._seen: list[int] = []  # samples of each loader so far
         self._reported = False  # whether this training had its warning about values that were left out
 
     @abstractmethod
@@ -118,6 +120,8 @@ class NormalizationLifeCycle(Generic[Statistics]):
         metrics = self._metrics(pl_module)
         self._configure(metrics)
         self._reported = False
+        self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
+        self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
         for level, option in zip(LEVELS, (self.threshold, self.pixel_threshold), strict=True):
             metrics.configure_threshold(level, option)
 
@@ -196,15 +200,25 @@ class NormalizationLifeCycle(Generic[Statistics]):
     def _start_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._run = ValidationRun(pl_module.device, pixels=self._rule(pl_module, "pixel") is not None)
         self._loaders = flattened(trainer.val_dataloaders)
+        self._seen = [0] * len(self._loaders)
 
     def _distinct(
         self, scores: Tensor, maps: Tensor | None, truth: GroundTruth, batch_index: int, loader_index: int
     ) -> tuple[Tensor, Tensor | None, GroundTruth]:
         """A batch without the samples that only pad the share of this process."""
-        loader = self._loaders[loader_index] if loader_index < len(self._loaders) else None
-        own = slice(distinct(loader, batch_index, len(scores)))
+        own = slice(None)
+        if loader_index < len(self._loaders):
+            own = slice(distinct(self._loaders[loader_index], batch_index, self._seen[loader_index], len(scores)))
+            self._seen[loader_index] += len(scores)
         labels, masks = (None if part is None else part[own] for part in truth)
         return scores[own], None if maps is None else maps[own], GroundTruth(labels, masks)
+
+    def _ground_truth(self, pl_module: LightningModule, step: StepOutputs, batch: Any) -> GroundTruth:
+        """The ground truth of a batch, as far as a threshold has to be found with it."""
+        image, pixel = (self._rule(pl_module, level) is not None for level in LEVELS)
+        if not (image or pixel or self._needs_labels):
+            return GroundTruth(None, None)
+        return step.ground_truth(batch, masks=pixel)
 
     def _rule(self, pl_module: LightningModule, level: Level) -> ThresholdRule | None:
         return self._metrics(pl_module).thresholds.rule(level, partial(own_threshold, pl_module))

@@ -53,6 +53,8 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
 
     statistics_class = AnomalyScoreDistribution
 
+    _needs_labels = True  # for the fit check
+
     def __init__(
         self,
         threshold: float | ThresholdRule | str | None = None,
@@ -67,6 +69,7 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         self.center = Center.parse(center, "center")
         self.source = Source.parse(source, "source")
         self._fit_reported = False
+        self._before: Any = None  # statistics and thresholds of before the validation run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """See `NormalizationLifeCycle.setup`."""
@@ -89,6 +92,7 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
             NotFittedError: there is nothing to fit on and no checkpoint has restored statistics.
         """
         if not trainer.sanity_checking:
+            self._before = self._metrics(pl_module).snapshot()
             logger.info("Collecting the statistics of the normal data to normalize the scores.")
             self._collect_stats(trainer, pl_module)
             batch_normalizer(pl_module)  # made here, it costs the first batch nothing
@@ -110,7 +114,7 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
             ResolutionError: the maps do not have the fitted height and width.
         """
         raw = StepOutputs(outputs)
-        truth = raw.ground_truth(_batch)
+        truth = self._ground_truth(pl_module, raw, _batch)
         if self._run is None:  # in a sanity check, which finds out what the outputs lack
             return
         self._standardize_batch(outputs, pl_module)
@@ -125,12 +129,20 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         """
         if self._run is None:  # sanity check
             return
-        self._run.merge_processes()
+        if trainer.world_size > 1:
+            self._run.merge_processes()
         with reporting(trainer):
             self._find_thresholds(trainer, pl_module, self._run)
             normals = self._run.normal_scores()
-            if normals is not None and self.source is Source.TRAIN:
-                self._check_fit(self._metrics(pl_module), normals)
+            self._check_fit(self._metrics(pl_module), normals[:0] if self.source is Source.VALIDATION else normals)
+        self._before = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the statistics and thresholds of before a validation run back that does not come to its end."""
+        if self._before is not None:
+            self._metrics(pl_module).put_back(self._before)
+            self._before = None
+        super().on_exception(trainer, pl_module, exception)
 
     def _check_fit(self, metrics: AnomalyScoreDistribution, normals: Tensor) -> None:
         metrics.keep_check(cdf.standardize(normals, *metrics.statistics("image")))

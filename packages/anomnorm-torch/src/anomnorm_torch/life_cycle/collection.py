@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from anomnorm_core.errors import NotFittedError
 from anomnorm_core.policy import OnInvalid, Source
 from anomnorm_torch.life_cycle.framework import LightningModule, Trainer, part
-from anomnorm_torch.life_cycle.processes import shard
+from anomnorm_torch.life_cycle.processes import agreed, distinct, shard, sharing_sampler
 from anomnorm_torch.metrics import AnomalyScoreDistribution
 from anomnorm_torch.outputs import StepOutputs
 
@@ -65,6 +65,7 @@ def collect(
     hidden = trainer.progress_bar_callback is None or not getattr(trainer.progress_bar_callback, "is_enabled", True)
     with isolate_rng(), torch.no_grad(), _silenced(trainer):
         for loader_index, loader in enumerate(loaders):
+            seen = 0
             with _fresh(trainer, loader) as (batches, total):
                 wanted = _limit(trainer, limit, total)
                 progress = tqdm(
@@ -79,17 +80,21 @@ def collect(
                     with trainer.precision_plugin.val_step_context():
                         raw = step(batch, index, loader_index)
                     outputs = StepOutputs(raw)
-                    anomalous = outputs.ground_truth(batch).anomalous
+                    anomalous = outputs.ground_truth(batch, masks=False).anomalous
                     if anomalous is None and source is Source.VALIDATION:
                         raise NotFittedError(
                             'source="validation" fits on the normal validation samples, but neither the step\'s '
                             "outputs nor the batch have a 'label' or 'gt_label' that tells which those are."
                         )
                     normal = None if anomalous is None else anomalous.logical_not()
-                    statistics.update(outputs.scores, outputs.maps, where=normal)
+                    own = slice(distinct(batches, index, seen, len(outputs.scores)))
+                    seen += len(outputs.scores)
+                    maps = None if outputs.maps is None else outputs.maps[own]
+                    statistics.update(outputs.scores[own], maps, where=None if normal is None else normal[own])
                     if on_invalid is OnInvalid.RAISE:
                         statistics.report_invalid(on_invalid)
-    statistics.merge_processes()
+    if trainer.world_size > 1:
+        statistics.merge_processes()
     if not statistics.seen("image"):
         raise NotFittedError(
             "the pass over the data has found no normal sample to fit the CDF statistics on: the loader gave no batch, "
@@ -199,27 +204,31 @@ def _fresh(trainer: Trainer, loader: Iterable[Any]) -> Iterator[tuple[Iterable[A
     states = [generator.get_state() for generator in generators]
     fresh: DataLoader[Any] = DataLoader(loader.dataset, **options)
     try:
-        length = None if isinstance(loader.dataset, IterableDataset) else len(fresh)
-        yield fresh, length
+        endless = isinstance(loader.dataset, IterableDataset) and not isinstance(loader.dataset, Sized)
+        yield fresh, None if endless else len(fresh)
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
 
 
 def _sampler(trainer: Trainer, loader: DataLoader[Any]) -> Iterable[Any] | None:
-    # The order does not matter here, but a sampler may also select, and it may select for this process.
-    sampler, size = loader.sampler, len(cast("Sized", loader.dataset))
-    if isinstance(sampler, DistributedSampler):
+    # The order does not matter here, but a sampler may also select, and it may share out what it selects.
+    sampler, sharing = loader.sampler, sharing_sampler(loader)
+    shares: dict[str, int] | None = None
+    if sharing is not None:
         # Lightning puts a sampler of the user's into one of these, as the data set that it shares out.
-        chosen = getattr(sampler.dataset, "_sampler", range(size))
-        return list(chosen)[sampler.rank :: sampler.num_replicas]
-    if type(sampler) not in (RandomSampler, SequentialSampler):
+        sampler = getattr(sharing.dataset, "_sampler", SequentialSampler(cast("Sized", loader.dataset)))
+        shares = {"num_replicas": sharing.num_replicas, "rank": sharing.rank}
+    elif trainer._accelerator_connector.use_distributed_sampler:
+        # A loader that the trainer has not prepared, because it does not train now.
+        shares = None if isinstance(sampler, DistributedSampler) else trainer.distributed_sampler_kwargs
+    if type(sampler) in (RandomSampler, SequentialSampler):
+        size = len(cast("Sized", loader.dataset))
+        return None if shares is None else shard(size, **shares)
+    if shares is None:
         return sampler
-    processes = trainer.distributed_sampler_kwargs
-    if processes is None or not trainer._accelerator_connector.use_distributed_sampler:
-        return None
-    # A loader that the trainer has not prepared, because it does not train now.
-    return shard(size, **processes)
+    chosen = agreed(list(sampler), trainer.strategy.root_device)
+    return chosen[shares["rank"] :: shares["num_replicas"]]
 
 
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:

@@ -38,6 +38,8 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
 
     statistics_class = MinMax
 
+    _needs_labels = False
+
     def __init__(
         self,
         threshold: float | ThresholdRule | str | None = None,
@@ -80,7 +82,7 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
             InvalidScoreError: under ``on_invalid="raise"``.
         """
         step = StepOutputs(outputs)
-        truth = step.ground_truth(_batch)
+        truth = self._ground_truth(pl_module, step, _batch)
         if self._fresh is None or self._run is None:  # in a sanity check, which finds out what the outputs lack
             return
         own = self._distinct(step.scores, step.maps, truth, _batch_idx, _dataloader_idx)
@@ -99,8 +101,9 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
         if self._fresh is None or self._run is None:  # sanity check
             return
         fresh, self._fresh = self._fresh, None
-        fresh.merge_processes()
-        self._run.merge_processes()
+        if trainer.world_size > 1:
+            fresh.merge_processes()
+            self._run.merge_processes()
         with reporting(trainer):
             self._end_run(trainer, pl_module, fresh, self._run)
 

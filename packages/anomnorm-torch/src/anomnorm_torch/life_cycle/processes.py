@@ -1,7 +1,7 @@
 """Validation data and collected values when several processes share the work (clause L8)."""
 
 from collections.abc import Iterable, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,22 +9,23 @@ from torch.utils.data import DistributedSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 
-def distributed() -> bool:
-    """Whether this process is one of several that can talk to each other."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def total(counts: Tensor) -> Tensor:
     """The sum of ``counts`` over all processes. Every process has to call it."""
-    if distributed():
-        counts = counts.clone()
-        torch.distributed.all_reduce(counts)
+    counts = counts.clone()
+    torch.distributed.all_reduce(counts)
     return counts
 
 
 def concatenated(columns: Tensor) -> Tensor:
     """The (K, N) tensors of all processes, side by side; N may differ. Every process has to call it."""
-    return torch.cat(gather_all_tensors(columns), dim=1) if distributed() else columns
+    return torch.cat(gather_all_tensors(columns), dim=1)
+
+
+def agreed(numbers: list[int], device: torch.device) -> list[int]:
+    """The ``numbers`` of the first process: a random sampler draws others in each. Every process has to call it."""
+    drawn = torch.tensor(numbers, dtype=torch.int64, device=device)
+    torch.distributed.broadcast(drawn, src=0)
+    return drawn.tolist()
 
 
 def shard(size: int, num_replicas: int, rank: int) -> range:
@@ -32,20 +33,33 @@ def shard(size: int, num_replicas: int, rank: int) -> range:
     return range(rank, size, num_replicas)
 
 
-def distinct(loader: Iterable[Any] | None, batch_index: int, found: int) -> int:
+def sharing_sampler(loader: Any) -> "DistributedSampler[Any] | None":
+    """The sampler that shares the data of ``loader`` out by position, if it has one whose positions are known.
+
+    These are torch's own, which Lightning puts around any other sampler too. A class derived from it may select.
+    """
+    for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+        if type(sampler) is DistributedSampler or hasattr(getattr(sampler, "dataset", None), "_sampler"):
+            return cast("DistributedSampler[Any]", sampler)
+    return None
+
+
+def distinct(loader: Iterable[Any] | None, batch_index: int, seen: int, found: int) -> int:
     """How many of the ``found`` samples of a batch are no padding.
 
     A `DistributedSampler` gives all processes equally many samples by repeating some at the end. They would count
-    twice. A batch that does not have the size that it should have is taken as it is.
+    twice. Where there are more samples than it gives, positions mean nothing, and all are taken.
+
+    Args:
+        loader: that the batch comes from.
+        batch_index: of the batch.
+        seen: samples of this loader before the batch.
+        found: samples of the batch.
     """
-    sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
-    if (
-        not isinstance(sampler, DistributedSampler)
-        or not isinstance(size, int)
-        or not isinstance(sampler.dataset, Sized)
-    ):
+    sampler = sharing_sampler(loader)
+    if sampler is None or not isinstance(sampler.dataset, Sized):
         return found
-    start = batch_index * size
-    if found != min(size, sampler.num_samples - start):
-        return found
-    return min(found, max(0, len(shard(len(sampler.dataset), sampler.num_replicas, sampler.rank)) - start))
+    own = len(shard(len(sampler.dataset), sampler.num_replicas, sampler.rank))
+    if getattr(loader, "batch_sampler", None) is None:  # each sample of the data set is a batch
+        return found if batch_index < own else 0
+    return found if seen + found > sampler.num_samples else min(found, max(0, own - seen))

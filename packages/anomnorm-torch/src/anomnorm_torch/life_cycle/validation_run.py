@@ -5,12 +5,14 @@ import warnings
 import torch
 from torch import Tensor
 
-from anomnorm_core.errors import ThresholdWarning
+from anomnorm_core.errors import AnomnormError, ThresholdWarning
 from anomnorm_core.policy import ThresholdRule
 from anomnorm_torch import threshold
 from anomnorm_torch._tensors import arithmetic, wide
-from anomnorm_torch.life_cycle.processes import concatenated, distributed, total
+from anomnorm_torch.life_cycle.processes import concatenated, total
 from anomnorm_torch.outputs import GroundTruth
+
+_NORMAL, _ANOMALOUS, _UNLABELLED = 0, 1, 2
 
 
 class Column:
@@ -51,9 +53,9 @@ class ValidationRun:
     """
 
     def __init__(self, device: torch.device, *, pixels: bool) -> None:
+        self._device = device
         self._scores = Column(torch.float32, device)
-        self._anomalous = Column(torch.bool, device)
-        self._unlabelled = 0  # samples
+        self._labels = Column(torch.uint8, device)
         self._masked = 0  # samples with a mask
         self._pixels = threshold.init(device=device) if pixels else None
 
@@ -61,30 +63,35 @@ class ValidationRun:
         """Add a batch: raw image scores (B,), maps in decision space, labels and masks. No host synchronization."""
         anomalous, masks = truth
         self._scores.add(scores.detach())
-        if anomalous is None:
-            self._unlabelled += scores.numel()
-            anomalous = torch.zeros_like(scores, dtype=torch.bool)
-        self._anomalous.add(anomalous)
+        labels = torch.full_like(scores, _UNLABELLED, dtype=torch.uint8) if anomalous is None else anomalous.byte()
+        self._labels.add(labels)
         if maps is None or self._pixels is None:
             return
         if masks is None:  # the pixels of an anomalous image are unknown
-            self._pixels = threshold.update(self._pixels, maps, where=anomalous.logical_not())
+            self._pixels = threshold.update(self._pixels, maps, where=labels != _ANOMALOUS)
         else:
             self._masked += scores.numel()
             self._pixels = threshold.update(self._pixels, maps, masks)
 
     def merge_processes(self) -> None:
-        """Take over the samples of all processes. Every process has to call it."""
-        scores, anomalous = self.scores(), self.anomalous()
-        if not distributed():
-            return
-        precise = wide(scores.device)
-        counts = torch.tensor([self._unlabelled, self._masked, scores.dtype == torch.float64], device=scores.device)
-        self._unlabelled, self._masked, double = (int(count) for count in total(counts))
-        columns = concatenated(torch.stack([scores.to(precise), anomalous.to(precise)]))
-        self._scores, self._anomalous = (Column(torch.float32, scores.device) for _ in range(2))
+        """Take over the samples of all processes. Every process has to call it.
+
+        Raises:
+            AnomnormError: one process has a pixel threshold to find, and another has not.
+        """
+        scores, labels = (column.values().to(self._device) for column in (self._scores, self._labels))
+        precise = wide(self._device)
+        mine = [self._masked, scores.dtype == torch.float64, self._pixels is not None]
+        self._masked, double, searching = (int(count) for count in total(torch.tensor(mine, device=self._device)))
+        columns = concatenated(torch.stack([scores.to(precise), labels.to(precise)]))
+        self._scores, self._labels = Column(torch.float32, self._device), Column(torch.uint8, self._device)
         self._scores.add(columns[0].to(torch.float64 if double else torch.float32))
-        self._anomalous.add(columns[1] != 0)
+        self._labels.add(columns[1].byte())
+        if searching not in (0, torch.distributed.get_world_size()):
+            raise AnomnormError(
+                "the module has a pixel threshold of its own in some processes and not in others. Let it have one, "
+                "and the same, in all of them."
+            )
         if self._pixels is not None:
             self._pixels = threshold.ScoreHistogram(*map(total, self._pixels))
 
@@ -92,13 +99,13 @@ class ValidationRun:
         """The raw image scores so far, shape (N,)."""
         return self._scores.values()
 
-    def anomalous(self) -> Tensor:
-        """Which of the `scores` are of anomalous images, shape (N,)."""
-        return self._anomalous.values().to(self.scores().device)
+    def labelled(self, label: int) -> Tensor:
+        """Which of the `scores` have the label 0 (normal), 1 (anomalous) or 2 (none), shape (N,)."""
+        return self._labels.values().to(self.scores().device) == label
 
-    def normal_scores(self) -> Tensor | None:
-        """The raw image scores of the samples labelled normal; None if some have no label."""
-        return None if self._unlabelled else self.scores()[self.anomalous().logical_not()]
+    def normal_scores(self) -> Tensor:
+        """The raw image scores of the samples labelled normal."""
+        return self.scores()[self.labelled(_NORMAL)]
 
     def image_threshold(self, rule: ThresholdRule, normal_quantile: float, *, positive: bool = False) -> Tensor:
         """The threshold of the raw image scores, shape ().
@@ -111,14 +118,15 @@ class ValidationRun:
         Raises:
             NotFittedError: there is no valid score that ``rule`` could go by.
         """
-        scores, anomalous = arithmetic(self.scores())[0], self.anomalous()
+        scores, anomalous = arithmetic(self.scores())[0], self.labelled(_ANOMALOUS)
         if positive:
             scores = scores.masked_fill(scores <= 0, -torch.inf)
         if rule is ThresholdRule.NORMAL_QUANTILE:
             return threshold.normal_quantile(scores, normal_quantile, labels=anomalous)
-        if self._unlabelled:
+        unlabelled = int(self.labelled(_UNLABELLED).sum())
+        if unlabelled:
             warnings.warn(
-                f"{self._unlabelled} of {scores.numel()} validation samples have no 'label' or 'gt_label' in the "
+                f"{unlabelled} of {scores.numel()} validation samples have no 'label' or 'gt_label' in the "
                 "step's outputs or in the batch; they count as normal for the threshold. Return the labels, or say "
                 'that there are only normal samples with threshold="normal_quantile".',
                 ThresholdWarning,
@@ -139,5 +147,5 @@ class ValidationRun:
         if rule is ThresholdRule.NORMAL_QUANTILE:
             return threshold.streamed_normal_quantile(record, normal_quantile)
         # Without masks, the pixels are known only where every image is normal.
-        known = self._masked > 0 or (searched and not bool(self.anomalous().any()))
+        known = self._masked > 0 or (searched and not bool(self.labelled(_ANOMALOUS).any()))
         return threshold.streamed_adaptive(record, normal_quantile=normal_quantile) if known else None

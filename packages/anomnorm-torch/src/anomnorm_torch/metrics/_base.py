@@ -1,5 +1,6 @@
 """What both metrics share."""
 
+import copy
 import math
 import warnings
 from abc import abstractmethod
@@ -82,6 +83,9 @@ class NormalizationMetric(Metric, Generic[Record]):
     def _store(self, level: Level, record: Record) -> None:
         for name, field in zip(self._fields(level), record, strict=True):
             setattr(self, name, field)
+        if self.thresholds.raw is not None:  # of other statistics; what it is in decision units stays
+            self.thresholds.raw = None
+            self._write_thresholds()
 
     def update(
         self,
@@ -232,7 +236,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         for level in LEVELS:
             self._write(f"{level}_threshold", self.thresholds.saved(level))
             self._write(f"{level}_threshold_found", self.thresholds.found.get(level, math.nan))
-            self._write(f"{level}_threshold_by_hand", level in self.thresholds.by_hand)
+            self._write(f"{level}_threshold_by_hand", self.thresholds.is_by_hand(level))
 
     def _write(self, name: str, value: float) -> None:
         setattr(self, name, torch.full_like(getattr(self, name), value))
@@ -274,8 +278,18 @@ class NormalizationMetric(Metric, Generic[Record]):
 
     def merge_processes(self) -> None:
         """Merge the statistics of all processes of a distributed run, for good. Every process has to call it."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self._sync_dist()
+        self._sync_dist()
+
+    def snapshot(self) -> Any:
+        """What `put_back` takes: the states, which are replaced and never written to, and the thresholds."""
+        return {name: getattr(self, name) for name in self._defaults}, copy.deepcopy(self.thresholds)
+
+    def put_back(self, snapshot: Any) -> None:
+        """Return to a `snapshot`."""
+        states, self.thresholds = snapshot
+        for name, value in states.items():
+            setattr(self, name, value)
+        self._computed = None
 
     def _sync_dist(
         self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None

@@ -22,6 +22,7 @@ class Thresholds:
 
     def __init__(self) -> None:
         self.by_hand: dict[Level, float] = {}
+        self.loaded: dict[Level, float] = {}  # set by hand in the process that wrote a checkpoint
         self.options: dict[Level, float | ThresholdRule | None] = dict.fromkeys(LEVELS)  # of a callback
         self.found: dict[Level, float] = {}
         self.raw: float | None = None  # the found image threshold in raw units, where those decide
@@ -29,15 +30,20 @@ class Thresholds:
     def set_by_hand(self, level: Level, value: float | None) -> None:
         """Remember ``value``, or forget what was set with None."""
         _put(self.by_hand, level, value)
+        self.loaded.pop(level, None)
 
     def configure(self, level: Level, option: float | ThresholdRule | None) -> None:
         """Take over the option of a callback.
 
         The same again, as in each stage of a trainer, changes nothing; another one replaces also a threshold set by
-        hand, unless it is None.
+        hand, unless it is None. A number that is not given any more stays as if it had been found.
         """
-        if option is not None and option != self.options[level]:
+        before = self.options[level]
+        if option is not None and option != before:
             self.by_hand.pop(level, None)
+            self.loaded.pop(level, None)
+        if option is None and isinstance(before, float):
+            self.found.setdefault(level, before)
         self.options[level] = option
 
     def keep_found(self, image: float | None, pixel: float | None, raw: float | None) -> None:
@@ -49,10 +55,10 @@ class Thresholds:
     def restore(self, level: Level, value: float, found: float, *, by_hand: bool) -> None:
         """Take over what a checkpoint holds: the threshold that counted, and the found one; NaN is none.
 
-        An option of the callback wins over a number set by hand (T4).
+        What was set by hand in this process and an option of the callback win over a number set by hand there (T4).
         """
         beneath = found if by_hand or not math.isnan(found) else value
-        _put(self.by_hand, level, value if by_hand and self.options[level] is None else None)
+        _put(self.loaded, level, value if by_hand and self.options[level] is None else None)
         _put(self.found, level, None if math.isnan(beneath) else beneath)
 
     def rule(self, level: Level, own: Own) -> ThresholdRule | None:
@@ -74,6 +80,10 @@ class Thresholds:
             return level, number
         return self.resolve("image", own) if level == "pixel" else None
 
+    def is_by_hand(self, level: Level) -> bool:
+        """Whether a person set the threshold of ``level``."""
+        return level in self.by_hand or level in self.loaded
+
     def raw_decision(self, own: Own) -> float | None:
         """The image threshold in raw units, if it is the found one and was found there."""
         return self.raw if "image" in self.found and self._number("image", own) is None else None
@@ -84,8 +94,8 @@ class Thresholds:
         return float(found[1]) if found is not None and found[0] == level else math.nan
 
     def _number(self, level: Level, own: Own) -> Tensor | float | None:
-        if level in self.by_hand:
-            return self.by_hand[level]
+        if self.is_by_hand(level):
+            return (self.loaded | self.by_hand)[level]
         option = self.options[level]
         if isinstance(option, float):
             return option

@@ -89,7 +89,7 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
         return FitCheck(int(self.image_count), normals, *above) if normals else None
 
     def keep_check(self, z: Tensor) -> None:
-        """Count the z-scores of normal validation samples for `fit_check`; NaN is left out. No host synchronization."""
+        """Count the z-scores of normal validation samples for `fit_check`; NaN is left out."""
         counted = [z.isnan().logical_not(), *(z > limit for limit in LIMITS)]
         self.validation_normals = torch.stack([which.sum() for which in counted]).to(self.validation_normals.device)
 
