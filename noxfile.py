@@ -26,6 +26,7 @@ DEVELOPMENT_TOOLS = (
     "onnxruntime",
     "onnxscript",
     "optax",
+    "orbax-checkpoint",
     "pyright[nodejs]",
     "pytest",
     "pytest-xdist",
@@ -84,6 +85,19 @@ def conformance(session: nox.Session) -> None:
     session.run(*pytest, "tests/conformance", f"--ignore={self_test}", *session.posargs)
     if not session.posargs:
         session.run(*pytest, self_test)
+
+
+@nox.session(python=["3.12", "3.13"])
+def newest(session: nox.Session) -> None:
+    """Run the JAX package's tests and examples with the newest JAX and Flax, on later Pythons and without torch."""
+    packages = [argument for package in PACKAGES if "torch" not in package for argument in ("-e", package)]
+    session.install(
+        *CONSTRAINTS, *packages, "flax", "optax", "orbax-checkpoint", "pytest", "pytest-xdist", "scikit-learn"
+    )
+    session.run("python", "-c", "import flax, jax; print('jax', jax.__version__, 'flax', flax.__version__)")
+    session.run("python", "-m", "pytest", "-n", "auto", "tests/jax", *session.posargs)
+    for example in ("flax_nnx.py", "flax_linen.py"):
+        session.run("python", f"examples/{example}")
 
 
 @nox.session(venv_backend="none")

@@ -166,7 +166,7 @@ def test_cdf_life_cycle_of_two_epochs(center: str, pixel_threshold: float | None
         state = hook.on_validation_epoch_start(state, dict, _steps(seed, shift))
         for outputs in _steps(7):
             after, _ = hook.on_validation_batch_end(state, outputs)
-            assert after is state
+            assert jax.tree.structure(after) == jax.tree.structure(state)
         state = hook.on_validation_epoch_end(state)
     mean, std = _moments(_all(training, "pred_scores"))
     pixel_mean, pixel_std = _moments(_all(training, "anomaly_maps")[:, 0])
@@ -372,7 +372,8 @@ def test_half_precision_outputs_keep_their_dtype_beside_float32_statistics(hook_
         _assert_near(cdf.mean_std(state.image)[0], mean, rtol=1e-6, atol=0.0)
         # z is handed on in half precision between its own float32 arithmetic and that of Phi
         expected = _phi((np.log(x[:3]) - mean) / std - 1.0)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("uint32")}
+    used = ["float32", "uint32", *(["bool"] if hook_type is CdfNormalizationHook else [])]
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(name) for name in used}
     found = hook.on_test_batch_end(state, steps[0])
     assert found["pred_scores"].dtype == found["anomaly_maps"].dtype == dtype
     assert found["pred_labels"].dtype == found["pred_masks"].dtype == bool
@@ -694,16 +695,20 @@ def test_the_score_at_the_threshold_is_flagged_and_gets_one_half() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": None}, "threshold=None is not a number"),
+        ({"threshold": 1.0, "capacity": 0}, "capacity=0 is no number of images"),
+        ({"normal_quantile": 2.0}, "normal_quantile=2.0 is not a quantile"),
         ({"threshold": math.nan}, "threshold=nan is not finite"),
-        ({"threshold": "high"}, "threshold='high' is not a number"),
+        (
+            {"threshold": "high"},
+            "threshold='high' is not an option; give a finite number or one of 'adaptive', ",
+        ),
         ({"threshold": 1.0, "pixel_threshold": math.inf}, "pixel_threshold=inf is not finite"),
         (
             {"threshold": 1.0, "on_invalid": "ignore"},
             "on_invalid='ignore' is not an option; use one of 'warn', 'raise'",
         ),
     ],
-    ids=["none", "nan", "word", "infinite", "on_invalid"],
+    ids=["capacity", "quantile", "nan", "word", "infinite", "on_invalid"],
 )
 def test_a_wrong_option_is_an_error_where_the_hook_is_made(
     hook_type: type[Hook], options: dict[str, Any], message: str

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -24,6 +25,15 @@ def parameter(value: ArrayLike, like: Array) -> Array:
     """Round a statistic or threshold to the dtype of ``like``, with the axes to broadcast against it."""
     values = jnp.asarray(value, dtype=like.dtype)
     return values.reshape((1,) * (like.ndim - values.ndim) + values.shape)
+
+
+def to_host(x: ArrayLike) -> np.ndarray:
+    """``x`` in NumPy: waits for the device, and for the other processes that hold a part of it."""
+    if isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def below_half(dtype: jnp.dtype) -> float:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from anomnorm_core.fields import MAPPING_FIELDS, missing_fields, require_shapes, wrong_type
+from anomnorm_core.fields import MAPPING_FIELDS, missing_fields, require_shapes, require_truth, wrong_type
 
 Outputs = Mapping[str, Any]
 
@@ -18,6 +18,13 @@ class Scores(NamedTuple):
     maps: Array | None  # (B, 1, H, W) or (B, H, W)
 
 
+class GroundTruth(NamedTuple):
+    """What is known about the samples of a batch."""
+
+    anomalous: Array | None  # (B,) bool
+    masks: Array | None  # (B, 1, H, W) or (B, H, W); not 0 where a pixel is anomalous
+
+
 def used(outputs: Outputs) -> dict[str, Any]:
     """The entries that normalization works on: a step may also return file names, which nothing can trace.
 
@@ -26,7 +33,7 @@ def used(outputs: Outputs) -> dict[str, Any]:
     """
     if not isinstance(outputs, Mapping):
         raise missing_fields(type(outputs).__name__, getattr(outputs, "__dict__", ()), attributes=False)
-    names = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps, *MAPPING_FIELDS.labels)
+    names = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps, *MAPPING_FIELDS.labels, *MAPPING_FIELDS.masks)
     found = {name: outputs[name] for name in names if outputs.get(name) is not None}
     if not {MAPPING_FIELDS.scores, MAPPING_FIELDS.maps} & found.keys():
         raise missing_fields(type(outputs).__name__, outputs, attributes=False)
@@ -49,12 +56,31 @@ def read(outputs: Outputs) -> Scores:
     return Scores(scores, maps)
 
 
-def normal_samples(outputs: Outputs) -> Array | None:
-    """Which samples the outputs label normal, as a boolean array of shape (B,); None where there are no labels."""
-    for name in MAPPING_FIELDS.labels:
-        if outputs.get(name) is not None:
-            return jnp.ravel(jnp.asarray(outputs[name])) == 0
-    return None
+def ground_truth(outputs: Outputs, values: Scores) -> GroundTruth:
+    """The labels and masks of the `used` entries of a step's outputs.
+
+    Without labels, a sample is anomalous if its mask marks a pixel.
+
+    Raises:
+        OutputError: they do not belong to the scores and maps.
+    """
+    masks, labels = _first(outputs, MAPPING_FIELDS.masks), _first(outputs, MAPPING_FIELDS.labels)
+    if labels is not None:
+        anomalous = jnp.ravel(labels) != 0
+    elif masks is not None:
+        anomalous = jnp.any(masks != 0, axis=tuple(range(1, masks.ndim)))
+    else:
+        anomalous = None
+    require_truth(_shape(anomalous), _shape(masks), values.scores.shape, _shape(values.maps))
+    return GroundTruth(anomalous, masks)
+
+
+def _shape(value: Array | None) -> tuple[int, ...] | None:
+    return None if value is None else tuple(value.shape)
+
+
+def _first(outputs: Outputs, names: tuple[str, ...]) -> Array | None:
+    return next((jnp.asarray(outputs[name]) for name in names if outputs.get(name) is not None), None)
 
 
 def replaced(outputs: Outputs, entries: dict[str, Array]) -> dict[str, Any]:

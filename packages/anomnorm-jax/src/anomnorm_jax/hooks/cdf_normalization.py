@@ -4,23 +4,30 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from tqdm.auto import tqdm
 
-from anomnorm_core.policy import Center, Method
+from anomnorm_core.errors import NotFittedError
+from anomnorm_core.fields import MAPS, SCORES
+from anomnorm_core.fit_check import LIMITS, FitCheck
+from anomnorm_core.policy import Center, Method, Source
 from anomnorm_jax import cdf
+from anomnorm_jax._arrays import to_host
 from anomnorm_jax.cdf import ScoreDistribution
+from anomnorm_jax.hooks import _validation_run
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
     NormalizationState,
     require_fitted,
     require_maps,
+    require_thresholds,
 )
 from anomnorm_jax.normalizer import Normalizer
-from anomnorm_jax.outputs import Outputs, Scores, normal_samples, read, replaced, used
+from anomnorm_jax.outputs import Outputs, Scores, ground_truth, read, replaced, used
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +57,19 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         outputs = hook.on_predict_batch_end(state, predict(batch))
 
     Args:
-        threshold: decision threshold in z units.
-        pixel_threshold: the same for the anomaly maps; None takes ``threshold``.
+        threshold: decision threshold in z units, or how it is found when a validation run ends. ``"adaptive"`` (or
+            None): the one of the best F1, by the labels and masks in the outputs. ``"normal_quantile"``: just above the
+            normal samples.
+        pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does, and takes a number that was
+            given there.
+        normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
+            ``"adaptive"`` finds no anomaly.
+        capacity: how many image scores of a validation run there is room for, if a threshold has to be found: 5 or 9
+            bytes each. A run with more is an error at its end.
         center: where pixel z-scores are zero: ``"image"`` (the image-level mean, the founding behaviour) or
             ``"pixel"`` (each pixel's own mean, for detectors with a stable spatial baseline).
+        source: what the batches of `on_validation_epoch_start` are: ``"train"``, or ``"validation"``, normal samples
+            that unlike the training data the detector has not seen before, which then have to be labelled.
         progress: whether passes over the training data show a progress bar.
         on_invalid: ``"warn"``: scores without a logarithm (NaN, infinite, not positive) are left out of the statistics
             and one warning per fit counts them; ``"raise"``: they are an error when the fit ends.
@@ -63,11 +79,14 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
     """
 
     center: Center | str = Center.IMAGE
+    source: Source | str = Source.TRAIN
     progress: bool = True
+    _positive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "center", Center.parse(self.center, "center"))
+        object.__setattr__(self, "source", Source.parse(self.source, "source"))
 
     def setup(self, outputs: Outputs) -> State:
         """An empty state for steps that return ``outputs`` (an example, or its shapes).
@@ -76,7 +95,8 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             OutputError: the outputs hold neither scores nor maps.
         """
         values = jax.eval_shape(read, used(outputs))
-        return self._state(cdf.init(), None if values.maps is None else cdf.init(tuple(values.maps.shape[-2:])))
+        pixel = None if values.maps is None else cdf.init(tuple(values.maps.shape[-2:]))
+        return self._state(outputs, cdf.init(), pixel, jnp.zeros((1 + len(LIMITS),), dtype=jnp.uint32))
 
     def on_validation_epoch_start(
         self, state: State, predict: Callable[[Batch], Outputs], batches: Iterable[Batch]
@@ -99,37 +119,64 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         """
         logger.info("Collecting the statistics of the normal data to normalize the scores.")
         pixel = None if state.pixel is None else cdf.init(state.pixel.mean.shape)
-        state = replace(state, image=cdf.init(), pixel=pixel, fitted=())
+        state = replace(self._begun(state), image=cdf.init(), pixel=pixel, fitted=())
         for batch in tqdm(batches, desc="Collecting normal scores", leave=False, disable=not self.progress):
             state = self._update(state, used(predict(batch)))
         return self._finish(state)
 
     @partial(jax.jit, static_argnums=0)
     def _update(self, state: State, outputs: dict[str, Array]) -> State:
-        values, normal = read(outputs), normal_samples(outputs)
+        values = read(outputs)
         require_maps(state, values)
+        anomalous = ground_truth(outputs, values).anomalous
+        if anomalous is None and self.source is Source.VALIDATION:
+            raise NotFittedError(
+                "source=\"validation\" fits on the normal validation samples, but the outputs have no 'label' or "
+                "'gt_label' that tells which those are."
+            )
+        normal = None if anomalous is None else ~anomalous
         pixel = state.pixel
         if pixel is not None and values.maps is not None:
             pixel = cdf.update(pixel, values.maps, where=normal)
         return replace(state, image=cdf.update(state.image, values.scores, where=normal), pixel=pixel)
 
     def on_validation_batch_end(self, state: State, outputs: Outputs) -> tuple[State, dict[str, Any]]:
-        """The outputs with z-scores in place of raw scores and maps; the state stays as it is.
+        """The outputs with z-scores in place of raw scores and maps; the state takes note of the raw ones.
 
         Raises:
             NotFittedError: the state has not been fitted.
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width.
         """
-        return state, replaced(outputs, self._standardize_batch(state, used(outputs)))
+        state, z = self._validate_batch(state, used(outputs))
+        return state, replaced(outputs, z)
 
     def on_validation_epoch_end(self, state: State) -> State:
-        """Check the statistics and mark the state as fitted (which also makes a restored state usable).
+        """Find the thresholds that nobody gave, and check how the fit does on normal validation samples (clause S9).
+
+        It also makes a state usable into which the arrays of another one were put.
 
         Raises:
-            NotFittedError, InsufficientDataError: too few valid scores to fit on.
+            NotFittedError, InsufficientDataError: too few valid scores to fit on, or none to place a threshold by.
+            AnomnormError: the state is traced, or ``capacity`` was too small.
         """
-        return state if state.fitted else self._finish(state)
+        state = self._find_thresholds(state if state.fitted else self._finish(state))
+        check = self.fit_check(state)
+        if check is None or not check.surprising or state.warned is None or bool(to_host(state.warned)):
+            return state
+        check.report()
+        return replace(state, warned=jnp.ones_like(state.warned))
+
+    def fit_check(self, state: State) -> FitCheck | None:
+        """How the fit does on the labelled normal samples of the last validation run; None without any (clause S9)."""
+        if state.normals is None:
+            return None
+        normals, *above = (int(count) for count in to_host(state.normals))
+        return FitCheck(int(to_host(state.image.count)), normals, *above) if normals else None
+
+    def _found(self, state: State, threshold: Array) -> State:
+        # On raw scores: rounding to z-scores could move the sample that defines the threshold below it (clause P2).
+        return replace(state, image_threshold=threshold.astype(float), raw_threshold=True)
 
     def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
@@ -140,13 +187,23 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         return replaced(outputs, self._normalize_batch(state, used(outputs)))
 
     @partial(jax.jit, static_argnums=0)
-    def _standardize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
+    def _validate_batch(self, state: State, outputs: dict[str, Array]) -> tuple[State, dict[str, Array]]:
         values = self._checked(state, outputs)
-        return self._normalizer(state).standardize(values.scores, values.maps)
+        z = self._normalizer(state).standardize(values.scores, values.maps)
+        truth = ground_truth(outputs, values)
+        run, normals = state.run, state.normals
+        if run is not None:
+            run = _validation_run.update(run, values.scores, z.get(MAPS), truth)
+        if normals is not None and truth.anomalous is not None and self.source is Source.TRAIN:
+            above = [~jnp.isnan(z[SCORES]), *(z[SCORES] > limit for limit in LIMITS)]
+            counted = (jnp.sum(which & ~truth.anomalous, dtype=jnp.uint32) for which in above)
+            normals = normals + jnp.stack(list(counted))
+        return replace(state, run=run, normals=normals), z
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:
         values = self._checked(state, outputs)
+        require_thresholds(state)
         return self._normalizer(state)(values.scores, values.maps)
 
     def _checked(self, state: State, outputs: dict[str, Array]) -> Scores:
@@ -163,5 +220,6 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             threshold=state.image_threshold,
             pixel=None if pixel is None else cdf.mean_std(pixel, level="pixel"),
             pixel_threshold=state.pixel_threshold,
+            raw_threshold=state.raw_threshold,
             center=Center(self.center),
         )

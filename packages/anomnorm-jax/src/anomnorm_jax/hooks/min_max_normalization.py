@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
@@ -10,15 +10,17 @@ from jax import Array
 from anomnorm_core.errors import AnomnormError
 from anomnorm_core.policy import Method
 from anomnorm_jax import min_max
+from anomnorm_jax.hooks import _validation_run
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
     NormalizationState,
     require_fitted,
     require_maps,
+    require_thresholds,
 )
 from anomnorm_jax.min_max import MinMaxStatistics
 from anomnorm_jax.normalizer import Normalizer
-from anomnorm_jax.outputs import Outputs, read, replaced, used
+from anomnorm_jax.outputs import Outputs, ground_truth, read, replaced, used
 
 State = NormalizationState[MinMaxStatistics]
 
@@ -44,8 +46,15 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
         outputs = hook.on_predict_batch_end(state, predict(batch))
 
     Args:
-        threshold: decision threshold in raw units.
-        pixel_threshold: the same for the anomaly maps; None takes ``threshold``.
+        threshold: decision threshold in raw units, or how it is found when a validation run ends. ``"adaptive"`` (or
+            None): the one of the best F1, by the labels and masks in the outputs. ``"normal_quantile"``: just above the
+            normal samples.
+        pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does, and takes a number that was
+            given there.
+        normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
+            ``"adaptive"`` finds no anomaly.
+        capacity: how many image scores of a validation run there is room for, if a threshold has to be found: 5 or 9
+            bytes each. A run with more is an error at its end.
         shared_range: one range for both levels, from the maps where there are any (the founding behaviour).
         on_invalid: ``"warn"``: NaN and infinite scores are left out of the statistics and one warning per fit counts
             them; ``"raise"``: they are an error when the fit ends.
@@ -55,6 +64,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
     """
 
     shared_range: bool = False
+    _positive: ClassVar[bool] = False
 
     def setup(self, outputs: Outputs) -> State:
         """An empty state for steps that return ``outputs`` (an example, or its shapes).
@@ -63,12 +73,12 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             OutputError: the outputs hold neither scores nor maps.
         """
         values = jax.eval_shape(read, used(outputs))
-        return self._state(min_max.init(), None if values.maps is None else min_max.init())
+        return self._state(outputs, min_max.init(), None if values.maps is None else min_max.init())
 
     def on_validation_epoch_start(self, state: State) -> State:
         """Empty the statistics: each validation run stands for itself (clause L1)."""
         pixel = None if state.pixel is None else min_max.init()
-        return replace(state, image=min_max.init(), pixel=pixel, fitted=())
+        return replace(self._begun(state), image=min_max.init(), pixel=pixel, fitted=())
 
     def on_validation_batch_end(self, state: State, outputs: Outputs) -> tuple[State, Outputs]:
         """Add the batch's raw scores to the statistics; the outputs stay as they are.
@@ -93,16 +103,23 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
         pixel = state.pixel
         if pixel is not None and values.maps is not None:
             pixel = min_max.update(pixel, values.maps)
-        return replace(state, image=min_max.update(state.image, image_values), pixel=pixel)
+        run = state.run
+        if run is not None:
+            run = _validation_run.update(run, values.scores, values.maps, ground_truth(outputs, values))
+        return replace(state, image=min_max.update(state.image, image_values), pixel=pixel, run=run)
 
     def on_validation_epoch_end(self, state: State) -> State:
-        """Check the statistics, report what was left out of them, and mark the state as fitted.
+        """Check the statistics, report what was left out of them, and find the thresholds that nobody gave.
 
         Raises:
             NotFittedError: the run has seen no valid score.
             InvalidScoreError: under ``on_invalid="raise"``, something was left out.
+            AnomnormError: the state is traced, or ``capacity`` was too small.
         """
-        return self._finish(state)
+        return self._find_thresholds(self._finish(state))
+
+    def _found(self, state: State, threshold: Array) -> State:
+        return replace(state, image_threshold=threshold.astype(float))
 
     def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks.
@@ -122,6 +139,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
         values = read(outputs)
         require_maps(state, values)
         require_fitted(state, values, shared=self.shared_range)
+        require_thresholds(state)
         return self._normalizer(state)(values.scores, values.maps)
 
     def _normalizer(self, state: State) -> Normalizer:

@@ -1,0 +1,86 @@
+"""A validation run with hooks over one or several devices and processes, as a program that prints what was found.
+
+``python sharded_run.py KIND DEVICES [PORT PROCESS]``: with a port, one of two processes.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+kind, devices = sys.argv[1], int(sys.argv[2])
+jax.config.update("jax_num_cpu_devices", devices)
+if len(sys.argv) > 3:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[4]))
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook  # noqa: E402
+
+RNG = np.random.default_rng(59)
+LABELS = (np.arange(32) % 3 == 1).astype("i4")
+MASKS = RNG.random((32, 4, 4)) < 0.3 * LABELS[:, None, None]
+SCORES = np.exp(RNG.normal(size=32) + LABELS).astype("f4")
+MAPS = np.exp(RNG.normal(size=(32, 4, 4)) + MASKS).astype("f4")
+DATA = {"pred_scores": SCORES, "anomaly_maps": MAPS, "label": LABELS, "mask": MASKS}
+
+mesh = Mesh(np.array(jax.devices()), ("batch",))
+split = NamedSharding(mesh, PartitionSpec("batch"))
+
+
+def globally(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The batch over all devices of all processes, each of which has made only its own part of it."""
+    return {
+        name: jax.make_array_from_callback(part.shape, split, lambda index, part=part: part[index])
+        for name, part in batch.items()
+    }
+
+
+batches = [globally({name: part[i : i + 8] for name, part in DATA.items()}) for i in range(0, 32, 8)]
+hook: Any = CdfNormalizationHook(progress=False) if kind == "cdf" else MinMaxNormalizationHook()
+
+
+def run(update: Any) -> dict[str, Any]:
+    """What a run finds whose batches go through ``update``."""
+    state = hook.setup(batches[0])
+    if kind == "cdf":
+        state = hook.on_validation_epoch_start(state, lambda batch: batch, batches)
+    else:
+        state = hook.on_validation_epoch_start(state)
+    for batch in batches:
+        state = update(state, batch)
+    state = hook.on_validation_epoch_end(state)
+    result = hook.on_predict_batch_end(state, batches[1])
+    assert result["pred_scores"].sharding.is_equivalent_to(split, 1)
+    whole = jax.jit(lambda values: values, out_shardings=NamedSharding(mesh, PartitionSpec()))(result)
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), hook.to_arrays(state))
+    return {
+        "arrays": arrays,
+        "thresholds": hook.thresholds(state),
+        "outputs": {name: np.asarray(value).tolist() for name, value in whole.items()},
+    }
+
+
+def jitted(state: Any, batch: Any) -> Any:
+    return hook.on_validation_batch_end(state, batch)[0]
+
+
+@jax.jit
+def mapped(state: Any, batch: Any) -> Any:
+    """The same with an axis name: each shard begins from nothing, and all of them are merged into the state."""
+    nothing = jax.tree.map(jnp.zeros_like, (state.run, state.normals))
+    fresh = replace(hook.setup(batches[0]) if kind == "min-max" else state, run=nothing[0], normals=nothing[1])
+
+    def shard(begun: Any, part: Any) -> Any:
+        return hook.all_merge(hook.on_validation_batch_end(begun, part)[0], "batch")
+
+    specs = (PartitionSpec(), PartitionSpec("batch"))
+    return hook.merge(state, jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(fresh, batch))
+
+
+print(json.dumps({"jit": run(jitted), "shard_map": run(mapped)}))

@@ -1,0 +1,82 @@
+"""One device, four devices, and two processes of two devices find the same (clause L8)."""
+
+import json
+import socket
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+PROGRAM = Path(__file__).parent / "sharded_run.py"
+KINDS = pytest.mark.parametrize("kind", ["min-max", "cdf"])
+
+
+def start(*arguments: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> Any:
+    try:
+        output, error = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, error[-3000:]
+    return json.loads(output.splitlines()[-1])
+
+
+@lru_cache
+def run(kind: str, devices: int) -> Any:
+    return finish(start(kind, devices))
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for level in ("image", "pixel"):
+        for name, value in expected["arrays"][level].items():
+            mine = np.array(found["arrays"][level][name])
+            if name in ("count", "invalid", "min", "max"):  # to the last bit
+                np.testing.assert_array_equal(mine, value, err_msg=name)
+            elif not name.endswith("_tail"):
+                tail = np.array(found["arrays"][level][f"{name}_tail"])
+                wanted = np.array(value) + np.array(expected["arrays"][level][f"{name}_tail"])
+                # A mean near zero is known as well as the logarithms that it is of, which are about one.
+                np.testing.assert_allclose(mine + tail, wanted, rtol=1e-6, atol=1e-7, err_msg=name)
+    # The image threshold is a raw score, the pixel threshold the edge of a bin.
+    for name in (
+        "image_threshold",
+        "pixel_threshold",
+        "known",
+        *(["normals"] if "normals" in expected["arrays"] else []),
+    ):
+        assert found["arrays"][name] == expected["arrays"][name], name
+    for name, values in expected["outputs"].items():
+        if name in ("pred_labels", "pred_masks"):
+            assert found["outputs"][name] == values
+        else:
+            np.testing.assert_allclose(found["outputs"][name], values, atol=2.0**-21)
+
+
+@pytest.mark.clause("L8", "T2", "T5")
+@KINDS
+def test_a_batch_over_four_devices(kind: str) -> None:
+    one, four = run(kind, 1), run(kind, 4)
+    for way in ("jit", "shard_map"):
+        assert_same(four[way], one["jit"])
+
+
+@pytest.mark.clause("L8", "T2", "T5")
+@KINDS
+def test_two_processes_of_two_devices(kind: str) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [start(kind, 2, port, rank) for rank in (0, 1)]
+    one = run(kind, 1)
+    for process in processes:
+        found = finish(process)
+        for way in ("jit", "shard_map"):
+            assert_same(found[way], one["jit"])

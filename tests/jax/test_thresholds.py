@@ -1,0 +1,274 @@
+"""Thresholds that the hooks find in validation runs, against an exhaustive search in NumPy (clauses T1 to T6, S9)."""
+
+import math
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anomnorm_core import AnomnormError, FitCheck, FitWarning, NotFittedError, OutputError, ThresholdWarning
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook
+
+RNG = np.random.default_rng(23)
+TRAIN_SCORES = np.exp(RNG.normal(size=24)).astype("f4")
+TRAIN_MAPS = np.exp(RNG.normal(size=(24, 4, 4))).astype("f4")
+LABELS = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1])
+SCORES = np.exp(RNG.normal(size=11) + LABELS).astype("f4")
+MASKS = RNG.random((11, 4, 4)) < 0.3 * LABELS[:, None, None]
+MAPS = np.exp(RNG.normal(size=(11, 4, 4)) + 1.5 * MASKS).astype("f4")
+DATA = {"pred_scores": SCORES, "anomaly_maps": MAPS, "label": LABELS, "mask": MASKS}
+KINDS = pytest.mark.parametrize("kind", [MinMaxNormalizationHook, CdfNormalizationHook])
+
+
+def f1(flagged: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * (flagged & truth).sum() / (flagged.sum() + truth.sum())
+
+
+def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The largest among the candidates of the best F1."""
+    candidates = np.unique(scores[truth])
+    values = [f1(scores >= candidate, truth) for candidate in candidates]
+    return float(max(c for c, value in zip(candidates, values, strict=True) if value == max(values)))
+
+
+def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logs = np.log(values.astype("f8"))
+    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
+
+
+def decided(kind: Any, level: str, values: np.ndarray) -> np.ndarray:
+    """Values in decision space: raw, or z-scores with the image-level mean as centre."""
+    if kind is MinMaxNormalizationHook:
+        return values.astype("f8")
+    mean, std = moments(TRAIN_SCORES)
+    return (np.log(values.astype("f8")) - mean) / (std if level == "image" else moments(TRAIN_MAPS)[1])
+
+
+def batches(data: dict[str, np.ndarray], size: int = 4) -> list[dict[str, np.ndarray]]:
+    count = len(next(iter(data.values())))
+    return [{name: part[i : i + size] for name, part in data.items()} for i in range(0, count, size)]
+
+
+def begun(hook: Any, state: Any) -> Any:
+    if isinstance(hook, MinMaxNormalizationHook):
+        return hook.on_validation_epoch_start(state)
+    training = {"pred_scores": TRAIN_SCORES} | ({} if state.pixel is None else {"anomaly_maps": TRAIN_MAPS})
+    return hook.on_validation_epoch_start(state, dict, batches(training))
+
+
+def validated(hook: Any, data: dict[str, np.ndarray], state: Any = None) -> Any:
+    setup = hook.setup({"anomaly_maps": MAPS} | batches(data)[0]) if state is None else state
+    state = begun(hook, setup)
+    for outputs in batches(data):
+        state, _ = hook.on_validation_batch_end(state, outputs)
+    return hook.on_validation_epoch_end(state)
+
+
+def options(kind: Any, *values: Any, **more: Any) -> Any:
+    return kind(*values, **more, **({"progress": False} if kind is CdfNormalizationHook else {}))
+
+
+@pytest.mark.clause("T1", "T2", "T5", "P2")
+@KINDS
+@pytest.mark.parametrize("option", [None, "adaptive"])
+def test_the_threshold_of_the_best_f1_is_found_at_both_levels(kind: Any, option: str | None) -> None:
+    hook = options(kind, option)
+    state = validated(hook, DATA)
+    truth = LABELS == 1
+    threshold = np.float32(best_threshold(SCORES, truth))
+    assert hook.thresholds(state)["image"] == pytest.approx(float(decided(kind, "image", threshold)), rel=2e-6)
+    z = decided(kind, "pixel", MAPS)
+    optimum = f1(z >= best_threshold(z, MASKS), MASKS)
+    assert f1(z >= hook.thresholds(state)["pixel"], MASKS) >= optimum - 1e-3
+    found = hook.on_predict_batch_end(state, DATA)
+    assert found["pred_labels"].tolist() == (threshold <= SCORES).tolist()
+    assert found["pred_scores"][threshold == SCORES] == 0.5
+    assert found["pred_masks"].tolist() == (z >= hook.thresholds(state)["pixel"]).tolist()
+    normalizer = hook.normalizer(state)
+    for name, values in normalizer(SCORES, MAPS).items():
+        assert values.tolist() == found[name].tolist(), name
+
+
+@pytest.mark.clause("T3")
+@KINDS
+@pytest.mark.parametrize("given", [{}, {"threshold": "normal_quantile"}])
+@pytest.mark.parametrize("quantile", [1.0, 0.6])
+def test_normals_alone_place_the_threshold_above_their_quantile(kind: Any, given: Any, quantile: float) -> None:
+    hook = options(kind, **given, normal_quantile=quantile)
+    state = validated(hook, DATA | {"label": 0 * LABELS, "mask": 0 * MASKS})
+    found = hook.on_predict_batch_end(state, DATA)
+    allowed = math.floor((1 - quantile) * len(SCORES) + 1e-9)
+    assert set(np.flatnonzero(found["pred_labels"])) == set(np.argsort(SCORES)[len(SCORES) - allowed :])
+    assert found["pred_masks"].sum() == math.floor((1 - quantile) * MAPS.size + 1e-9)
+
+
+@pytest.mark.clause("T3", "T6")
+@KINDS
+def test_incomplete_ground_truth(kind: Any) -> None:
+    scores = {"pred_scores": SCORES, "anomaly_maps": MAPS}
+    hook = options(kind)
+    with pytest.warns(ThresholdWarning, match="11 of 11 validation samples have no 'label'"):
+        state = validated(hook, scores)
+    assert not hook.on_predict_batch_end(state, DATA)["pred_labels"].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        validated(options(kind, "normal_quantile"), scores)
+    state = validated(hook, scores | {"label": LABELS})  # no masks: the pixel threshold is that of the images
+    assert hook.thresholds(state)["pixel"] == hook.thresholds(state)["image"]
+    masked, labelled = validated(hook, scores | {"mask": MASKS}), validated(hook, DATA | {"label": MASKS.any((1, 2))})
+    assert hook.thresholds(masked) == hook.thresholds(labelled)
+    with pytest.raises(OutputError, match=r"'mask' .* \(11, 2, 2\) .* \(11, 4, 4\)"):
+        hook.on_validation_batch_end(begun(hook, hook.setup(DATA)), DATA | {"mask": MASKS[:, :2, :2]})
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_levels_are_set_separately_and_numbers_win(kind: Any) -> None:
+    found = options(kind)
+    expected = found.thresholds(validated(found, DATA))
+    for given, wanted in (
+        ({"pixel_threshold": 2.5}, {"image": expected["image"], "pixel": 2.5}),
+        ({"threshold": 1.5, "pixel_threshold": "adaptive"}, {"image": 1.5, "pixel": expected["pixel"]}),
+        ({"threshold": 1.5}, {"image": 1.5, "pixel": 1.5}),
+    ):
+        hook = options(kind, **given)
+        assert hook.thresholds(validated(hook, DATA)) == wanted
+    state = found.with_threshold(validated(found, DATA), 0.25, 0.5)
+    assert found.thresholds(state) == {"image": 0.25, "pixel": 0.5}
+    state = validated(found, DATA, state)  # and stays through another run
+    assert found.thresholds(state) == {"image": 0.25, "pixel": 0.5}
+    state = validated(found, DATA, found.with_threshold(state, None))
+    assert found.thresholds(state) == expected
+
+
+@pytest.mark.clause("N8", "T1")
+@KINDS
+def test_there_is_no_threshold_before_a_validation_run_ends(kind: Any) -> None:
+    hook = options(kind)
+    state = begun(hook, hook.setup(DATA))
+    if kind is CdfNormalizationHook:
+        with pytest.raises(NotFittedError, match="they are found when a validation run ends"):
+            hook.on_predict_batch_end(state, DATA)
+        with pytest.raises(NotFittedError, match="they are found when"):
+            hook.on_test_start(state)
+    finished = validated(hook, DATA)
+    assert hook.on_test_start(finished) is finished
+    assert hook.on_predict_start(finished) is finished
+    with pytest.raises(NotFittedError, match="threshold of the state is nan"):
+        hook.on_test_start(hook.with_threshold(finished, jnp.nan * jnp.ones(())))
+
+
+@pytest.mark.clause("T5")
+@KINDS
+def test_more_images_than_there_is_room_for_are_an_error_and_as_many_are_not(kind: Any) -> None:
+    hook = options(kind, capacity=11)
+    assert hook.thresholds(validated(hook, DATA)) == hook.thresholds(validated(options(kind), DATA))
+    with pytest.raises(AnomnormError, match=r"had 11 images, and the hook keeps the scores of 10 .* capacity=11"):
+        validated(options(kind, capacity=10), DATA)
+
+
+@pytest.mark.clause("N6", "T2")
+def test_scores_without_a_logarithm_are_never_flagged() -> None:
+    hook = options(CdfNormalizationHook)
+    scores, labels = np.float32([0.0, 0.0, 1.0, 2.0, 3.0]), np.array([1, 1, 0, 1, 1])
+    state = hook.on_validation_epoch_start(hook.setup({"pred_scores": scores}), dict, [{"pred_scores": TRAIN_SCORES}])
+    state, _ = hook.on_validation_batch_end(state, {"pred_scores": scores, "label": labels})
+    found = hook.on_predict_batch_end(hook.on_validation_epoch_end(state), {"pred_scores": scores})
+    assert found["pred_labels"].tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.clause("T2", "T5")
+@KINDS
+@pytest.mark.filterwarnings("ignore:the scores lie so close together")
+def test_a_whole_validation_step_compiles_once_over_epochs(kind: Any) -> None:
+    hook = options(kind)
+    traces = 0
+
+    @jax.jit
+    def step(state: Any, gain: jax.Array, outputs: dict[str, jax.Array]) -> Any:
+        nonlocal traces
+        traces += 1
+        scaled = {name: gain * outputs[name] for name in ("pred_scores", "anomaly_maps")}
+        return hook.on_validation_batch_end(state, outputs | scaled)
+
+    state = hook.setup(DATA)
+    for epoch in range(3):
+        state = begun(hook, state)
+        for outputs in batches({name: part[:8] for name, part in DATA.items()}):
+            state, _ = step(state, jnp.float32(1 + epoch), outputs)
+        state = hook.on_validation_epoch_end(state)
+    assert traces == 1
+    expected = best_threshold(3 * SCORES[:8], LABELS[:8] == 1)
+    assert hook.thresholds(state)["image"] == pytest.approx(decided(kind, "image", np.float32(expected)), rel=2e-6)
+
+
+@pytest.mark.clause("S9")
+def test_the_fit_check_counts_warns_once_and_stays_readable() -> None:
+    hook = options(CdfNormalizationHook, 1.0)
+    labels = np.arange(40) % 4 == 3
+    unseen = np.exp(RNG.normal(1.5, 1.5, size=40)).astype("f4")
+    training = np.exp(RNG.normal(size=60)).astype("f4")
+    state = hook.setup({"pred_scores": unseen})
+    caught: list[Any] = []
+    for _ in range(3):
+        state = hook.on_validation_epoch_start(state, dict, [{"pred_scores": training}])
+        for outputs in batches({"pred_scores": unseen, "label": labels}):
+            state, _ = hook.on_validation_batch_end(state, outputs)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            state = hook.on_validation_epoch_end(state)
+        caught += [each for each in found if each.category is FitWarning]
+    assert len(caught) == 1
+    mean, std = moments(training)
+    z = (np.log(unseen[~labels].astype("f8")) - mean) / std
+    assert hook.fit_check(state) == FitCheck(60, int((~labels).sum()), int((z > 2).sum()), int((z > 3).sum()))
+    state = hook.on_validation_epoch_start(state, dict, [{"pred_scores": training}])
+    assert hook.fit_check(state) is None  # of a run that has shown nothing yet
+
+
+@pytest.mark.clause("S9", "L3")
+def test_source_validation_needs_labels_and_checks_nothing() -> None:
+    hook = options(CdfNormalizationHook, 1.0, source="validation")
+    state = hook.setup({"pred_scores": SCORES})
+    with pytest.raises(NotFittedError, match="the outputs have no 'label' or 'gt_label'"):
+        hook.on_validation_epoch_start(state, dict, [{"pred_scores": SCORES}])
+    data = {"pred_scores": SCORES, "label": LABELS}
+    state = hook.on_validation_epoch_start(state, dict, [data])
+    assert int(state.image.count) == (LABELS == 0).sum()
+    state, _ = hook.on_validation_batch_end(state, data)
+    assert hook.fit_check(hook.on_validation_epoch_end(state)) is None
+
+
+@pytest.mark.clause("L6", "T4")
+@KINDS
+@pytest.mark.parametrize("maps", [True, False])
+def test_arrays_of_a_state_are_restored_into_a_fresh_one(kind: Any, maps: bool) -> None:
+    hook = options(kind)
+    data = DATA if maps else {name: DATA[name] for name in ("pred_scores", "label")}
+    fresh = hook.setup(batches(data)[0])
+    state = validated(hook, data, fresh)
+    arrays = hook.to_arrays(state)
+    assert jax.tree.structure(arrays) == jax.tree.structure(hook.to_arrays(fresh))
+    restored = hook.restore(fresh, jax.tree.map(np.asarray, arrays))
+    assert hook.thresholds(restored) == hook.thresholds(state)
+    for name, value in hook.on_test_batch_end(restored, data).items():
+        assert value.tolist() == hook.on_test_batch_end(state, data)[name].tolist(), name
+    number = options(kind, 0.75)
+    assert number.thresholds(number.restore(number.setup(batches(data)[0]), arrays))["image"] == 0.75
+    with pytest.raises(AnomnormError, match=r"do not belong to this state: .*image\."):
+        hook.restore(fresh, {**arrays, "image": {}})
+
+
+@pytest.mark.clause("S1")
+@KINDS
+def test_states_of_workers_merge(kind: Any) -> None:
+    hook = options(kind)
+    start = begun(hook, hook.setup(DATA))
+    parts = [start, start]
+    for index, outputs in enumerate(batches(DATA, 3)):
+        parts[index % 2], _ = hook.on_validation_batch_end(parts[index % 2], outputs)
+    state = hook.on_validation_epoch_end(hook.merge(*parts))
+    assert hook.thresholds(state) == hook.thresholds(validated(hook, DATA))
