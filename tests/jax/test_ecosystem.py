@@ -148,29 +148,6 @@ def test_orbax_saves_and_restores_a_state_alone_and_beside_the_weights(hook: Any
             assert hook.thresholds(restored) == hook.thresholds(state)
 
 
-@pytest.mark.clause("L6")
-def test_orbax_restores_onto_another_sharding(tmp_path: Path) -> None:
-    # The whole of it on a mesh of several devices is in a process of its own, see sharded_run.py.
-    hook = CdfNormalizationHook(progress=False)
-    state = fitted(hook)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    def target(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows if leaf.ndim == 2 else whole)
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "a", hook.to_arrays(state))
-        checkpointer.wait_until_finished()
-        template = jax.tree.map(target, hook.to_arrays(hook.setup(DATA)))
-        arrays = checkpointer.restore(tmp_path / "a", template)
-    restored = hook.restore(hook.setup(DATA), arrays)
-    assert restored.pixel is not None
-    assert restored.pixel.mean.sharding.is_equivalent_to(rows, 2)
-    assert_equal(hook.on_test_batch_end(restored, DATA), hook.on_test_batch_end(state, DATA))
-
-
 # A model that is a pytree, and optax alone
 
 

@@ -66,6 +66,7 @@ def test_a_batch_over_four_devices(kind: str) -> None:
     one, four = run(kind, 1), run(kind, 4)
     for way in ("jit", "shard_map"):
         assert_same(four[way], one["jit"])
+    assert four["moved"]  # a checkpoint onto another sharding
 
 
 @pytest.mark.clause("L8", "T2", "T5")

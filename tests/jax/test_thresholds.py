@@ -272,3 +272,83 @@ def test_states_of_workers_merge(kind: Any) -> None:
         parts[index % 2], _ = hook.on_validation_batch_end(parts[index % 2], outputs)
     state = hook.on_validation_epoch_end(hook.merge(*parts))
     assert hook.thresholds(state) == hook.thresholds(validated(hook, DATA))
+
+
+@KINDS
+@pytest.mark.parametrize("x64", [False, True])
+def test_hooks_that_search_work_under_strict_promotion_and_x64(kind: Any, x64: bool) -> None:
+    hook = options(kind)
+    expected = hook.thresholds(validated(hook, DATA))
+    with (
+        jax.enable_x64(x64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        found = hook.thresholds(validated(hook, DATA))
+        wide = {name: part.astype("f8") for name, part in DATA.items() if part.dtype == np.float32}
+        doubled = hook.thresholds(validated(hook, DATA | wide)) if x64 else expected
+    assert found == pytest.approx(expected, rel=2e-6)
+    assert doubled == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.clause("T3")
+def test_just_above_a_float32_score_is_a_float32_number_under_x64_too() -> None:
+    with jax.enable_x64(True):
+        hook = options(MinMaxNormalizationHook, "normal_quantile")
+        state = validated(hook, {"pred_scores": SCORES, "anomaly_maps": MAPS})
+        assert not hook.on_predict_batch_end(state, DATA)["pred_labels"].any()
+
+
+@pytest.mark.clause("L8")
+@KINDS
+def test_no_batch_of_a_search_calls_the_host(kind: Any) -> None:
+    hook = options(kind)
+    start = begun(hook, hook.setup(DATA))
+    text = str(jax.make_jaxpr(hook.on_validation_batch_end)(start, DATA))
+    assert "scatter" in text  # what was looked for could be there
+    assert not any(word in text for word in ("callback", "infeed", "outfeed", "device_put"))
+
+
+@pytest.mark.clause("L5")
+@KINDS
+def test_batches_without_maps_without_scores_and_without_samples(kind: Any) -> None:
+    hook = options(kind)
+    parts = [{"pred_scores": SCORES[:5], "label": LABELS[:5]}, {"anomaly_maps": MAPS[5:], "label": LABELS[5:]}]
+    empty = {name: part[:0] for name, part in DATA.items()}
+    state = begun(hook, hook.setup(DATA))
+    for outputs in (parts[0], empty, parts[1]):
+        state, _ = hook.on_validation_batch_end(state, outputs)
+    state = hook.on_validation_epoch_end(state)
+    scores = np.concatenate([SCORES[:5], MAPS[5:].max((1, 2))])
+    raw = np.float32(best_threshold(scores, LABELS == 1))
+    assert hook.thresholds(state)["image"] == pytest.approx(float(decided(kind, "image", raw)), rel=2e-6)
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+@pytest.mark.filterwarnings("ignore:.*not positive where a logarithm", "ignore:the scores lie so close")
+def test_scores_of_other_dtypes(kind: Any, dtype: str) -> None:
+    hook = options(kind)
+    scores = jnp.asarray(10 * SCORES).astype(dtype)
+    data = {"pred_scores": scores, "label": LABELS}
+    state = hook.setup(data)
+    state = (
+        hook.on_validation_epoch_start(state)
+        if kind is MinMaxNormalizationHook
+        else hook.on_validation_epoch_start(state, dict, [{"pred_scores": jnp.asarray(10 * TRAIN_SCORES + 1)}])
+    )
+    state, _ = hook.on_validation_batch_end(state, data)
+    found = hook.on_predict_batch_end(hook.on_validation_epoch_end(state), {"pred_scores": scores})
+    raw = np.asarray(scores.astype("float32"))
+    assert found["pred_labels"].tolist() == (raw >= best_threshold(raw, LABELS == 1)).tolist()
+    assert found["pred_labels"].tolist() == (found["pred_scores"] >= 0.5).tolist()
+
+
+@KINDS
+def test_the_state_of_a_run_can_be_donated(kind: Any) -> None:
+    hook = options(kind)
+    step = jax.jit(lambda state, outputs: hook.on_validation_batch_end(state, outputs)[0], donate_argnums=0)
+    state = jax.tree.map(jnp.array, begun(hook, hook.setup(DATA)))
+    for outputs in batches(DATA):
+        state = step(state, outputs)
+    assert hook.thresholds(hook.on_validation_epoch_end(state)) == hook.thresholds(validated(hook, DATA))
