@@ -5,7 +5,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ if len(sys.argv) > 3:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[4]))
 
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
@@ -73,14 +71,13 @@ def jitted(state: Any, batch: Any) -> Any:
 @jax.jit
 def mapped(state: Any, batch: Any) -> Any:
     """The same with an axis name: each shard begins from nothing, and all of them are merged into the state."""
-    nothing = jax.tree.map(jnp.zeros_like, (state.run, state.normals))
-    fresh = replace(hook.setup(batches[0]) if kind == "min-max" else state, run=nothing[0], normals=nothing[1])
 
     def shard(begun: Any, part: Any) -> Any:
         return hook.all_merge(hook.on_validation_batch_end(begun, part)[0], "batch")
 
     specs = (PartitionSpec(), PartitionSpec("batch"))
-    return hook.merge(state, jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(fresh, batch))
+    seen = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(hook.emptied(state), batch)
+    return hook.merge(state, seen)
 
 
 def moved() -> bool:

@@ -196,7 +196,8 @@ def test_a_training_loop_in_plain_jax(hook: Any) -> None:
     assert losses[-1] < losses[0]
     raw = np.concatenate([outputs(model, batch)["pred_scores"] for batch in rows])
     if isinstance(hook, MinMaxNormalizationHook):
-        assert [float(value) for value in min_max.bounds(state.image)] == [raw.min(), raw.max()]
+        # Computed once more, outside of the compiled step.
+        np.testing.assert_allclose(min_max.bounds(state.image), [raw.min(), raw.max()], rtol=1e-5)
     else:
         mean, _ = cdf.mean_std(state.image)
         np.testing.assert_allclose(mean, np.log(raw.astype("f8")).mean(), rtol=1e-5)

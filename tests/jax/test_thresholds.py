@@ -267,7 +267,7 @@ def test_arrays_of_a_state_are_restored_into_a_fresh_one(kind: Any, maps: bool) 
 def test_states_of_workers_merge(kind: Any) -> None:
     hook = options(kind)
     start = begun(hook, hook.setup(DATA))
-    parts = [start, start]
+    parts = [start, hook.emptied(start)]
     for index, outputs in enumerate(batches(DATA, 3)):
         parts[index % 2], _ = hook.on_validation_batch_end(parts[index % 2], outputs)
     state = hook.on_validation_epoch_end(hook.merge(*parts))
@@ -352,3 +352,50 @@ def test_the_state_of_a_run_can_be_donated(kind: Any) -> None:
     for outputs in batches(DATA):
         state = step(state, outputs)
     assert hook.thresholds(hook.on_validation_epoch_end(state)) == hook.thresholds(validated(hook, DATA))
+
+
+@pytest.mark.clause("N6", "T3")
+def test_normals_without_a_logarithm_are_not_flagged_either() -> None:
+    scores = np.float32([0, 0, 0, 0, 0, 0, 0, 1])
+    hook = options(CdfNormalizationHook, "normal_quantile")
+    state = hook.on_validation_epoch_start(hook.setup({"pred_scores": scores}), dict, [{"pred_scores": TRAIN_SCORES}])
+    state, _ = hook.on_validation_batch_end(state, {"pred_scores": scores, "label": np.arange(8) == 7})
+    state = hook.on_validation_epoch_end(state)
+    assert hook.on_predict_batch_end(state, {"pred_scores": scores})["pred_labels"].tolist() == [False] * 7 + [True]
+    hook.normalizer(state).fitted_state()  # can be saved
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_numbers_of_a_hook_win_over_a_checkpoint_level_by_level(kind: Any) -> None:
+    found = options(kind)
+    state = validated(found, DATA)
+    expected = found.thresholds(state)
+    by_hand = found.with_threshold(state, 2.0)
+    image, pixel = options(kind, 1.5, pixel_threshold="adaptive"), options(kind, pixel_threshold=1.5)
+    for saved in (state, by_hand):
+        arrays = found.to_arrays(saved)
+        assert image.thresholds(image.restore(image.setup(DATA), arrays))["image"] == 1.5
+        assert pixel.thresholds(pixel.restore(pixel.setup(DATA), arrays))["pixel"] == 1.5
+    restored = image.restore(image.setup(DATA), found.to_arrays(by_hand))
+    assert image.thresholds(validated(image, DATA, restored)) == {"image": 1.5, "pixel": expected["pixel"]}
+
+
+@KINDS
+def test_thresholds_given_as_arrays_are_copied_and_unneeded_masks_not_looked_at(kind: Any) -> None:
+    hook = options(kind, 1.0)
+    given = jnp.asarray(0.5)
+    state = hook.with_threshold(validated(hook, DATA | {"mask": np.zeros((11, 8, 8))}), given)
+    jax.jit(lambda state: state, donate_argnums=0)(state)  # no buffer stands in it twice
+    assert float(given) == 0.5  # nor is one of them the caller's
+    state = hook.with_threshold(validated(hook, DATA), given)
+    assert state.image_threshold is not given
+    assert state.image_threshold is not state.pixel_threshold
+    with pytest.raises(AnomnormError, match=r"a fit ends outside jax\.jit"):
+        jax.jit(hook.on_validation_epoch_end)(state)
+
+
+def test_a_run_without_batches_leaves_no_nan_behind() -> None:
+    hook = options(CdfNormalizationHook, 3.0, pixel_threshold="adaptive")
+    state = hook.on_validation_epoch_end(begun(hook, hook.setup(DATA)))
+    assert hook.thresholds(state) == {"image": 3.0, "pixel": 3.0}

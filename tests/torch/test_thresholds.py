@@ -399,6 +399,15 @@ def test_scores_without_a_logarithm_are_never_flagged() -> None:
     assert found["pred_scores"][:2].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.clause("N6", "T3")
+def test_normals_without_a_logarithm_are_not_flagged_either() -> None:
+    scores = np.float32([0, 0, 0, 0, 0, 0, 0, 1])
+    callback = CdfNormalizationCallback("normal_quantile")
+    run, module = validated(callback, samples(scores, None, np.arange(8) == 7))
+    assert predictions(run, module, loader(samples(scores)))["pred_labels"].tolist() == [False] * 7 + [True]
+    callback.normalizer(module).fitted_state()  # can be saved
+
+
 @pytest.mark.clause("T2")
 def test_no_valid_score_is_an_error() -> None:
     with pytest.raises(NotFittedError, match="all 3 scores are NaN"):

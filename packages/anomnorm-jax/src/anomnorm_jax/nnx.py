@@ -166,6 +166,10 @@ class Normalization(nnx.Module):
         """Set the thresholds by hand, or take that back with None."""
         self.state.set_value(self.hook.with_threshold(self.state.get_value(), threshold, pixel_threshold))
 
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds in decision units, by level."""
+        return self.hook.thresholds(self.state.get_value())
+
     def normalizer(self) -> Normalizer:
         """What was fitted, as a pytree of its own: to save, to serve, to export."""
         return self.hook.normalizer(self.state.get_value())

@@ -25,15 +25,19 @@ class GroundTruth(NamedTuple):
     masks: Array | None  # (B, 1, H, W) or (B, H, W); not 0 where a pixel is anomalous
 
 
-def used(outputs: Outputs) -> dict[str, Any]:
+def used(outputs: Outputs, *, truth: bool = True) -> dict[str, Any]:
     """The entries that normalization works on: a step may also return file names, which nothing can trace.
+
+    Labels and masks are among them with ``truth``.
 
     Raises:
         OutputError: ``outputs`` is no mapping.
     """
     if not isinstance(outputs, Mapping):
         raise missing_fields(type(outputs).__name__, getattr(outputs, "__dict__", ()), attributes=False)
-    names = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps, *MAPPING_FIELDS.labels, *MAPPING_FIELDS.masks)
+    names: tuple[str, ...] = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps)
+    if truth:
+        names += MAPPING_FIELDS.labels + MAPPING_FIELDS.masks
     found = {name: outputs[name] for name in names if outputs.get(name) is not None}
     if not {MAPPING_FIELDS.scores, MAPPING_FIELDS.maps} & found.keys():
         raise missing_fields(type(outputs).__name__, outputs, attributes=False)
@@ -56,23 +60,24 @@ def read(outputs: Outputs) -> Scores:
     return Scores(scores, maps)
 
 
-def ground_truth(outputs: Outputs, values: Scores) -> GroundTruth:
-    """The labels and masks of the `used` entries of a step's outputs.
+def ground_truth(outputs: Outputs, values: Scores, *, masks: bool) -> GroundTruth:
+    """The labels and, if asked for, the masks of the `used` entries of a step's outputs.
 
     Without labels, a sample is anomalous if its mask marks a pixel.
 
     Raises:
         OutputError: they do not belong to the scores and maps.
     """
-    masks, labels = _first(outputs, MAPPING_FIELDS.masks), _first(outputs, MAPPING_FIELDS.labels)
+    marks, labels = _first(outputs, MAPPING_FIELDS.masks), _first(outputs, MAPPING_FIELDS.labels)
     if labels is not None:
         anomalous = jnp.ravel(labels) != 0
-    elif masks is not None:
-        anomalous = jnp.any(masks != 0, axis=tuple(range(1, masks.ndim)))
+    elif marks is not None:
+        anomalous = jnp.any(marks != 0, axis=tuple(range(1, marks.ndim)))
     else:
         anomalous = None
-    require_truth(_shape(anomalous), _shape(masks), values.scores.shape, _shape(values.maps))
-    return GroundTruth(anomalous, masks)
+    wanted = marks if masks else None
+    require_truth(_shape(anomalous), _shape(wanted), values.scores.shape, _shape(values.maps))
+    return GroundTruth(anomalous, wanted)
 
 
 def _shape(value: Array | None) -> tuple[int, ...] | None:

@@ -229,28 +229,42 @@ class NormalizationHook(Generic[Record]):
                 f"the arrays do not belong to this state: {', '.join(wrong)} missing, too many or of another shape. "
                 "Set the state up with outputs of the same shapes, for the same kind of hook."
             )
-        typed = jax.tree.map(lambda own, value: jnp.asarray(value, dtype=own.dtype), mine, dict(arrays))
+        typed = jax.tree.map(lambda own, value: jnp.array(value, dtype=own.dtype), mine, _plain(arrays))
         image, pixel, decided, raw, by_hand, follows = (bool(flag) for flag in to_host(typed["known"]))
         state = replace(
             state,
             image=type(state.image)(**typed["image"]),
             pixel=None if state.pixel is None else type(state.image)(**typed["pixel"]),
+            run=jax.tree.map(jnp.zeros_like, state.run),
             normals=typed.get("normals"),
             fitted=tuple(level for level, known in (("image", image), ("pixel", pixel)) if known),
         )
-        if not self._searches(replace(state, by_hand=False)):
-            return state  # with this hook's own numbers
+        own = self._undecided(state)
+        image_number, pixel_number = self._given()
         return replace(
             state,
-            image_threshold=typed["image_threshold"],
-            pixel_threshold=None if follows else typed["pixel_threshold"],
-            decided=decided,
-            raw_threshold=raw,
-            by_hand=by_hand,
+            image_threshold=typed["image_threshold"] if image_number is None else own.image_threshold,
+            pixel_threshold=own.pixel_threshold
+            if pixel_number is not None
+            else None
+            if follows
+            else typed["pixel_threshold"],
+            decided=decided or own.decided,
+            raw_threshold=raw and image_number is None,
+            by_hand=by_hand and image_number is None and pixel_number is None,
         )
 
+    def emptied(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
+        """The state without what its fit or its validation run has seen: what a worker begins from. Traceable."""
+        run, normals = jax.tree.map(jnp.zeros_like, (state.run, state.normals))
+        image, pixel = state.image, state.pixel
+        if not state.fitted:
+            image = _init(image)
+            pixel = None if pixel is None else _init(pixel)
+        return replace(state, image=image, pixel=pixel, run=run, normals=normals)
+
     def merge(self, a: NormalizationState[Record], b: NormalizationState[Record]) -> NormalizationState[Record]:
-        """The state of what ``a`` and ``b`` have seen, which began from one and the same state. Traceable.
+        """The state of what ``a`` and ``b`` have seen; at least one of them began from `emptied`. Traceable.
 
         Statistics are merged until their fit is finished; what a validation run has seen is merged always.
         """
@@ -264,7 +278,11 @@ class NormalizationHook(Generic[Record]):
         return replace(a, image=image, pixel=pixel, run=run, normals=normals)
 
     def all_merge(self, state: NormalizationState[Record], axis_name: str) -> NormalizationState[Record]:
-        """The `merge` of the states of all shards, inside of ``jax.shard_map`` over ``axis_name``: the same on each."""
+        """The `merge` of the states of all shards, inside of ``jax.shard_map`` over ``axis_name``: the same on each.
+
+        Each of them began from `emptied`; the result is merged into the state that was emptied. Everything that the
+        shards have seen is exchanged, so do it once for many batches.
+        """
         return all_merge(state, axis_name, self.merge)
 
     def on_test_start(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
@@ -287,11 +305,7 @@ class NormalizationHook(Generic[Record]):
 
     def _finish(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
         """End a fit: check every level that has seen values, report what was left out, mark those levels as fitted."""
-        if is_traced(state):
-            raise AnomnormError(
-                "a fit ends outside jax.jit: it reads counts and may warn. Jit the per-batch methods, and call "
-                "on_validation_epoch_end (and on_validation_epoch_start of the CDF hook) from plain Python."
-            )
+        refuse_traced(state)
         records = {"image": state.image} | ({} if state.pixel is None else {"pixel": state.pixel})
         counts = {level: _totals(record) for level, record in records.items()}
         if self.on_invalid is OnInvalid.RAISE:
@@ -312,7 +326,8 @@ class NormalizationHook(Generic[Record]):
         run = state.run
         if run is None or (image_rule is None and pixel_rule is None):
             return state
-        if int(to_host(run.seen)) == 0 and np.isfinite(to_host(state.image_threshold)):
+        known = [value for value in (state.image_threshold, state.pixel_threshold) if value is not None]
+        if int(to_host(run.seen)) == 0 and all(np.isfinite(to_host(value)) for value in known):
             return replace(state, decided=True)  # arrays that were restored into a fresh state
         run = jax.tree.map(to_host, run)
         searched = image_rule is not None
@@ -323,11 +338,22 @@ class NormalizationHook(Generic[Record]):
             pixel = _validation_run.pixel_threshold(run, pixel_rule, self.normal_quantile, searched=searched)
             same = None if state.raw_threshold else state.image_threshold  # raw scores say nothing about maps
             state = replace(state, pixel_threshold=same if pixel is None else pixel.astype(float))
+        elif state.pixel is None and self._given()[1] is None:  # no maps, whose threshold would be asked for
+            state = replace(state, pixel_threshold=None if state.raw_threshold else state.image_threshold)
         return replace(state, decided=True)
 
 
 def _rule(option: float | ThresholdRule | str | None) -> ThresholdRule | None:
     return None if isinstance(option, float) else ThresholdRule(option or ThresholdRule.ADAPTIVE)
+
+
+def refuse_traced(state: Any) -> None:
+    """Raise `AnomnormError` inside of jit."""
+    if is_traced(state):
+        raise AnomnormError(
+            "a fit ends outside jax.jit: it reads counts and may warn. Jit the per-batch methods, and call "
+            "on_validation_epoch_end (and on_validation_epoch_start of the CDF hook) from plain Python."
+        )
 
 
 def is_traced(tree: Any) -> bool:
@@ -337,6 +363,14 @@ def is_traced(tree: Any) -> bool:
 
 def _library(record: Any) -> Any:
     return cdf if isinstance(record, cdf.ScoreDistribution) else min_max
+
+
+def _init(record: Any) -> Any:
+    return cdf.init(record.mean.shape) if isinstance(record, cdf.ScoreDistribution) else min_max.init()
+
+
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
 def _named(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -350,7 +384,7 @@ def _named(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _threshold_array(value: ArrayLike, argument: str) -> Array:
     if not isinstance(value, Array):  # reading a JAX array would wait for the device, or fail under a trace
         parse_threshold(cast("SupportsFloat", value), argument)
-    return jnp.asarray(value, dtype=float)
+    return jnp.array(value, dtype=float)  # a copy: a buffer that stands twice in a state could not be donated
 
 
 def _totals(record: min_max.MinMaxStatistics | cdf.ScoreDistribution) -> tuple[int, int]:

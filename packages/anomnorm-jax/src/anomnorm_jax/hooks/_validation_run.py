@@ -104,8 +104,10 @@ def image_threshold(run: ValidationRun, rule: ThresholdRule, normal_quantile: fl
     scores, anomalous = np.asarray(run.scores)[:seen], np.asarray(run.anomalous)[:seen]
     if positive:
         scores = np.where(scores <= 0, -np.inf, scores).astype(scores.dtype)
+    # Just above a score without a logarithm there is none either.
+    least = float(np.finfo(np.float32).tiny) if positive else -np.inf
     if rule is ThresholdRule.NORMAL_QUANTILE:
-        return threshold.normal_quantile(scores, normal_quantile, labels=anomalous)
+        return jnp.maximum(threshold.normal_quantile(scores, normal_quantile, labels=anomalous), least)
     unlabelled = int(run.unlabelled)
     if unlabelled:
         warnings.warn(
@@ -115,7 +117,7 @@ def image_threshold(run: ValidationRun, rule: ThresholdRule, normal_quantile: fl
             ThresholdWarning,
             stacklevel=2,
         )
-    return threshold.adaptive(scores, anomalous, normal_quantile=normal_quantile)
+    return jnp.maximum(threshold.adaptive(scores, anomalous, normal_quantile=normal_quantile), least)
 
 
 def pixel_threshold(run: ValidationRun, rule: ThresholdRule, normal_quantile: float, *, searched: bool) -> Array | None:

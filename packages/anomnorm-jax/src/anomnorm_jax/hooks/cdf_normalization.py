@@ -22,6 +22,7 @@ from anomnorm_jax.hooks import _validation_run
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
     NormalizationState,
+    refuse_traced,
     require_fitted,
     require_maps,
     require_thresholds,
@@ -128,7 +129,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
     def _update(self, state: State, outputs: dict[str, Array]) -> State:
         values = read(outputs)
         require_maps(state, values)
-        anomalous = ground_truth(outputs, values).anomalous
+        anomalous = ground_truth(outputs, values, masks=False).anomalous
         if anomalous is None and self.source is Source.VALIDATION:
             raise NotFittedError(
                 "source=\"validation\" fits on the normal validation samples, but the outputs have no 'label' or "
@@ -160,6 +161,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             NotFittedError, InsufficientDataError: too few valid scores to fit on, or none to place a threshold by.
             AnomnormError: the state is traced, or ``capacity`` was too small.
         """
+        refuse_traced(state)
         state = self._find_thresholds(state if state.fitted else self._finish(state))
         check = self.fit_check(state)
         if check is None or not check.surprising or state.warned is None or bool(to_host(state.warned)):
@@ -180,17 +182,17 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
 
     def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs)))
+        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs)))
+        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     @partial(jax.jit, static_argnums=0)
     def _validate_batch(self, state: State, outputs: dict[str, Array]) -> tuple[State, dict[str, Array]]:
         values = self._checked(state, outputs)
         z = self._normalizer(state).standardize(values.scores, values.maps)
-        truth = ground_truth(outputs, values)
+        truth = ground_truth(outputs, values, masks=state.run is not None and state.run.pixels is not None)
         run, normals = state.run, state.normals
         if run is not None:
             run = _validation_run.update(run, values.scores, z.get(MAPS), truth)

@@ -14,6 +14,7 @@ from anomnorm_jax.hooks import _validation_run
 from anomnorm_jax.hooks._state import (
     NormalizationHook,
     NormalizationState,
+    refuse_traced,
     require_fitted,
     require_maps,
     require_thresholds,
@@ -105,7 +106,9 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             pixel = min_max.update(pixel, values.maps)
         run = state.run
         if run is not None:
-            run = _validation_run.update(run, values.scores, values.maps, ground_truth(outputs, values))
+            run = _validation_run.update(
+                run, values.scores, values.maps, ground_truth(outputs, values, masks=run.pixels is not None)
+            )
         return replace(state, image=min_max.update(state.image, image_values), pixel=pixel, run=run)
 
     def on_validation_epoch_end(self, state: State) -> State:
@@ -116,6 +119,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             InvalidScoreError: under ``on_invalid="raise"``, something was left out.
             AnomnormError: the state is traced, or ``capacity`` was too small.
         """
+        refuse_traced(state)
         return self._find_thresholds(self._finish(state))
 
     def _found(self, state: State, threshold: Array) -> State:
@@ -128,11 +132,11 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             NotFittedError: the state has not been fitted.
             OutputError: the outputs hold neither scores nor maps.
         """
-        return replaced(outputs, self._normalize_batch(state, used(outputs)))
+        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_test_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs)))
+        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:

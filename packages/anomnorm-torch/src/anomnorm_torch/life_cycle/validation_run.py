@@ -121,8 +121,10 @@ class ValidationRun:
         scores, anomalous = arithmetic(self.scores())[0], self.labelled(_ANOMALOUS)
         if positive:
             scores = scores.masked_fill(scores <= 0, -torch.inf)
+        # Just above a score without a logarithm there is none either.
+        least = torch.finfo(torch.float32).smallest_normal if positive else -torch.inf
         if rule is ThresholdRule.NORMAL_QUANTILE:
-            return threshold.normal_quantile(scores, normal_quantile, labels=anomalous)
+            return threshold.normal_quantile(scores, normal_quantile, labels=anomalous).clamp(min=least)
         unlabelled = int(self.labelled(_UNLABELLED).sum())
         if unlabelled:
             warnings.warn(
@@ -132,7 +134,7 @@ class ValidationRun:
                 ThresholdWarning,
                 stacklevel=2,
             )
-        return threshold.adaptive(scores, anomalous, normal_quantile=normal_quantile)
+        return threshold.adaptive(scores, anomalous, normal_quantile=normal_quantile).clamp(min=least)
 
     def pixel_threshold(self, rule: ThresholdRule, normal_quantile: float, *, searched: bool) -> Tensor | None:
         """The threshold of the maps in decision space, shape (); None to take that of the images (clause T6).
