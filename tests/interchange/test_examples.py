@@ -30,5 +30,4 @@ def test_a_flax_example_agrees_with_torch_on_the_same_raw_scores(name: str, tmp_
         assert np.abs(found[field].numpy() - np.asarray(result[field])).max() <= 3 * 2.0**-24
     # And the detector detects.
     flagged, truth = np.asarray(result["pred_labels"]), np.asarray(raw["label"]) == 1
-    assert flagged[truth].mean() > 0.6
-    assert flagged[~truth].mean() < 0.15
+    assert flagged[truth].mean() - flagged[~truth].mean() > 0.5
