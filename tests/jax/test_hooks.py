@@ -428,14 +428,28 @@ def test_the_error_for_an_object_with_scores_does_not_ask_for_what_was_given() -
 @HOOKS
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pred_scores", [1.0, 2.0, 3.0]), ("anomaly_maps", [[[1.0]]]), ("pred_scores", 1.0), ("label", [0, 1, 0])],
-    ids=["scores", "maps", "number", "labels"],
+    [("pred_scores", [1.0, 2.0, 3.0]), ("anomaly_maps", [[[1.0]]]), ("pred_scores", 1.0)],
+    ids=["scores", "maps", "number"],
 )
 def test_a_field_that_is_no_array_is_an_error_naming_it(hook_type: type[Hook], name: str, value: Any) -> None:
     hook = hook_type(threshold=1.0)
     steps = _steps(17)
     with pytest.raises(OutputError, match=f"^'{name}' in the step's outputs .* {type(value).__name__}; .*an array"):
         hook.on_test_batch_end(_fitted(hook, steps), {**steps[0], name: value})
+
+
+@pytest.mark.clause("L5")
+@HOOKS
+def test_labels_that_are_no_array_are_an_error_where_a_threshold_is_searched(hook_type: type[Hook]) -> None:
+    hook = hook_type()
+    steps = _steps(17)
+    state = hook.setup(steps[0])
+    if isinstance(hook, CdfNormalizationHook):
+        state = hook.on_validation_epoch_start(state, lambda step: step, steps)
+    else:
+        state = hook.on_validation_epoch_start(state)
+    with pytest.raises(OutputError, match=r"^'label' in the step's outputs .* list; .*an array"):
+        hook.on_validation_batch_end(state, {**steps[0], "label": [0, 1, 0]})
 
 
 @pytest.mark.clause("L5")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from expected import best_threshold, f1, moments
 
 from anomnorm_core import AnomnormError, FitCheck, FitWarning, NotFittedError, OutputError, ThresholdWarning
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook
@@ -21,22 +22,6 @@ MASKS = RNG.random((11, 4, 4)) < 0.3 * LABELS[:, None, None]
 MAPS = np.exp(RNG.normal(size=(11, 4, 4)) + 1.5 * MASKS).astype("f4")
 DATA = {"pred_scores": SCORES, "anomaly_maps": MAPS, "label": LABELS, "mask": MASKS}
 KINDS = pytest.mark.parametrize("kind", [MinMaxNormalizationHook, CdfNormalizationHook])
-
-
-def f1(flagged: np.ndarray, truth: np.ndarray) -> float:
-    return 2 * (flagged & truth).sum() / (flagged.sum() + truth.sum())
-
-
-def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The largest among the candidates of the best F1."""
-    candidates = np.unique(scores[truth])
-    values = [f1(scores >= candidate, truth) for candidate in candidates]
-    return float(max(c for c, value in zip(candidates, values, strict=True) if value == max(values)))
-
-
-def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logs = np.log(values.astype("f8"))
-    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
 
 
 def decided(kind: Any, level: str, values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from expected import moments
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 
 from anomnorm_core import InvalidScoreWarning, NotFittedError, ResolutionError
@@ -29,11 +30,6 @@ VALIDATION = samples(VALIDATION_SCORES, VALIDATION_MAPS)
 TEST_SCORES, TEST_MAPS = draw(6, 1.0)
 TEST = samples(TEST_SCORES, TEST_MAPS)
 Z_TOLERANCE = 2.0**-20  # a few float32 ulp of |z| < 8
-
-
-def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logs = np.log(values.astype("f8"))
-    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
 
 
 def phi(z: np.ndarray) -> np.ndarray:

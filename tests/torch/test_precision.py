@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from expected import best_threshold
 from scripted_module import ScriptedModule, loader, samples, trainer
 
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
@@ -68,9 +69,7 @@ def test_statistics_and_thresholds_of_what_the_step_gave(kind: Any, precision: s
     assert outputs["pred_scores"].dtype == dtype
     # The threshold is the raw score of an anomaly, in whatever dtype: that one is flagged, and labels agree with 0.5.
     truth = LABELS == 1
-    candidates = np.unique(raw[truth])
-    scored = [2 * ((raw >= c) & truth).sum() / ((raw >= c).sum() + truth.sum()) for c in candidates]
-    threshold = max(c for c, value in zip(candidates, scored, strict=True) if value == max(scored))
+    threshold = best_threshold(raw, truth)
     assert outputs["pred_labels"].tolist() == (raw >= threshold).tolist()
     assert (outputs["pred_scores"] >= 0.5).tolist() == outputs["pred_labels"].tolist()
     unit = outputs["pred_scores"].double().numpy()[raw == threshold]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from expected import best_threshold, f1, moments
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 
 from anomnorm_core import NotFittedError, OptionError, OutputError, ThresholdWarning
@@ -24,23 +25,6 @@ SCORES = np.exp(RNG.normal(size=11) + LABELS).astype("f4")
 MASKS = RNG.random((11, 4, 4)) < 0.3 * LABELS[:, None, None]
 MAPS = np.exp(RNG.normal(size=(11, 4, 4)) + 1.5 * MASKS).astype("f4")
 KINDS = pytest.mark.parametrize("kind", [MinMaxNormalizationCallback, CdfNormalizationCallback])
-
-
-def f1(flagged: np.ndarray, truth: np.ndarray) -> float:
-    hits = (flagged & truth).sum()
-    return 2 * hits / (flagged.sum() + truth.sum())
-
-
-def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The largest among the candidates of the best F1."""
-    candidates = np.unique(scores[truth])
-    values = [f1(scores >= candidate, truth) for candidate in candidates]
-    return float(max(c for c, value in zip(candidates, values, strict=True) if value == max(values)))
-
-
-def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logs = np.log(values.astype("f8"))
-    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
 
 
 def decided(kind: Any, level: str, values: np.ndarray) -> np.ndarray:

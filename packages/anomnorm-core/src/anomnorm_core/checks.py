@@ -147,6 +147,18 @@ def require_threshold_samples(normal: int, anomalous: int, invalid: int) -> None
         )
 
 
+def report_unlabelled(unlabelled: int, samples: int, where: str) -> None:
+    """Warn of samples that count as normal for an adaptive threshold: nothing in ``where`` says what they are."""
+    if unlabelled:
+        warnings.warn(
+            f"{unlabelled} of {samples} validation samples have no 'label' or 'gt_label' in {where}; they count as "
+            "normal for the threshold. Return the labels, or say that there are only normal samples with "
+            'threshold="normal_quantile".',
+            ThresholdWarning,
+            stacklevel=3,
+        )
+
+
 def require_normal_samples(normal: int, invalid: int) -> None:
     """Raise `NotFittedError` unless there is a normal score to place a threshold above (clause T3)."""
     if normal == 0:

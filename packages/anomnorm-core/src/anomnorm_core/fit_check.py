@@ -48,9 +48,10 @@ class FitCheck:
             for limit, above in zip(LIMITS, (self.above_2, self.above_3), strict=True)
         )
 
-    def report(self) -> None:
-        """Give a `FitWarning` where the counts are surprising."""
-        if self.surprising:
+    def report(self) -> bool:
+        """Give a `FitWarning` where the counts are surprising, and return whether they are."""
+        surprising = self.surprising
+        if surprising:
             warnings.warn(
                 f"of {self.normals} normal validation samples {self.share_above_2:.1%} lie above z = 2 and "
                 f"{self.share_above_3:.1%} above z = 3, where the fitted distribution has 2.3% and 0.1%: thresholds in "
@@ -59,6 +60,7 @@ class FitCheck:
                 FitWarning,
                 stacklevel=3,
             )
+        return surprising
 
     def _chance(self, limit: float, above: int) -> float:
         """The probability of ``above`` or more normals above ``limit`` where the fit has no fault."""

@@ -1,13 +1,13 @@
 """What a validation run shows of scores beside their ground truth, and its thresholds (clauses T2, T3, T5)."""
 
-import warnings
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from anomnorm_core.errors import AnomnormError, ThresholdWarning
+from anomnorm_core.checks import report_unlabelled
+from anomnorm_core.errors import AnomnormError
 from anomnorm_core.policy import ThresholdRule
 from anomnorm_jax import threshold
 from anomnorm_jax.outputs import GroundTruth
@@ -108,15 +108,7 @@ def image_threshold(run: ValidationRun, rule: ThresholdRule, normal_quantile: fl
     least = float(np.finfo(np.float32).tiny) if positive else -np.inf
     if rule is ThresholdRule.NORMAL_QUANTILE:
         return jnp.maximum(threshold.normal_quantile(scores, normal_quantile, labels=anomalous), least)
-    unlabelled = int(run.unlabelled)
-    if unlabelled:
-        warnings.warn(
-            f"{unlabelled} of {seen} validation samples have no 'label' or 'gt_label' in the step's outputs; they "
-            "count as normal for the threshold. Return the labels, or say that there are only normal samples with "
-            'threshold="normal_quantile".',
-            ThresholdWarning,
-            stacklevel=2,
-        )
+    report_unlabelled(int(run.unlabelled), seen, "the step's outputs")
     return jnp.maximum(threshold.adaptive(scores, anomalous, normal_quantile=normal_quantile), least)
 
 

@@ -19,8 +19,8 @@ from anomnorm_jax import cdf
 from anomnorm_jax._arrays import to_host
 from anomnorm_jax.cdf import ScoreDistribution
 from anomnorm_jax.hooks import _validation_run
+from anomnorm_jax.hooks._hook import NormalizationHook
 from anomnorm_jax.hooks._state import (
-    NormalizationHook,
     NormalizationState,
     refuse_traced,
     require_fitted,
@@ -119,8 +119,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             ResolutionError: maps do not have the height and width of `setup`.
         """
         logger.info("Collecting the statistics of the normal data to normalize the scores.")
-        pixel = None if state.pixel is None else cdf.init(state.pixel.mean.shape)
-        state = replace(self._begun(state), image=cdf.init(), pixel=pixel, fitted=())
+        state = self._begun(state)
         for batch in tqdm(batches, desc="Collecting normal scores", leave=False, disable=not self.progress):
             state = self._update(state, used(predict(batch)))
         return self._finish(state)
@@ -164,9 +163,8 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
         refuse_traced(state)
         state = self._find_thresholds(state if state.fitted else self._finish(state))
         check = self.fit_check(state)
-        if check is None or not check.surprising or state.warned is None or bool(to_host(state.warned)):
+        if check is None or state.warned is None or bool(to_host(state.warned)) or not check.report():
             return state
-        check.report()
         return replace(state, warned=jnp.ones_like(state.warned))
 
     def fit_check(self, state: State) -> FitCheck | None:
@@ -179,14 +177,6 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
     def _found(self, state: State, threshold: Array) -> State:
         # On raw scores: rounding to z-scores could move the sample that defines the threshold below it (clause P2).
         return replace(state, image_threshold=threshold.astype(float), raw_threshold=True)
-
-    def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
-        """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
-
-    def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
-        """The outputs with unit scores and maps, labels and masks. Raises as `on_validation_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     @partial(jax.jit, static_argnums=0)
     def _validate_batch(self, state: State, outputs: dict[str, Array]) -> tuple[State, dict[str, Array]]:

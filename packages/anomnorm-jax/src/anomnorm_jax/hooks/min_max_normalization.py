@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 from jax import Array
@@ -11,8 +11,8 @@ from anomnorm_core.errors import AnomnormError
 from anomnorm_core.policy import Method
 from anomnorm_jax import min_max
 from anomnorm_jax.hooks import _validation_run
+from anomnorm_jax.hooks._hook import NormalizationHook
 from anomnorm_jax.hooks._state import (
-    NormalizationHook,
     NormalizationState,
     refuse_traced,
     require_fitted,
@@ -21,7 +21,7 @@ from anomnorm_jax.hooks._state import (
 )
 from anomnorm_jax.min_max import MinMaxStatistics
 from anomnorm_jax.normalizer import Normalizer
-from anomnorm_jax.outputs import Outputs, ground_truth, read, replaced, used
+from anomnorm_jax.outputs import Outputs, ground_truth, read, used
 
 State = NormalizationState[MinMaxStatistics]
 
@@ -78,8 +78,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
 
     def on_validation_epoch_start(self, state: State) -> State:
         """Empty the statistics: each validation run stands for itself (clause L1)."""
-        pixel = None if state.pixel is None else min_max.init()
-        return replace(self._begun(state), image=min_max.init(), pixel=pixel, fitted=())
+        return self._begun(state)
 
     def on_validation_batch_end(self, state: State, outputs: Outputs) -> tuple[State, Outputs]:
         """Add the batch's raw scores to the statistics; the outputs stay as they are.
@@ -124,19 +123,6 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
 
     def _found(self, state: State, threshold: Array) -> State:
         return replace(state, image_threshold=threshold.astype(float))
-
-    def on_test_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
-        """The outputs with unit scores and maps, labels and masks.
-
-        Raises:
-            NotFittedError: the state has not been fitted.
-            OutputError: the outputs hold neither scores nor maps.
-        """
-        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
-
-    def on_predict_batch_end(self, state: State, outputs: Outputs) -> dict[str, Any]:
-        """The outputs with unit scores and maps, labels and masks. Raises as `on_test_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     @partial(jax.jit, static_argnums=0)
     def _normalize_batch(self, state: State, outputs: dict[str, Array]) -> dict[str, Array]:

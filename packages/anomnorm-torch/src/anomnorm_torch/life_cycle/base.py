@@ -82,6 +82,10 @@ class NormalizationLifeCycle(Generic[Statistics]):
     ) -> tuple[float, float | None]:
         """The image threshold of a validation run: in decision units; and in raw units, if those differ and decide."""
 
+    @abstractmethod
+    def _normalize_outputs(self, outputs: Any, pl_module: LightningModule) -> None:
+        """Replace raw scores and maps by unit ones, in place in ``outputs``, and add labels and masks."""
+
     def __iter__(self) -> NoReturn:
         # Trainer(callbacks=callback) takes a single one of its own distribution, and iterates over anything else.
         raise TypeError(
@@ -269,6 +273,30 @@ class NormalizationLifeCycle(Generic[Statistics]):
             NotFittedError: no validation run has fitted the statistics and no checkpoint has restored them.
         """
         self._require_ready(pl_module)
+
+    def on_test_batch_end(
+        self,
+        _trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        _batch: Any,
+        _batch_idx: int,
+        _dataloader_idx: int = 0,
+    ) -> None:
+        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+        self._normalize_outputs(outputs, pl_module)
+
+    def on_predict_batch_end(
+        self,
+        _trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        _batch: Any,
+        _batch_idx: int,
+        _dataloader_idx: int = 0,
+    ) -> None:
+        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+        self._normalize_outputs(outputs, pl_module)
 
 
 @contextmanager

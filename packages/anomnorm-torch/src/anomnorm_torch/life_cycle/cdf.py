@@ -147,9 +147,8 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
     def _check_fit(self, metrics: AnomalyScoreDistribution, normals: Tensor) -> None:
         metrics.keep_check(cdf.standardize(normals, *metrics.statistics("image")))
         check = metrics.fit_check
-        if check is not None and check.surprising and not self._fit_reported:
-            self._fit_reported = True
-            check.report()
+        if check is not None and not self._fit_reported:
+            self._fit_reported = check.report()
 
     def _image_threshold(
         self, metrics: AnomalyScoreDistribution, run: ValidationRun, rule: ThresholdRule
@@ -160,29 +159,7 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         z = float(cdf.standardize_around(nothing, raw, *metrics.statistics("image"))[1])
         return max(-LARGEST_FLOAT32, min(z, LARGEST_FLOAT32)), float(raw)
 
-    def on_test_batch_end(
-        self,
-        _trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        _batch: Any,
-        _batch_idx: int,
-        _dataloader_idx: int = 0,
-    ) -> None:
-        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
-        self._standardize_batch(outputs, pl_module)
-        self._normalize_batch(outputs, pl_module)
-
-    def on_predict_batch_end(
-        self,
-        _trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        _batch: Any,
-        _batch_idx: int,
-        _dataloader_idx: int = 0,
-    ) -> None:
-        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+    def _normalize_outputs(self, outputs: Any, pl_module: LightningModule) -> None:
         self._standardize_batch(outputs, pl_module)
         self._normalize_batch(outputs, pl_module)
 

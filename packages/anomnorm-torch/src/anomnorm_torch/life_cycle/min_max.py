@@ -123,28 +123,7 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
         self._fresh = None
         super().on_exception(trainer, pl_module, exception)
 
-    def on_test_batch_end(
-        self,
-        _trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        _batch: Any,
-        _batch_idx: int,
-        _dataloader_idx: int = 0,
-    ) -> None:
-        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
-        self._normalize_batch(outputs, pl_module)
-
-    def on_predict_batch_end(
-        self,
-        _trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        _batch: Any,
-        _batch_idx: int,
-        _dataloader_idx: int = 0,
-    ) -> None:
-        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+    def _normalize_outputs(self, outputs: Any, pl_module: LightningModule) -> None:
         self._normalize_batch(outputs, pl_module)
 
     @staticmethod

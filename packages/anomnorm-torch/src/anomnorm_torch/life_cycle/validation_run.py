@@ -1,11 +1,10 @@
 """What a validation run shows of scores beside their ground truth, and its thresholds (clauses T2, T3, T5)."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from anomnorm_core.errors import AnomnormError, ThresholdWarning
+from anomnorm_core.checks import report_unlabelled
+from anomnorm_core.errors import AnomnormError
 from anomnorm_core.policy import ThresholdRule
 from anomnorm_torch import threshold
 from anomnorm_torch._tensors import arithmetic, wide
@@ -126,14 +125,7 @@ class ValidationRun:
         if rule is ThresholdRule.NORMAL_QUANTILE:
             return threshold.normal_quantile(scores, normal_quantile, labels=anomalous).clamp(min=least)
         unlabelled = int(self.labelled(_UNLABELLED).sum())
-        if unlabelled:
-            warnings.warn(
-                f"{unlabelled} of {scores.numel()} validation samples have no 'label' or 'gt_label' in the "
-                "step's outputs or in the batch; they count as normal for the threshold. Return the labels, or say "
-                'that there are only normal samples with threshold="normal_quantile".',
-                ThresholdWarning,
-                stacklevel=2,
-            )
+        report_unlabelled(unlabelled, scores.numel(), "the step's outputs or in the batch")
         return threshold.adaptive(scores, anomalous, normal_quantile=normal_quantile).clamp(min=least)
 
     def pixel_threshold(self, rule: ThresholdRule, normal_quantile: float, *, searched: bool) -> Tensor | None:
