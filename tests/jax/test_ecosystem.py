@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from anomnorm_core import InsufficientDataError, ResolutionError
+from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, cdf, min_max
 from anomnorm_jax.nnx import AnomalyScoreDistribution, MinMax, Normalization, Statistics
 
@@ -102,6 +102,15 @@ def test_a_hook_as_a_module(hook: Any) -> None:
     expected = hook.on_predict_batch_end(state, DATA)
     assert_equal(nnx.jit(lambda module, outputs: module(outputs))(module, DATA), expected)
     assert_equal(module.normalizer()(SCORES, MAPS), {n: v for n, v in expected.items() if n != "label"})
+    assert module.fit_check() == (hook.fit_check(state) if isinstance(hook, CdfNormalizationHook) else None)
+
+    fresh = Normalization(hook, DATA)
+    with pytest.raises(NotFittedError):
+        fresh.on_test_start()
+    fresh.restore(module.to_arrays())
+    fresh.on_predict_start()
+    assert_equal(fresh(DATA), expected)
+
     module.with_threshold(1e6)
     assert not module(DATA)["pred_labels"].any()
     variables = nnx.state(module, Statistics)

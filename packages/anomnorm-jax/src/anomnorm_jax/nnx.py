@@ -3,13 +3,14 @@
 They need ``flax``, which the rest of the package does not: ``pip install anomnorm-jax[flax]``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from anomnorm_core.fit_check import FitCheck
 from anomnorm_jax import cdf, min_max
 from anomnorm_jax.hooks import CdfNormalizationHook, MinMaxNormalizationHook
 from anomnorm_jax.normalizer import Normalizer
@@ -156,6 +157,12 @@ class Normalization(nnx.Module):
         """End a validation run: check the statistics and find thresholds."""
         self.state.set_value(self.hook.on_validation_epoch_end(self.state.get_value()))
 
+    def on_test_start(self) -> None:
+        """Check that there are statistics and thresholds."""
+        self.hook.on_test_start(self.state.get_value())
+
+    on_predict_start = on_test_start
+
     def on_test_batch_end(self, outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks."""
         return self.hook.on_test_batch_end(self.state.get_value(), outputs)
@@ -169,6 +176,18 @@ class Normalization(nnx.Module):
     def thresholds(self) -> dict[str, float]:
         """The thresholds in decision units, by level."""
         return self.hook.thresholds(self.state.get_value())
+
+    def fit_check(self) -> FitCheck | None:
+        """How the fit of the CDF does on normal validation samples (clause S9); None where nothing is known of it."""
+        return self.hook.fit_check(self.state.get_value()) if isinstance(self.hook, CdfNormalizationHook) else None
+
+    def to_arrays(self) -> dict[str, Any]:
+        """What a checkpoint has to hold, in one structure before and after the fit."""
+        return self.hook.to_arrays(self.state.get_value())
+
+    def restore(self, arrays: Mapping[str, Any]) -> None:
+        """Take over the arrays of another module's `to_arrays`; a number given to this hook wins."""
+        self.state.set_value(self.hook.restore(self.state.get_value(), arrays))
 
     def normalizer(self) -> Normalizer:
         """What was fitted, as a pytree of its own: to save, to serve, to export."""
