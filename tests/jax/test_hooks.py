@@ -669,14 +669,27 @@ def test_a_threshold_can_be_changed_after_the_fit(hook_type: type[Hook]) -> None
         assert changed.fitted
         assert changed.image is state.image
         assert changed.pixel is state.pixel
-        direct = hook_type(
-            threshold=float(threshold), pixel_threshold=None if pixel_threshold is None else float(pixel_threshold)
-        )
+        direct = hook_type(threshold=float(threshold), pixel_threshold=float(pixel_threshold or 2.0))
         found = hook.on_test_batch_end(changed, steps[0])
         expected = direct.on_test_batch_end(_fitted(direct, steps), steps[0])
         assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in expected.items()}
     assert float(state.image_threshold) == 1.0  # the old state is as it was
     assert float(state.pixel_threshold) == 2.0
+
+
+@pytest.mark.clause("T4", "T6")
+@HOOKS
+def test_a_pixel_threshold_of_its_own_stays_and_one_number_for_both_moves_both(hook_type: type[Hook]) -> None:
+    steps = _steps(28)
+    both = hook_type(threshold=1.0)
+    state = both.with_threshold(_fitted(both, steps), 1.5)
+    assert both.thresholds(state) == {"image": 1.5, "pixel": 1.5}
+    assert both.thresholds(both.with_threshold(state, pixel_threshold=2.5)) == {"image": 1.5, "pixel": 2.5}
+    assert both.thresholds(both.with_threshold(state)) == {"image": 1.0, "pixel": 1.0}
+    with pytest.raises(OptionError, match=r"^threshold has shape \(3,\); one number"):
+        both.with_threshold(state, jnp.ones(3))
+    with pytest.raises(OptionError, match=r"^pixel_threshold has shape \(3,\); one number"):
+        both.with_threshold(state, None, np.ones(3))
 
 
 @pytest.mark.clause("T4")
@@ -829,3 +842,72 @@ def test_other_scores_than_float64_give_the_same_with_x64_on(hook_type: type[Hoo
         wide = run()
     for a, b in zip(plain, wide, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 if dtype == "float32" else 1e-2)
+
+
+# Both hooks: what is handed to them
+
+
+@pytest.mark.clause("N8")
+@HOOKS
+def test_what_is_no_state_of_the_hook_is_an_error(hook_type: type[Hook]) -> None:
+    hook, steps = hook_type(threshold=1.0), _steps(40)
+    other = (CdfNormalizationHook if hook_type is MinMaxNormalizationHook else MinMaxNormalizationHook)(threshold=1.0)
+    pair = other.on_validation_epoch_end(_fitted(other, steps)), steps[0]
+    more = (dict, steps) if hook_type is CdfNormalizationHook else ()
+    for wrong, found in ((None, "NoneType"), (pair, "tuple"), (pair[0], "another kind of hook")):
+        for method in (hook.on_test_batch_end, hook.on_predict_batch_end, hook.on_validation_batch_end):
+            with pytest.raises(AnomnormError, match=f"must be a state of this hook, found .*{found}"):
+                method(wrong, steps[0])
+        calls: list[Any] = [hook.on_validation_epoch_end, hook.on_test_start, hook.on_predict_start, hook.thresholds]
+        calls += [hook.normalizer, hook.to_arrays, lambda state: hook.on_validation_epoch_start(state, *more)]
+        calls += [lambda state: hook.with_threshold(state, 1.0), lambda state: hook.merge(state, state)]
+        for call in (*calls, lambda state: hook.restore(state, {})):
+            with pytest.raises(AnomnormError, match="must be a state of this hook"):
+                call(wrong)
+    with pytest.raises(TypeError, match="dictionary made by to_arrays, found NormalizationState"):
+        hook.restore(hook.setup(steps[0]), hook.setup(steps[0]))  # type: ignore[arg-type]
+
+
+@HOOKS
+def test_what_reads_values_says_so_inside_jit(hook_type: type[Hook]) -> None:
+    hook, steps = hook_type(threshold=1.0), _steps(41)
+    state = _fitted(hook, steps)
+    calls: list[Any] = [hook.thresholds, hook.on_test_start, hook.normalizer, lambda state: hook.restore(state, {})]
+    if isinstance(hook, CdfNormalizationHook):
+        calls.append(hook.fit_check)
+    for call in calls:
+        with pytest.raises(AnomnormError, match=r"outside jax\.jit"):
+            jax.jit(call)(state)
+
+
+@pytest.mark.clause("L3")
+def test_the_pass_over_the_training_data_does_not_begin_inside_jit() -> None:
+    hook, steps, seen = CdfNormalizationHook(threshold=1.0), _steps(42), []
+    with pytest.raises(AnomnormError, match=r"a fit ends outside jax\.jit"):
+        jax.jit(lambda state: hook.on_validation_epoch_start(state, lambda step: seen.append(step) or step, steps))(
+            hook.setup(steps[0])
+        )
+    assert not seen
+
+
+@HOOKS
+@pytest.mark.parametrize("capacity", [0, -1, 1e6, 1.5, True, "a", None], ids=repr)
+def test_a_capacity_that_is_no_number_of_images_is_an_error(hook_type: type[Hook], capacity: Any) -> None:
+    with pytest.raises(OptionError, match=r"^capacity=.* is no number of images"):
+        hook_type(capacity=capacity)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None], ids=repr)
+def test_a_switch_is_true_or_false(value: Any) -> None:
+    with pytest.raises(OptionError, match=r"^shared_range=.* True or False"):
+        MinMaxNormalizationHook(shared_range=value)
+    with pytest.raises(OptionError, match=r"^progress=.* True or False"):
+        CdfNormalizationHook(progress=value)
+
+
+@pytest.mark.clause("L5")
+@HOOKS
+def test_a_name_of_the_other_layout_is_not_passed_over(hook_type: type[Hook]) -> None:
+    outputs = _steps(43)[0]
+    with pytest.raises(OutputError, match="hold 'pred_score'; in a dictionary the name is 'pred_scores'"):
+        hook_type(threshold=1.0).setup({"pred_score": outputs["pred_scores"], "anomaly_maps": outputs["anomaly_maps"]})

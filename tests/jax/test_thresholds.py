@@ -127,6 +127,10 @@ def test_levels_are_set_separately_and_numbers_win(kind: Any) -> None:
     assert found.thresholds(state) == {"image": 0.25, "pixel": 0.5}
     state = validated(found, DATA, found.with_threshold(state, None))
     assert found.thresholds(state) == expected
+    for level, numbers in (("image", (0.25, None)), ("pixel", (None, 0.25))):  # the other one stays and is searched
+        moved = found.with_threshold(state, *numbers)
+        assert found.thresholds(moved) == expected | {level: 0.25}
+        assert found.thresholds(validated(found, DATA, moved)) == expected | {level: 0.25}
 
 
 @pytest.mark.clause("N8", "T1")
@@ -384,3 +388,76 @@ def test_a_run_without_batches_leaves_no_nan_behind() -> None:
     hook = options(CdfNormalizationHook, 3.0, pixel_threshold="adaptive")
     state = hook.on_validation_epoch_end(begun(hook, hook.setup(DATA)))
     assert hook.thresholds(state) == {"image": 3.0, "pixel": 3.0}
+
+
+@pytest.mark.clause("L6", "T4")
+@KINDS
+def test_a_threshold_by_hand_survives_a_number_for_the_other_level(kind: Any) -> None:
+    found, pixel = options(kind), options(kind, pixel_threshold=2.0)
+    arrays = found.to_arrays(found.with_threshold(validated(found, DATA), 0.75, 0.875))
+    restored = pixel.restore(pixel.setup(DATA), arrays)
+    assert pixel.thresholds(restored) == {"image": 0.75, "pixel": 2.0}
+    assert pixel.thresholds(validated(pixel, DATA, restored)) == {"image": 0.75, "pixel": 2.0}
+
+
+@pytest.mark.clause("L6")
+def test_a_checkpoint_of_a_hook_with_another_scale_is_an_error() -> None:
+    for one, other in (
+        (options(MinMaxNormalizationHook), options(MinMaxNormalizationHook, shared_range=True)),
+        (options(CdfNormalizationHook), options(CdfNormalizationHook, center="pixel")),
+    ):
+        with pytest.raises(AnomnormError, match="option center or shared_range is not that of this one"):
+            other.restore(other.setup(DATA), one.to_arrays(validated(one, DATA)))
+
+
+@pytest.mark.clause("L1", "L6")
+@KINDS
+def test_arrays_put_into_a_fresh_state_by_hand_are_no_validation_run(kind: Any) -> None:
+    # Whether a threshold is in raw units, or was set by hand, is not in the leaves.
+    hook = options(kind)
+    fresh, state = hook.setup(DATA), validated(hook, DATA)
+    filled = jax.tree.unflatten(jax.tree.structure(fresh), jax.tree.leaves(state))
+    with pytest.raises(NotFittedError, match=r"no outputs came in this validation run.* hook\.restore"):
+        hook.on_validation_epoch_end(filled)
+
+
+@pytest.mark.clause("L1")
+def test_a_second_run_with_one_fit_finds_its_own_thresholds() -> None:
+    hook = options(CdfNormalizationHook)
+    state = validated(hook, DATA)
+    half = {name: value[:6] for name, value in DATA.items()}
+    state, _ = hook.on_validation_batch_end(state, half)
+    once, _ = hook.on_validation_batch_end(begun(hook, hook.setup(DATA)), half)
+    found, expected = (hook.thresholds(hook.on_validation_epoch_end(s)) for s in (state, once))
+    assert found == expected
+
+
+@pytest.mark.clause("S1")
+@KINDS
+def test_states_that_were_fitted_each_on_its_own_are_not_merged(kind: Any) -> None:
+    hook = options(kind)
+    state = validated(hook, DATA)
+    other = validated(hook, DATA | {"pred_scores": 2 * DATA["pred_scores"]})
+    if kind is CdfNormalizationHook:
+        start = hook.setup(DATA)
+        double = [{"pred_scores": 2 * TRAIN_SCORES, "anomaly_maps": TRAIN_MAPS}]
+        other = hook.on_validation_epoch_start(start, dict, double)
+    with pytest.raises(AnomnormError, match="a finished fit is not merged"):
+        hook.merge(state, other)
+
+
+@pytest.mark.clause("S6", "T3")
+@KINDS
+def test_warnings_point_at_the_line_that_led_to_them(kind: Any) -> None:
+    hook = options(kind, "normal_quantile")
+    bad = np.float32([1.0, 2.0, 3.0, np.nan])
+    state = hook.setup({"pred_scores": bad})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if kind is CdfNormalizationHook:
+            state = hook.on_validation_epoch_start(state, dict, [{"pred_scores": bad}])
+        else:
+            state = hook.on_validation_epoch_start(state)
+        state, _ = hook.on_validation_batch_end(state, {"pred_scores": bad})
+        hook.on_validation_epoch_end(state)
+    assert [warning.filename for warning in caught] == [__file__]

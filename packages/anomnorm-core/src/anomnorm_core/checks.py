@@ -3,7 +3,6 @@
 They run once per stage, never per batch, so reading the counts off a device is affordable there.
 """
 
-import warnings
 from collections.abc import Mapping
 
 from anomnorm_core.errors import (
@@ -13,6 +12,7 @@ from anomnorm_core.errors import (
     NotFittedError,
     ResolutionError,
     ThresholdWarning,
+    warn,
 )
 from anomnorm_core.policy import OnInvalid
 
@@ -35,8 +35,8 @@ def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None
     if count == 0 and invalid == 0:
         raise NotFittedError(
             f"the {level}-level statistics have seen no value. Fit them before normalizing: run a validation epoch "
-            "(trainer.fit, trainer.validate, or the hook's on_validation_* methods), load a checkpoint that holds "
-            "them, or call update()."
+            "with batches in it (trainer.fit, trainer.validate, or the hook's on_validation_* methods), load a "
+            "checkpoint that holds them, or call update()."
         )
     if count == 0:
         raise NotFittedError(
@@ -76,10 +76,9 @@ def report_invalid(counts: Mapping[str, tuple[int, int]], on_invalid: OnInvalid)
     message = f"{' and '.join(found)} are NaN or infinite, or not positive where a logarithm is taken"
     if on_invalid is OnInvalid.RAISE:
         raise InvalidScoreError(f'{message}. They cannot enter the statistics and on_invalid="raise" refuses them.')
-    warnings.warn(
+    warn(
         f"{message}; they were left out of the statistics. If there are many, look at the detector's raw scores.",
         InvalidScoreWarning,
-        stacklevel=2,
     )
 
 
@@ -139,23 +138,21 @@ def require_threshold_samples(normal: int, anomalous: int, invalid: int) -> None
             "threshold by hand."
         )
     if normal == 0:
-        warnings.warn(
+        warn(
             f"the threshold is the smallest of {anomalous} anomalous scores: there is no normal one to keep away from, "
             "so nothing is known about false alarms. Add normal samples to the validation data.",
             ThresholdWarning,
-            stacklevel=3,
         )
 
 
 def report_unlabelled(unlabelled: int, samples: int, where: str) -> None:
     """Warn of samples that count as normal for an adaptive threshold: nothing in ``where`` says what they are."""
     if unlabelled:
-        warnings.warn(
+        warn(
             f"{unlabelled} of {samples} validation samples have no 'label' or 'gt_label' in {where}; they count as "
             "normal for the threshold. Return the labels, or say that there are only normal samples with "
             'threshold="normal_quantile".',
             ThresholdWarning,
-            stacklevel=3,
         )
 
 
@@ -175,12 +172,11 @@ _NOTABLE_LOSS = 0.01
 def report_coarse_threshold(possible_loss: float) -> None:
     """Warn where a better threshold than the found one may lie inside a bin of the histogram (clause T5)."""
     if possible_loss > _NOTABLE_LOSS:
-        warnings.warn(
+        warn(
             f"the scores lie so close together that another threshold between them could have an F1 up to "
             f"{possible_loss:.2g} higher: the histogram tells numbers apart that differ by 0.2 to 0.4 percent. "
             "Subtract what the scores have in common before normalizing them.",
             ThresholdWarning,
-            stacklevel=3,
         )
 
 

@@ -1,8 +1,14 @@
 """Everything that anomnorm raises or warns, in one hierarchy.
 
+import sys
+import warnings
+
 Each class also derives from the built-in exception a caller would expect, so that existing ``except ValueError``
 clauses keep working.
 """
+
+import sys
+import warnings
 
 
 class AnomnormError(Exception):
@@ -47,3 +53,11 @@ class ThresholdWarning(UserWarning):
 
 class FitWarning(UserWarning):
     """Fitted statistics do not describe normal samples that the detector has not seen."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Give a warning that points at the line outside of these packages which led to it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("anomnorm_"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

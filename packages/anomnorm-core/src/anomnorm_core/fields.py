@@ -118,7 +118,10 @@ def require_no_other_layout(found: Mapping[str, object]) -> None:
 def require_no_mapping(value: object) -> None:
     """Raise `OutputError` for outputs handed to a normalizer as one dictionary."""
     if isinstance(value, Mapping):
-        raise OutputError("a normalizer takes scores and maps as arguments: pass **outputs, not the dictionary itself.")
+        raise OutputError(
+            "a normalizer takes scores and maps as arguments: give outputs.get('pred_scores') and "
+            "outputs.get('anomaly_maps'), not the dictionary itself."
+        )
 
 
 def missing_values() -> OutputError:

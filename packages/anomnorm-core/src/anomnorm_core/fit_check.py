@@ -1,12 +1,11 @@
 """Whether fitted statistics describe normal samples that the detector has not seen (clause S9)."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
-from anomnorm_core.errors import FitWarning
+from anomnorm_core.errors import FitWarning, warn
 
 LIMITS = (2.0, 3.0)  # z-scores above which normal samples are counted
 
@@ -52,13 +51,12 @@ class FitCheck:
         """Give a `FitWarning` where the counts are surprising, and return whether they are."""
         surprising = self.surprising
         if surprising:
-            warnings.warn(
+            warn(
                 f"of {self.normals} normal validation samples {self.share_above_2:.1%} lie above z = 2 and "
                 f"{self.share_above_3:.1%} above z = 3, where the fitted distribution has 2.3% and 0.1%: thresholds in "
                 "sigmas will give more false alarms than they say. A detector often scores the data that it was "
                 'trained on lower than new data. Fit on normals that it has not seen, with source="validation".',
                 FitWarning,
-                stacklevel=3,
             )
         return surprising
 

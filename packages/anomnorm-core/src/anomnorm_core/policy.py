@@ -124,6 +124,12 @@ def require_number(shape: tuple[int, ...], argument: str) -> None:
         raise OptionError(f"{argument} has shape {tuple(shape)}; one number, of shape (), is needed for all samples.")
 
 
+def require_flag(value: object, argument: str) -> None:
+    """Raise `OptionError` for what is neither True nor False: a string like "no" would count as true."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{argument}={value!r} is not an option; use True or False.")
+
+
 def parse_quantile(value: SupportsFloat, argument: str) -> float:
     """Return ``value`` as a float between 0 and 1; raise `OptionError` for anything else."""
     number = parse_threshold(value, argument)

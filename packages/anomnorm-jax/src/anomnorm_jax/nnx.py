@@ -169,8 +169,8 @@ class Normalization(nnx.Module):
 
     on_predict_batch_end = __call__ = on_test_batch_end
 
-    def with_threshold(self, threshold: ArrayLike | None, pixel_threshold: ArrayLike | None = None) -> None:
-        """Set the thresholds by hand, or take that back with None."""
+    def with_threshold(self, threshold: ArrayLike | None = None, pixel_threshold: ArrayLike | None = None) -> None:
+        """Set thresholds by hand; without any, take that back. See the hook's method."""
         self.state.set_value(self.hook.with_threshold(self.state.get_value(), threshold, pixel_threshold))
 
     def thresholds(self) -> dict[str, float]:

@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from anomnorm_core.fields import MAPPING_FIELDS, missing_fields, require_shapes, require_truth, wrong_type
+from anomnorm_core.fields import (
+    MAPPING_FIELDS,
+    missing_fields,
+    require_no_other_layout,
+    require_shapes,
+    require_truth,
+    wrong_type,
+)
 
 Outputs = Mapping[str, Any]
 
@@ -35,6 +42,7 @@ def used(outputs: Outputs, *, truth: bool = True) -> dict[str, Any]:
     """
     if not isinstance(outputs, Mapping):
         raise missing_fields(type(outputs).__name__, getattr(outputs, "__dict__", ()), attributes=False)
+    require_no_other_layout(outputs)
     names: tuple[str, ...] = (MAPPING_FIELDS.scores, MAPPING_FIELDS.maps)
     if truth:
         names += MAPPING_FIELDS.labels + MAPPING_FIELDS.masks

@@ -13,17 +13,26 @@ from jax.typing import ArrayLike
 
 from anomnorm_core.checks import report_invalid
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
-from anomnorm_core.policy import OnInvalid, ThresholdRule, parse_quantile, parse_threshold, parse_threshold_option
+from anomnorm_core.policy import (
+    OnInvalid,
+    ThresholdRule,
+    parse_quantile,
+    parse_threshold,
+    parse_threshold_option,
+    require_number,
+)
 from anomnorm_jax import _counter, cdf, min_max
 from anomnorm_jax._arrays import arithmetic, to_host
 from anomnorm_jax._collectives import all_merge
 from anomnorm_jax.hooks import _validation_run
 from anomnorm_jax.hooks._state import (
+    LEVELS,
     NormalizationState,
     Record,
     is_traced,
     refuse_traced,
     require_fitted,
+    require_state,
     require_thresholds,
 )
 from anomnorm_jax.normalizer import Normalizer
@@ -46,18 +55,22 @@ class NormalizationHook(Generic[Record]):
             object.__setattr__(self, name, parse_threshold_option(getattr(self, name), name))
         object.__setattr__(self, "normal_quantile", parse_quantile(self.normal_quantile, "normal_quantile"))
         object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
-        if self.capacity < 1:
+        if type(self.capacity) is not int or self.capacity < 1:
             raise OptionError(f"capacity={self.capacity!r} is no number of images; give a positive integer.")
 
+    _record: ClassVar[type[Any]]  # of the statistics
     _positive: ClassVar[bool]  # whether a score has to be positive to be flagged
+
+    @property
+    @abstractmethod
+    def _scale(self) -> bool:
+        """The option that says what the statistics and thresholds in a checkpoint mean."""
 
     def _rules(self, state: NormalizationState[Record]) -> tuple[ThresholdRule | None, ThresholdRule | None]:
         """How a validation run has to find the thresholds; None where they were given."""
-        if state.by_hand:
-            return None, None
         pixel = self.threshold if self.pixel_threshold is None else self.pixel_threshold
-        image_rule, pixel_rule = (_rule(option) for option in (self.threshold, pixel))
-        return image_rule, None if state.pixel is None else pixel_rule
+        image_rule = None if "image" in state.by_hand else _rule(self.threshold)
+        return image_rule, None if state.pixel is None or "pixel" in state.by_hand else _rule(pixel)
 
     def _given(self) -> tuple[float | None, float | None]:
         """The thresholds that the hook was made with; the one of the maps follows a number."""
@@ -83,20 +96,26 @@ class NormalizationHook(Generic[Record]):
         return self._rules(state) != (None, None)
 
     def _undecided(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
-        """The state with the hook's own thresholds, and without those that a validation run has to find."""
+        """The state with its thresholds by hand and the hook's own, without those that a validation run has to find."""
         image, pixel = (jnp.full((), jnp.nan if value is None else value, dtype=float) for value in self._given())
-        state = replace(state, image_threshold=image, pixel_threshold=pixel, raw_threshold=False, by_hand=False)
+        state = replace(
+            state,
+            image_threshold=state.image_threshold if "image" in state.by_hand else image,
+            pixel_threshold=state.pixel_threshold if "pixel" in state.by_hand else pixel,
+            raw_threshold=False,
+        )
         return replace(state, decided=not self._searches(state))
 
     def _begun(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
         """The state at the beginning of a validation run."""
+        require_state(state, self._record)
         begun = self._undecided(state) if self._searches(state) else state
         return self.emptied(replace(begun, fitted=()))
 
     def with_threshold(
         self,
         state: NormalizationState[Record],
-        threshold: ArrayLike | None,
+        threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
     ) -> NormalizationState[Record]:
         """The state with other thresholds, which stay through later validation runs (clause T4).
@@ -107,24 +126,36 @@ class NormalizationHook(Generic[Record]):
         Args:
             state: any state of this hook.
             threshold: for the scores, in decision units (raw under min-max, z under the CDF): a finite number, or an
-                array. None takes back what was set by hand: the hook's own number, or what the next run finds.
-            pixel_threshold: for the maps; None takes ``threshold``.
+                array of shape (). None keeps the present one.
+            pixel_threshold: for the maps. None keeps the present one; where there is none, or it is the number that
+                the hook was given for both, it follows ``threshold``. Both None: takes back what was set by hand, for
+                the hook's own numbers or what the next run finds.
 
         Raises:
-            OptionError: a number that is not finite.
+            OptionError: a number that is not finite, or several.
         """
-        if threshold is None:
-            return self._undecided(state)
-        pixel = threshold if pixel_threshold is None else pixel_threshold
+        require_state(state, self._record)
+        if threshold is None and pixel_threshold is None:
+            return self._undecided(replace(state, by_hand=()))
+        image, pixel = state.image_threshold, state.pixel_threshold
+        if threshold is not None:
+            image = _threshold_array(threshold, "threshold")
+            one_number = self.pixel_threshold is None and isinstance(self.threshold, float)
+            if "pixel" not in state.by_hand and (one_number or not state.decided):
+                pixel = _threshold_array(threshold, "threshold")
+        if pixel_threshold is not None:
+            pixel = _threshold_array(pixel_threshold, "pixel_threshold")
         # Where nothing is searched there is nothing to keep from it, and the structure stays.
-        by_hand = state.by_hand or self._searches(state)
+        given = (threshold, pixel_threshold)
+        levels = zip(LEVELS, self._rules(state), given, strict=True)
+        by_hand = {level for level, rule, value in levels if rule is not None and value is not None}
         return replace(
             state,
-            image_threshold=_threshold_array(threshold, "threshold"),
-            pixel_threshold=_threshold_array(pixel, "pixel_threshold"),
-            decided=True,
-            raw_threshold=False,
-            by_hand=by_hand,
+            image_threshold=image,
+            pixel_threshold=pixel,
+            decided=state.decided or threshold is not None,
+            raw_threshold=state.raw_threshold and threshold is None,
+            by_hand=tuple(level for level in LEVELS if level in by_hand or level in state.by_hand),
         )
 
     def thresholds(self, state: NormalizationState[Record]) -> dict[str, float]:
@@ -133,6 +164,7 @@ class NormalizationHook(Generic[Record]):
         Raises:
             NotFittedError: there is none yet.
         """
+        self._require_known(state)
         require_thresholds(state)
         normalizer = self._normalizer(state)
         image = normalizer._own_threshold(jnp.zeros((0,), dtype=float))
@@ -152,8 +184,7 @@ class NormalizationHook(Generic[Record]):
             NotFittedError: the state has not been fitted, or there is no threshold yet.
             AnomnormError: the state is traced: a normalizer names counts, which have to be read.
         """
-        if is_traced(state):
-            raise AnomnormError("a normalizer is taken from a state outside jax.jit: it reads counts off the device.")
+        self._require_known(state)
         require_fitted(state, Scores(state.image_threshold, None))
         require_thresholds(state)
         counts = {level: _counter.of_ints(*_most(getattr(state, level))) for level in state.fitted}
@@ -176,10 +207,11 @@ class NormalizationHook(Generic[Record]):
         into the arrays of a fresh state, onto any sharding. `restore` takes it back. A validation run that has not
         ended is not part of it.
         """
-        levels = {level: getattr(state, level) for level in ("image", "pixel") if getattr(state, level) is not None}
+        require_state(state, self._record)
+        levels = {level: getattr(state, level) for level in LEVELS if getattr(state, level) is not None}
         follows = state.pixel_threshold is None
-        known = [level in state.fitted for level in ("image", "pixel")]
-        known += [state.decided, state.raw_threshold, state.by_hand, follows]
+        known = [level in names for names in (state.fitted, state.by_hand) for level in LEVELS]
+        known += [state.decided, state.raw_threshold, follows, self._scale]
         return {
             **{level: record._asdict() for level, record in levels.items()},
             "image_threshold": state.image_threshold,
@@ -196,8 +228,12 @@ class NormalizationHook(Generic[Record]):
             arrays: of a state of such a hook.
 
         Raises:
-            AnomnormError: arrays are missing, too many, or of other shapes.
+            AnomnormError: arrays are missing, too many, or of other shapes, or the hook has another ``center`` or
+                ``shared_range`` than the one that made them.
         """
+        self._require_known(state)
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays must be a dictionary made by to_arrays, found {type(arrays).__name__}.")
         mine = self.to_arrays(state)
         shapes, found = ({key: jnp.shape(leaf) for key, leaf in _named(tree)} for tree in (mine, arrays))
         if shapes != found:
@@ -207,25 +243,33 @@ class NormalizationHook(Generic[Record]):
                 "Set the state up with outputs of the same shapes, for the same kind of hook."
             )
         typed = jax.tree.map(lambda own, value: jnp.array(value, dtype=own.dtype), mine, _plain(arrays))
-        image, pixel, decided, raw, by_hand, follows = (bool(flag) for flag in to_host(typed["known"]))
+        flags = [bool(flag) for flag in to_host(typed["known"])]
+        decided, raw, follows, scale = flags[4:]
+        if scale != self._scale:
+            raise AnomnormError(
+                "the arrays come from a hook whose option center or shared_range is not that of this one: their "
+                "numbers mean something else. Make the hook with the same options."
+            )
+        numbers = dict(zip(LEVELS, self._given(), strict=True))
         state = replace(
             state,
             image=type(state.image)(**typed["image"]),
             pixel=None if state.pixel is None else type(state.image)(**typed["pixel"]),
             run=jax.tree.map(jnp.zeros_like, state.run),
             normals=typed.get("normals"),
-            fitted=tuple(level for level, known in (("image", image), ("pixel", pixel)) if known),
+            fitted=tuple(level for level, known in zip(LEVELS, flags[:2], strict=True) if known),
+            by_hand=tuple(
+                level for level, known in zip(LEVELS, flags[2:4], strict=True) if known and numbers[level] is None
+            ),
         )
-        own = self._undecided(state)
-        image_number, pixel_number = self._given()
+        own = self._undecided(replace(state, by_hand=()))
         pixel_threshold = None if follows else typed["pixel_threshold"]
         return replace(
             state,
-            image_threshold=typed["image_threshold"] if image_number is None else own.image_threshold,
-            pixel_threshold=pixel_threshold if pixel_number is None else own.pixel_threshold,
+            image_threshold=typed["image_threshold"] if numbers["image"] is None else own.image_threshold,
+            pixel_threshold=pixel_threshold if numbers["pixel"] is None else own.pixel_threshold,
             decided=decided or own.decided,
-            raw_threshold=raw and image_number is None,
-            by_hand=by_hand and image_number is None and pixel_number is None,
+            raw_threshold=raw and numbers["image"] is None,
         )
 
     def emptied(self, state: NormalizationState[Record]) -> NormalizationState[Record]:
@@ -240,8 +284,20 @@ class NormalizationHook(Generic[Record]):
     def merge(self, a: NormalizationState[Record], b: NormalizationState[Record]) -> NormalizationState[Record]:
         """The state of what ``a`` and ``b`` have seen; at least one of them began from `emptied`. Traceable.
 
-        Statistics are merged until their fit is finished; what a validation run has seen is merged always.
+        Statistics are merged until their fit is finished; what a validation run has seen is merged always. The fit of
+        the CDF begins and ends in `on_validation_epoch_start`: workers validate with one fit, and do not make their
+        own.
+
+        Raises:
+            AnomnormError: both were fitted, each on its own (outside of a trace, which has no values to compare).
         """
+        for state in (a, b):
+            require_state(state, self._record)
+        if a.fitted and b.fitted and not is_traced((a, b)) and not _equal((a.image, a.pixel), (b.image, b.pixel)):
+            raise AnomnormError(
+                "both states were fitted, each on other data, and a finished fit is not merged. Let the workers begin "
+                "from hook.emptied(state) of one state; or merge records with anomnorm_jax.cdf and min_max."
+            )
         library: Any = _library(a.image)
         image, pixel = a.image, a.pixel
         if not a.fitted:
@@ -267,6 +323,7 @@ class NormalizationHook(Generic[Record]):
         Raises:
             NotFittedError: the state has not been fitted, or a threshold is missing or not finite.
         """
+        self._require_known(state)
         require_fitted(state, Scores(state.image_threshold, None))
         for level, value in self.thresholds(state).items():
             if not np.isfinite(value):
@@ -285,11 +342,12 @@ class NormalizationHook(Generic[Record]):
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width (CDF).
         """
+        require_state(state, self._record)
         return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
 
     def on_predict_batch_end(self, state: NormalizationState[Record], outputs: Outputs) -> dict[str, Any]:
         """The outputs with unit scores and maps, labels and masks. Raises as `on_test_batch_end`."""
-        return replaced(outputs, self._normalize_batch(state, used(outputs, truth=False)))
+        return self.on_test_batch_end(state, outputs)
 
     @abstractmethod
     def _normalize_batch(self, state: NormalizationState[Record], outputs: dict[str, Array]) -> dict[str, Array]:
@@ -318,10 +376,13 @@ class NormalizationHook(Generic[Record]):
         run = state.run
         if run is None or (image_rule is None and pixel_rule is None):
             return state
-        known = [value for value in (state.image_threshold, state.pixel_threshold) if value is not None]
-        if int(to_host(run.seen)) == 0 and all(np.isfinite(to_host(value)) for value in known):
-            return replace(state, decided=True)  # arrays that were restored into a fresh state
-        run = jax.tree.map(to_host, run)
+        empty, run = jax.tree.map(jnp.zeros_like, run), jax.tree.map(to_host, run)
+        if image_rule is not None and int(run.seen) == 0:
+            raise NotFittedError(
+                "no outputs came in this validation run, so there is nothing to find a threshold in. Give "
+                "hook.on_validation_batch_end(state, outputs) the outputs of each batch. A state from a checkpoint "
+                "comes back, with its thresholds, with hook.restore(state, arrays)."
+            )
         searched = image_rule is not None
         if image_rule is not None:
             found = _validation_run.image_threshold(run, image_rule, self.normal_quantile, positive=self._positive)
@@ -330,9 +391,24 @@ class NormalizationHook(Generic[Record]):
             pixel = _validation_run.pixel_threshold(run, pixel_rule, self.normal_quantile, searched=searched)
             same = None if state.raw_threshold else state.image_threshold  # raw scores say nothing about maps
             state = replace(state, pixel_threshold=same if pixel is None else pixel.astype(float))
-        elif state.pixel is None and self._given()[1] is None:  # no maps, whose threshold would be asked for
+        elif state.pixel is None and "pixel" not in state.by_hand and self._given()[1] is None:  # no maps: it follows
             state = replace(state, pixel_threshold=None if state.raw_threshold else state.image_threshold)
-        return replace(state, decided=True)
+        # Emptied, so that another run with this fit finds its thresholds among its own scores.
+        return replace(state, run=empty, decided=True)
+
+    def _require_known(self, state: NormalizationState[Record]) -> None:
+        """Raise for what is no state of this hook, and for one inside of jit, where its values are not known."""
+        require_state(state, self._record)
+        if is_traced(state):
+            raise AnomnormError(
+                "thresholds, checks, checkpoints and normalizers are taken from a state outside jax.jit: they read "
+                "values off the device. Inside, call the per-batch methods."
+            )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=False)
+    return all(np.array_equal(to_host(x), to_host(y)) for x, y in leaves)
 
 
 def _rule(option: float | ThresholdRule | str | None) -> ThresholdRule | None:
@@ -360,6 +436,7 @@ def _named(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _threshold_array(value: ArrayLike, argument: str) -> Array:
+    require_number(jnp.shape(value), argument)
     if not isinstance(value, Array):  # reading a JAX array would wait for the device, or fail under a trace
         parse_threshold(cast("SupportsFloat", value), argument)
     return jnp.array(value, dtype=float)  # a copy: a buffer that stands twice in a state could not be donated

@@ -13,6 +13,7 @@ from anomnorm_jax import cdf, min_max
 from anomnorm_jax.hooks._validation_run import ValidationRun
 from anomnorm_jax.outputs import Scores
 
+LEVELS = ("image", "pixel")
 Record = TypeVar("Record", min_max.MinMaxStatistics, cdf.ScoreDistribution)
 
 
@@ -39,7 +40,20 @@ class NormalizationState(Generic[Record]):
     fitted: tuple[str, ...] = ()  # levels whose statistics passed the check that ends a fit
     decided: bool = False  # whether there are thresholds
     raw_threshold: bool = False  # whether images are decided on raw scores: a found threshold under the CDF (P2)
-    by_hand: bool = False  # whether the thresholds were set with `with_threshold`
+    by_hand: tuple[str, ...] = ()  # levels whose threshold was set with `with_threshold`, where one is searched
+
+
+def require_state(state: Any, record: type[Any]) -> None:
+    """Raise `AnomnormError` for what is no state, or one of the other kind of hook: statistics are no ``record``."""
+    if isinstance(state, NormalizationState) and isinstance(state.image, record):
+        return
+    found = type(state).__name__
+    if isinstance(state, NormalizationState):
+        found = f"one of {type(state.image).__name__}, made by another kind of hook"
+    raise AnomnormError(
+        f"the first argument must be a state of this hook, found {found}. Begin with state = hook.setup(outputs); "
+        "on_validation_batch_end returns two values: state, outputs = hook.on_validation_batch_end(state, outputs)."
+    )
 
 
 def refuse_traced(state: Any) -> None:
@@ -67,8 +81,7 @@ def require_fitted(state: NormalizationState[Record], values: Scores, *, shared:
         raise NotFittedError(
             f"the {missing[0]}-level statistics of the state have not been fitted, or the fit was not finished. Finish "
             "a validation run whose outputs hold that level with state = hook.on_validation_epoch_end(state) before "
-            "testing or predicting; after restoring arrays from a checkpoint into a fresh state, call it too: it "
-            "checks them."
+            "testing or predicting, or restore a checkpoint with state = hook.restore(state, arrays)."
         )
 
 

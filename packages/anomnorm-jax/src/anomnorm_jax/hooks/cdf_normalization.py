@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from anomnorm_core.errors import NotFittedError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit_check import LIMITS, FitCheck
-from anomnorm_core.policy import Center, Method, Source
+from anomnorm_core.policy import Center, Method, Source, require_flag
 from anomnorm_jax import cdf
 from anomnorm_jax._arrays import to_host
 from anomnorm_jax.cdf import ScoreDistribution
@@ -25,6 +25,7 @@ from anomnorm_jax.hooks._state import (
     refuse_traced,
     require_fitted,
     require_maps,
+    require_state,
     require_thresholds,
 )
 from anomnorm_jax.normalizer import Normalizer
@@ -82,12 +83,18 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
     center: Center | str = Center.IMAGE
     source: Source | str = Source.TRAIN
     progress: bool = True
+    _record: ClassVar[type[Any]] = ScoreDistribution
     _positive: ClassVar[bool] = True
+
+    @property
+    def _scale(self) -> bool:
+        return self.center == Center.PIXEL
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "center", Center.parse(self.center, "center"))
         object.__setattr__(self, "source", Source.parse(self.source, "source"))
+        require_flag(self.progress, "progress")
 
     def setup(self, outputs: Outputs) -> State:
         """An empty state for steps that return ``outputs`` (an example, or its shapes).
@@ -118,6 +125,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             InvalidScoreError: under ``on_invalid="raise"``, something was left out.
             ResolutionError: maps do not have the height and width of `setup`.
         """
+        refuse_traced(state)
         logger.info("Collecting the statistics of the normal data to normalize the scores.")
         state = self._begun(state)
         for batch in tqdm(batches, desc="Collecting normal scores", leave=False, disable=not self.progress):
@@ -148,18 +156,18 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width.
         """
+        require_state(state, self._record)
         state, z = self._validate_batch(state, used(outputs))
         return state, replaced(outputs, z)
 
     def on_validation_epoch_end(self, state: State) -> State:
         """Find the thresholds that nobody gave, and check how the fit does on normal validation samples (clause S9).
 
-        It also makes a state usable into which the arrays of another one were put.
-
         Raises:
             NotFittedError, InsufficientDataError: too few valid scores to fit on, or none to place a threshold by.
             AnomnormError: the state is traced, or ``capacity`` was too small.
         """
+        require_state(state, self._record)
         refuse_traced(state)
         state = self._find_thresholds(state if state.fitted else self._finish(state))
         check = self.fit_check(state)
@@ -169,6 +177,7 @@ class CdfNormalizationHook(NormalizationHook[ScoreDistribution]):
 
     def fit_check(self, state: State) -> FitCheck | None:
         """How the fit does on the labelled normal samples of the last validation run; None without any (clause S9)."""
+        self._require_known(state)
         if state.normals is None:
             return None
         normals, *above = (int(count) for count in to_host(state.normals))

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
 
 from anomnorm_core.errors import AnomnormError
-from anomnorm_core.policy import Method
+from anomnorm_core.policy import Method, require_flag
 from anomnorm_jax import min_max
 from anomnorm_jax.hooks import _validation_run
 from anomnorm_jax.hooks._hook import NormalizationHook
@@ -17,6 +17,7 @@ from anomnorm_jax.hooks._state import (
     refuse_traced,
     require_fitted,
     require_maps,
+    require_state,
     require_thresholds,
 )
 from anomnorm_jax.min_max import MinMaxStatistics
@@ -65,7 +66,16 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
     """
 
     shared_range: bool = False
+    _record: ClassVar[type[Any]] = MinMaxStatistics
     _positive: ClassVar[bool] = False
+
+    @property
+    def _scale(self) -> bool:
+        return self.shared_range
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_flag(self.shared_range, "shared_range")
 
     def setup(self, outputs: Outputs) -> State:
         """An empty state for steps that return ``outputs`` (an example, or its shapes).
@@ -87,6 +97,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             OutputError: the outputs hold neither scores nor maps.
             AnomnormError: the state's fit is finished; `on_validation_epoch_start` begins the next one.
         """
+        require_state(state, self._record)
         entries = used(outputs)
         if state.fitted:
             raise AnomnormError(
@@ -118,6 +129,7 @@ class MinMaxNormalizationHook(NormalizationHook[MinMaxStatistics]):
             InvalidScoreError: under ``on_invalid="raise"``, something was left out.
             AnomnormError: the state is traced, or ``capacity`` was too small.
         """
+        require_state(state, self._record)
         refuse_traced(state)
         return self._find_thresholds(self._finish(state))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from anomnorm_core.policy import OnInvalid, ThresholdRule
+from anomnorm_core.policy import OnInvalid, ThresholdRule, require_flag
 from anomnorm_torch.life_cycle.base import NormalizationLifeCycle, reporting
 from anomnorm_torch.life_cycle.framework import LightningModule, Trainer
 from anomnorm_torch.life_cycle.thresholds import batch_normalizer, batch_thresholds
@@ -50,6 +50,7 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
         on_invalid: OnInvalid | str = OnInvalid.WARN,
     ) -> None:
         super().__init__(threshold, pixel_threshold, normal_quantile, on_invalid)
+        require_flag(shared_range, "shared_range")
         self.shared_range = shared_range
         self._fresh: MinMax | None = None
 
