@@ -13,12 +13,18 @@ def arithmetic(scores: Tensor) -> tuple[Tensor, torch.dtype]:
 
     Half types are computed in float32; integers take the default float. The result may alias ``scores``.
     """
+    like, result = arithmetic_like(scores)
+    return scores.to(like.dtype), result
+
+
+def arithmetic_like(scores: Tensor) -> tuple[Tensor, torch.dtype]:
+    """An empty tensor in the dtype and on the device that `arithmetic` computes in, and the dtype of the result."""
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores must be a torch.Tensor, found {type(scores).__name__}; use torch.as_tensor(scores).")
     if scores.dtype.is_complex:
         raise TypeError(f"scores must be real numbers, found dtype {scores.dtype}.")
     result = scores.dtype if scores.dtype.is_floating_point else torch.get_default_dtype()
-    return scores.to(torch.float64 if result == torch.float64 else torch.float32), result
+    return scores.new_empty(0, dtype=torch.float64 if result == torch.float64 else torch.float32), result
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -53,6 +59,14 @@ def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def below_half(dtype: torch.dtype) -> float:
     """The largest number of ``dtype`` below 0.5."""
     return 0.5 - torch.finfo(dtype).eps / 4
+
+
+def round_below(unit: Tensor, dtype: torch.dtype) -> Tensor:
+    """Lower, in place, the unit scores below 1/2 that ``dtype`` would round up to it (clause N4)."""
+    if unit.dtype == dtype:
+        return unit
+    limit = below_half(dtype)
+    return unit.masked_fill_((unit < 0.5).logical_and_(unit > limit), limit)
 
 
 def samples(scores: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,6 +5,7 @@ sigmas above normal") and then a probability around a threshold given in sigmas.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from anomnorm_core.checks import require_count, require_resolution, require_same_shape
 from anomnorm_torch import _log_tail
-from anomnorm_torch._tensors import arithmetic, below_half, parameter, samples, selection, wide
+from anomnorm_torch._blocks import at_hand, columns, finite_range, in_pieces
+from anomnorm_torch._tensors import arithmetic, arithmetic_like, parameter, round_below, samples, selection, wide
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
 # mostly float32, whose logarithm carries 2^-24 of its size, and moments of it a few times that.
@@ -67,6 +69,38 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
     if x.shape[0] == 0:
         return record
     taken = selection(where, x)
+    known = finite_range(x) if taken is None else None
+    if known is not None and known[0] > 0:
+        return merge(record, _of_valid(x))
+    return merge(record, _of_some(x, taken))
+
+
+def _of_valid(x: Tensor) -> ScoreDistribution:
+    """Statistics of positive finite values, without masks and a piece of the pixels at a time."""
+    rows = x.reshape(x.shape[0], -1)
+    dtype = wide(x.device)
+    mean, m2 = torch.empty((2, rows.shape[1]), dtype=dtype, device=x.device)
+    memory = None
+    for column in columns(rows):
+        piece = rows[:, column]
+        if memory is None:
+            memory = torch.empty_like(piece, dtype=dtype, memory_format=torch.contiguous_format)
+        log_x = memory[:, : piece.shape[1]].copy_(piece).log_()
+        mean[column] = log_x.sum(dim=0).div_(x.shape[0])
+        deviation = log_x.sub_(mean[column])
+        if dtype == torch.float32:
+            # A second pass over the deviations removes the rounding error of the first mean.
+            residue = deviation.sum(dim=0).div_(x.shape[0])
+            mean[column] += residue
+            deviation.sub_(residue)
+        m2[column] = deviation.square_().sum(dim=0)
+    shape = x.shape[1:]
+    counts = torch.full(shape, x.shape[0], dtype=torch.int64, device=x.device)
+    return ScoreDistribution(counts, mean.view(shape), m2.view(shape), torch.zeros_like(counts))
+
+
+def _of_some(x: Tensor, taken: Tensor | None) -> ScoreDistribution:
+    """Statistics of what is valid among values of any kind."""
     log_x = x.to(wide(x.device), copy=True)
     left_out = (log_x <= 0).logical_or_(log_x.isfinite().logical_not_())
     if taken is not None:
@@ -77,15 +111,13 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
     divisor = count.clamp(min=1)
     mean = log_x.sum(dim=0) / divisor
     deviation = log_x.sub_(mean).masked_fill_(left_out, 0.0)
-    # A second pass over the deviations removes the rounding error of the first mean.
     residue = deviation.sum(dim=0) / divisor
-    batch = ScoreDistribution(
+    return ScoreDistribution(
         count=count,
         mean=mean + residue,
         m2=deviation.square_().sum(dim=0) - divisor * residue.square(),
         invalid=(x.shape[0] if taken is None else taken.sum(dim=0)) - count,
     )
-    return merge(record, batch)
 
 
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
@@ -154,19 +186,37 @@ def standardize(
     """
     statistics = [tuple(value.shape) for value in (mean, std, center_at) if isinstance(value, Tensor)]
     require_resolution(tuple(scores.shape), *statistics)
-    x, result = arithmetic(scores)
+    like, result = arithmetic_like(scores)
     # The logarithm and its distance from the centre cancel: in float64 the float32 result is off by half an ulp,
     # in float32 it would be off by |log x| / std of them.
-    dtype = wide(x.device)
-    location, scale = parameter(mean, x).to(dtype), parameter(std, x).to(dtype)
-    center = location if center_at is None else parameter(center_at, x).to(dtype)
+    dtype = wide(like.device)
+    location, scale = parameter(mean, like).to(dtype), parameter(std, like).to(dtype)
+    center = location if center_at is None else parameter(center_at, like).to(dtype)
     floor = STD_FLOOR * torch.maximum(location.abs(), center.abs())
     constant = scale <= floor
     # A mean that was never fitted must show also where the centre makes it cancel.
-    nan = location - location
-    distance = x.to(dtype, copy=True).clamp_(min=0.0).log_() - center
-    at_center = (distance.abs() <= floor).logical_and_(constant)
-    return distance.div_(torch.where(constant, 0.0, scale) + nan).masked_fill_(at_center, 0.0).to(result)
+    factor = 1.0 / torch.where(constant, 0.0, scale) + (location - location)
+    within = torch.where(constant, floor, -1.0)
+    if at_hand(constant) and not bool(constant.any()):
+        return in_pieces(_standardize, scores, center, factor, dtype=result, work=dtype)
+    return in_pieces(_standardize, scores, center, factor, within, dtype=result, work=dtype)
+
+
+def _standardize(
+    scores: Tensor,
+    center: Tensor,
+    factor: Tensor,
+    constant_within: Tensor | None = None,
+    *,
+    out: Tensor | None = None,  # noqa: ARG001  # for results of another dtype
+    work: Tensor | None = None,
+) -> Tensor:
+    x = scores.to(center.dtype, copy=True) if work is None else work.copy_(scores)
+    distance = x.clamp_(min=0.0).log_().sub_(center)
+    if constant_within is None:
+        return distance.mul_(factor)
+    at_center = distance.abs() <= constant_within
+    return distance.mul_(factor).masked_fill_(at_center, 0.0)
 
 
 def standardize_around(
@@ -218,12 +268,21 @@ def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:
 
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
-    values, result = arithmetic(z)
-    t = parameter(threshold, values)
+    like, result = arithmetic_like(z)
+    return in_pieces(partial(_normalize, result), z, parameter(threshold, like), dtype=result)
+
+
+def _normalize(
+    result: torch.dtype, z: Tensor, t: Tensor, *, out: Tensor | None = None, work: Tensor | None = None
+) -> Tensor:
+    values, _ = arithmetic(z)
+    below = torch.sub(t, values, out=out)
+    side = torch.sign(below, out=work if out is not None else None)
+    # Just enough that erfc is less than 1 below the threshold.
+    push = torch.finfo(below.dtype).eps / 2
     # erfc, because torch's ndtr is 1 + erf, which loses the lower tail (it is 0 below -5.55 in float32).
-    u = (t - values).mul_(0.5**0.5).erfc_().mul_(0.5)
-    limit = below_half(result)
-    return u.masked_fill_((values < t).logical_and_(u > limit), limit).to(result)
+    u = below.mul_(0.5**0.5).add_(side, alpha=push).erfc_().mul_(0.5)
+    return round_below(u, result)
 
 
 def log_survival(z: Tensor, threshold: Tensor | float) -> Tensor:

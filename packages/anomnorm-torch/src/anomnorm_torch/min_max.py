@@ -1,13 +1,15 @@
 """Min-max normalization around a threshold (clauses N1, S1, S2)."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from anomnorm_core.checks import require_count
-from anomnorm_torch._tensors import arithmetic, below_half, parameter, selection, wide
+from anomnorm_torch._blocks import at_hand, finite_range, in_pieces
+from anomnorm_torch._tensors import arithmetic, arithmetic_like, parameter, round_below, selection, wide
 
 
 class MinMaxStatistics(NamedTuple):
@@ -49,6 +51,9 @@ def update(record: MinMaxStatistics, scores: Tensor, *, where: Tensor | None = N
     x = arithmetic(scores)[0].detach()
     if x.numel() == 0:
         return record
+    known = finite_range(x) if where is None else None
+    if known is not None:
+        return _with(record, *known, x.numel())
     taken = selection(where, x)
     valid = x.isfinite() if taken is None else x.isfinite().logical_and_(taken)
     count = valid.sum()
@@ -59,6 +64,16 @@ def update(record: MinMaxStatistics, scores: Tensor, *, where: Tensor | None = N
         invalid=(x.numel() if taken is None else taken.sum()) - count,
     )
     return merge(record, batch)
+
+
+def _with(record: MinMaxStatistics, low: float, high: float, count: int) -> MinMaxStatistics:
+    """``record`` after ``count`` valid values in a known range."""
+    return MinMaxStatistics(
+        min=record.min.clamp(max=low),
+        max=record.max.clamp(min=high),
+        count=record.count + count,
+        invalid=record.invalid,
+    )
 
 
 def merge(a: MinMaxStatistics, b: MinMaxStatistics) -> MinMaxStatistics:
@@ -105,15 +120,37 @@ def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, ma
 
     Source: anomalib 0.3, ``MinMaxNormalizationCallback``.
     """
-    x, result = arithmetic(scores)
-    t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
+    like, result = arithmetic_like(scores)
+    t, low, high = parameter(threshold, like), parameter(min, like), parameter(max, like)
     scale, span = _span(low, high)
     # Any difference over the smallest subnormal saturates, no difference stays 0: the step of clause N7.
-    subnormal = torch.full_like(span, torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps)
+    subnormal = torch.full_like(span, torch.finfo(like.dtype).smallest_normal * torch.finfo(like.dtype).eps)
     span = torch.where(span > 0, span, torch.where(span == 0, subnormal, math.nan))
-    u = torch.addcmul(-t * scale, x, scale).div_(span).add_(0.5).clamp_(0.0, 1.0)
-    limit = below_half(result)
-    return u.masked_fill_((x < t).logical_and_(u > limit), limit).to(result)
+    if at_hand(scale) and bool((scale == 1.0).all()):
+        return in_pieces(partial(_normalize, result), scores, t, span, dtype=result)
+    return in_pieces(partial(_normalize, result), scores, t, span, scale, dtype=result)
+
+
+def _normalize(
+    result: torch.dtype,
+    scores: Tensor,
+    t: Tensor,
+    span: Tensor,
+    scale: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    work: Tensor | None = None,
+) -> Tensor:
+    x, _ = arithmetic(scores)
+    # The difference has the sign of the comparison. Where it overflows, the result saturates anyway.
+    distance = torch.sub(x, t, out=out)
+    side = torch.sign(distance, out=work if out is not None else None)
+    if scale is not None:
+        distance.mul_(scale)
+    # Just enough that the sum with 1/2 is less than that below the threshold; above it, rounding takes it away.
+    push = torch.finfo(distance.dtype).eps * (1 + 2.0**-10) / 8
+    u = distance.div_(span).add_(side, alpha=push).add_(0.5).clamp_(0.0, 1.0)
+    return round_below(u, result)
 
 
 def margin(scores: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:

@@ -18,6 +18,7 @@ from anomnorm_core.checks import (
     require_threshold_samples,
 )
 from anomnorm_core.policy import may_exceed, parse_quantile
+from anomnorm_torch._blocks import finite_range, in_pieces
 from anomnorm_torch._tensors import arithmetic, selection
 from anomnorm_torch.threshold._f1 import best
 
@@ -70,22 +71,31 @@ def update(
         ValueError: shapes do not match.
     """
     x = arithmetic(scores)[0].detach().to(torch.float32).contiguous()
-    bits = x.view(torch.int32)
-    # Bit patterns of floats order like integers of sign and magnitude.
-    bins = (torch.where(bits < 0, _LOWEST - bits, bits) >> _SHIFT) + BINS // 2
-    # The bin of -inf would hold the largest negative numbers too.
-    bins = bins.masked_fill_(x == -math.inf, 0)
+    bins = in_pieces(_bins, x, dtype=torch.int32)
+    finite = finite_range(x) is not None
+    if not finite:
+        # The bin of -inf would hold the largest negative numbers too.
+        bins.masked_fill_(x == -math.inf, 0)
     if labels is not None:
         anomalous = (labels.to(x.device) != 0).reshape(label_axes(tuple(labels.shape), tuple(x.shape)))
-        bins = bins + anomalous.to(torch.int32) * BINS
+        bins.add_(anomalous, alpha=BINS)
     # Two more bins: of what is invalid, and of what does not take part.
-    bins = bins.masked_fill_(x.isnan(), 2 * BINS)
+    if not finite:
+        bins.masked_fill_(x.isnan(), 2 * BINS)
     taken = selection(where, x)
     if taken is not None:
-        bins = bins.masked_fill_(~taken, 2 * BINS + 1)
+        bins.masked_fill_(~taken, 2 * BINS + 1)
     counts = torch.zeros(2 * BINS + 2, dtype=torch.int64, device=x.device)
     counts.index_add_(0, bins.reshape(-1), torch.ones((), dtype=torch.int64, device=x.device).expand(x.numel()))
     return merge(record, ScoreHistogram(counts[:BINS], counts[BINS : 2 * BINS], counts[2 * BINS]))
+
+
+def _bins(x: Tensor, *_: Tensor, out: Tensor | None = None, work: Tensor | None = None) -> Tensor:  # noqa: ARG001
+    bits = x.view(torch.int32)
+    # Bit patterns of floats order like integers of sign and magnitude.
+    sign = bits >> 31  # 0 or -1, and x ^ -1 is -1 - x
+    key = (bits & 0x7FFFFFFF).bitwise_xor_(sign).sub_(sign)
+    return key.bitwise_right_shift_(_SHIFT).add_(BINS // 2)
 
 
 def merge(a: ScoreHistogram, b: ScoreHistogram) -> ScoreHistogram:

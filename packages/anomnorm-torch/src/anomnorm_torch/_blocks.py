@@ -1,0 +1,111 @@
+"""Large tensors on a CPU, piece by piece.
+
+Eager PyTorch runs one operation after the other over the whole tensor, so that between any two of them it goes to
+memory and back, which takes longer than the arithmetic. Pieces that fit the cache stay there from the first operation
+to the last, and intermediate results take the memory of a piece.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+# Elements for each thread: some tensors of this size, of float32 or float64, fit into a core's cache of a megabyte or
+# two. PyTorch spends a microsecond on each operation whatever its size, which rules out much smaller pieces.
+PIECE = 2**17
+
+
+def at_hand(*tensors: Tensor) -> bool:
+    """Whether values can be read without waiting: on the CPU, and not while a program is traced or exported."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    return all(tensor.device.type == "cpu" and _has_memory(tensor) for tensor in tensors)
+
+
+def finite_range(x: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest value of ``x``, if they are `at_hand` and all values are finite; None otherwise."""
+    if x.numel() == 0 or not at_hand(x):
+        return None
+    low, high = (float(value) for value in torch.aminmax(x))
+    return (low, high) if high - low < float("inf") else None
+
+
+def in_pieces(
+    kernel: Callable[..., Tensor], x: Tensor, *parameters: Tensor, dtype: torch.dtype, work: torch.dtype | None = None
+) -> Tensor:
+    """``kernel(x, *parameters)`` in ``dtype``, in pieces where that is faster.
+
+    Args:
+        kernel: elementwise; returns a new tensor of the shape of its first argument and any dtype. It is given memory
+            that is there already: ``work``, to use as it likes, and ``out``, to return, where ``x`` has the dtype of
+            the result. Both are None where a tensor is not cut into pieces.
+        x: tensor of any shape.
+        parameters: tensors that broadcast against ``x`` and add no axis to it.
+        dtype: of the result.
+        work: dtype of the memory for intermediate results; None: that of ``x``.
+    """
+    everything = (x, *parameters)
+    derived = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything)
+    if not at_hand(*everything) or derived or not x.is_contiguous() or x.numel() <= _size():
+        return kernel(*everything).to(dtype)
+    # As a matrix, whose rows share the parameters.
+    axes = max((_axes(parameter) for parameter in parameters), default=0)
+    shared = x.shape[x.ndim - axes :]
+    rows = x.view(-1, shared.numel()) if axes else x.view(1, -1)
+    flat = [p.reshape(()) if p.numel() == 1 else _last(p, axes).expand(shared).reshape(-1) for p in parameters]
+    result = torch.empty(rows.shape, dtype=dtype)
+    memory = torch.empty(_size(), dtype=work or x.dtype)
+    for tile in _tiles(rows.shape[0], rows.shape[1], _size()):
+        piece, target = rows[tile], result[tile]
+        values = kernel(
+            piece,
+            *(p[tile[1]] if p.ndim else p for p in flat),
+            out=target if x.dtype == dtype else None,
+            work=memory[: piece.numel()].view(piece.shape),
+        )
+        if values is not target:
+            target.copy_(values)
+    return result.view(x.shape)
+
+
+def columns(x: Tensor) -> Iterator[slice]:
+    """Slices of the second axis of a matrix, such that all rows of one make a piece."""
+    if not at_hand(x):
+        yield slice(None)
+        return
+    for _, column in _tiles(1, x.shape[1], max(_size() // x.shape[0], 1024)):
+        yield column
+
+
+def _size() -> int:
+    return PIECE * torch.get_num_threads()
+
+
+def _tiles(rows: int, width: int, size: int) -> Iterator[tuple[slice, slice]]:
+    if width > size:
+        for row in range(rows):
+            for start in range(0, width, size):
+                yield slice(row, row + 1), slice(start, start + size)
+    else:
+        step = size // max(width, 1)
+        for start in range(0, rows, step):
+            yield slice(start, start + step), slice(None)
+
+
+def _axes(parameter: Tensor) -> int:
+    """How many axes are left without leading ones of size one."""
+    return next((parameter.ndim - i for i, size in enumerate(parameter.shape) if size != 1), 0)
+
+
+def _last(parameter: Tensor, axes: int) -> Tensor:
+    return parameter.reshape(parameter.shape[max(parameter.ndim - axes, 0) :])
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    # Subclasses, as fake tensors, and what `torch.func` wraps hold no values of their own.
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    try:
+        return tensor.data_ptr() != 0
+    except RuntimeError:
+        return False
