@@ -42,12 +42,18 @@ def test_zero_is_the_identity_and_edges_read_back() -> None:
     assert type(_counter.to_int(_counter.zero())) is int
 
 
-@pytest.mark.clause("S3")
-@pytest.mark.parametrize("shape", [(), (0,), (7,), (300, 301), (3, 1, 5, 6)], ids=str)
-def test_counting_a_mask(shape: tuple[int, ...]) -> None:
-    mask = np.random.default_rng(2).random(shape) < 0.4
-    assert _counter.to_int(_counter.of(jnp.asarray(mask))) == int(np.count_nonzero(mask))
-    assert _counter.to_int(_counter.of(jnp.ones(shape, dtype=bool))) == mask.size
+@pytest.mark.clause("S2", "S3", "S6")
+@pytest.mark.parametrize("shape", [(7,), (300, 301), (3, 1, 5, 6)], ids=str)
+def test_valid_and_invalid_values_are_counted(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    x = np.where(rng.random(shape) < 0.4, rng.choice([np.nan, np.inf, -np.inf], size=shape), 1.0).astype("f4")
+    invalid = int(np.count_nonzero(~np.isfinite(x)))
+    record = min_max.update(min_max.init(), x)
+    assert [_counter.to_int(record.count), _counter.to_int(record.invalid)] == [x.size - invalid, invalid]
+    where = np.arange(shape[0]) % 2 == 0
+    record = min_max.update(min_max.init(), x, where=where)
+    invalid = int(np.count_nonzero(~np.isfinite(x[where])))
+    assert [_counter.to_int(record.count), _counter.to_int(record.invalid)] == [x[where].size - invalid, invalid]
 
 
 @pytest.mark.clause("S2", "S3")

@@ -19,11 +19,6 @@ def widened(lower: Array) -> Array:
     return jnp.stack([jnp.zeros_like(lower), lower])
 
 
-def of(mask: Array) -> Array:
-    """How many elements of a boolean array (of less than 2^32 elements) are true."""
-    return widened(jnp.sum(mask, dtype=jnp.uint32))
-
-
 def of_ints(*numbers: int) -> Array:
     """Python integers as counts, along the first axis."""
     return jnp.asarray(np.array([(number >> 32, number & 0xFFFFFFFF) for number in numbers], dtype=np.uint32))

@@ -5,7 +5,7 @@ sigmas above normal") and then a probability around a threshold given in sigmas.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import require_count, require_resolution, require_same_shape
-from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples, selection
+from anomnorm_core.checks import require_count, require_mask, require_resolution, require_same_shape
+from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples
 from anomnorm_jax._double import log_ratio, two_sum
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
@@ -75,32 +75,78 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     x = samples(arithmetic(scores)[0], record.mean.shape)
     if x.shape[0] == 0:
         return record
-    taken = selection(where, x)
-    valid = taken & jnp.isfinite(x) & positive(x)
-    count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
+    taken = jnp.ones(x.shape[:1], dtype=bool) if where is None else jnp.asarray(where, dtype=bool)
+    require_mask(taken.shape, x.shape[0])
     # Distances from a point near the mean keep the digits that the logarithm itself would lose to its size: from the
     # mean so far or, in the first batch, from the first image.
-    safe = jnp.where(valid, x, 1.0)
-    reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), jnp.log(safe[0]))
-    log_x = jnp.where(valid, _log_ratio(safe, reference[None], jnp.ones((), x.dtype)), 0.0)
+    first = jnp.where(_valid(x[0]), x[0], 1.0)
+    reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), jnp.log(first))
+    if record.mean.ndim == 0:
+        batch = _moments(x, taken, reference)
+    else:
+        # XLA for CPUs reduces the first axis ten times slower than it goes through the images one after the other;
+        # others would wait for each of them.
+        batch = jax.lax.platform_dependent(x, taken, reference, cpu=_moments_by_image, default=_moments)
+    count, mean, mean_tail, m2, m2_tail = batch
+    head, tail = two_sum(jnp.where(count > 0, reference, 0.0), mean)
+    dtype = record.mean.dtype
+    merged: ScoreDistribution = merge(
+        record,
+        ScoreDistribution(
+            count=count,
+            mean=head.astype(dtype),
+            m2=m2.astype(dtype),
+            invalid=jnp.sum(taken, dtype=jnp.uint32) - count,
+            mean_tail=(tail + mean_tail).astype(dtype),
+            m2_tail=m2_tail.astype(dtype),
+        ),
+    )
+    return merged
+
+
+def _valid(x: Array) -> Array:
+    return jnp.isfinite(x) & positive(x)
+
+
+def _distance(x: Array, valid: Array, reference: Array) -> Array:
+    """``log(x) - reference``, 0 where ``x`` has no logarithm."""
+    return jnp.where(valid, _log_ratio(jnp.where(valid, x, 1.0), reference, jnp.ones((), x.dtype)), 0.0)
+
+
+def _moments(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
+    """Count, and mean and m2 of the distances from ``reference`` with their tails, of the first axis of ``x``."""
+    valid = _valid(x) & taken.reshape((-1,) + (1,) * (x.ndim - 1))
+    count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
+    distance = _distance(x, valid, reference[None])
     divisor = jnp.maximum(count, 1).astype(x.dtype)
-    mean = jnp.sum(log_x, axis=0) / divisor
-    deviation = jnp.where(valid, log_x - mean[None], 0.0)
+    mean = jnp.sum(distance, axis=0) / divisor
+    deviation = jnp.where(valid, distance - mean[None], 0.0)
     # A second pass over the deviations gives what rounding took from the first mean.
     residue = jnp.sum(deviation, axis=0) / divisor
     m2 = jnp.sum(deviation * deviation, axis=0) - divisor * residue * residue
-    head, tail = two_sum(jnp.where(count > 0, reference, 0.0), mean)
-    dtype = record.mean.dtype
-    batch = ScoreDistribution(
-        count=count,
-        mean=head.astype(dtype),
-        m2=m2.astype(dtype),
-        invalid=jnp.sum(taken & ~valid, axis=0, dtype=jnp.uint32),
-        mean_tail=(tail + residue).astype(dtype),
-        m2_tail=jnp.zeros_like(record.m2),
-    )
-    merged: ScoreDistribution = merge(record, batch)
-    return merged
+    return count, mean, residue, m2, jnp.zeros_like(m2)
+
+
+def _moments_by_image(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
+    """The same as `_moments`, one image after the other (Welford 1962)."""
+
+    def add(so_far: Any, image: tuple[Array, Array]) -> tuple[Any, None]:
+        count, mean, mean_tail, m2, m2_tail = so_far
+        valid = _valid(image[0]) & image[1]
+        distance = _distance(image[0], valid, reference)
+        count = count + valid.astype(jnp.uint32)
+        before = (distance - mean) - mean_tail
+        share = before / jnp.maximum(count, 1).astype(x.dtype)
+        mean, lost = two_sum(mean, jnp.where(valid, share, 0.0))
+        mean_tail = mean_tail + lost
+        after = (distance - mean) - mean_tail
+        m2, lost = two_sum(m2, jnp.where(valid, before * after, 0.0))
+        return (count, mean, mean_tail, m2, m2_tail + lost), None
+
+    zero = jnp.zeros_like(reference)
+    empty = (zero.astype(jnp.uint32), zero, zero, zero, zero)
+    moments: tuple[Array, ...] = jax.lax.scan(add, empty, (x, taken), unroll=4)[0]
+    return moments
 
 
 @jax.jit

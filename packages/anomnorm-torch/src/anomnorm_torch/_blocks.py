@@ -38,7 +38,7 @@ def in_pieces(
     Args:
         kernel: elementwise; returns a new tensor of the shape of its first argument and any dtype. It is given memory
             that is there already: ``work``, to use as it likes, and ``out``, to return, where ``x`` has the dtype of
-            the result. Both are None where a tensor is not cut into pieces.
+            the result and is computed in it, as half types are not. Both are None where nothing is cut.
         x: tensor of any shape.
         parameters: tensors that broadcast against ``x`` and add no axis to it.
         dtype: of the result.
@@ -60,7 +60,7 @@ def in_pieces(
         values = kernel(
             piece,
             *(p[tile[1]] if p.ndim else p for p in flat),
-            out=target if x.dtype == dtype else None,
+            out=target if x.dtype == dtype and dtype.itemsize >= 4 else None,
             work=memory[: piece.numel()].view(piece.shape),
         )
         if values is not target:

@@ -1,0 +1,198 @@
+"""Large tensors on the CPU are computed in pieces: the same numbers, bit for bit, in less memory."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from anomnorm_torch import _blocks, cdf, min_max, threshold
+
+RNG = np.random.default_rng(71)
+SHAPE = (5, 1, 7, 11)
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = pytest.mark.parametrize("dtype", [*FLOATS, torch.int32], ids=str)
+PER_IMAGE = 1.5 + torch.arange(5.0).reshape(5, 1, 1, 1)
+PER_PIXEL = torch.from_numpy(RNG.normal(1.0, 0.2, size=(2, *SHAPE[-2:])))
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "min-max": lambda x: min_max.normalize(x, 1.5, 0.5, 4.0),
+    "min-max, one number for each image": lambda x: min_max.normalize(x, PER_IMAGE, 0.5, 4.0),
+    "min-max, constant": lambda x: min_max.normalize(x, 1.0, 1.0, 1.0),
+    "min-max, of all numbers": lambda x: min_max.normalize(x, 1.5, -3e38, 3e38),
+    "standardize": lambda x: cdf.standardize(x, 0.5, 0.25),
+    "standardize, per pixel": lambda x: cdf.standardize(x, PER_PIXEL[0], PER_PIXEL[1]),
+    "standardize, per pixel around a centre": lambda x: cdf.standardize(x, PER_PIXEL[0][None], PER_PIXEL[1], 0.5),
+    "standardize, some pixels constant": lambda x: cdf.standardize(x, PER_PIXEL[0], PER_PIXEL[1] * (PER_PIXEL[0] > 1)),
+    "CDF": lambda x: cdf.normalize(x, 1.0),
+    "CDF, per pixel": lambda x: cdf.normalize(x, PER_PIXEL[0]),
+}  # fmt: skip
+EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def cut(size: int) -> None:
+        monkeypatch.setattr(_blocks, "PIECE", size)
+
+    torch.set_num_threads(1)
+    return cut
+
+
+def scores(dtype: torch.dtype) -> Tensor:
+    x = np.exp(RNG.normal(0.5, 0.7, size=SHAPE))
+    x.flat[:6] = [0.0, -1.0, 1.5, math.nan, math.inf, -math.inf]
+    return torch.from_numpy(np.nan_to_num(x, posinf=9, neginf=-9) if dtype is torch.int32 else x).to(dtype)
+
+
+def bits(x: Tensor) -> list[Any]:
+    return [x.dtype, x.shape, x.isnan().tolist(), x.nan_to_num(0.25).tolist()]
+
+
+@EVERY_KERNEL
+@DTYPES
+def test_pieces_give_what_the_whole_gives(kernel: Any, dtype: torch.dtype, pieces: Any) -> None:
+    x = scores(dtype)
+    before = x.clone()
+    whole = kernel(x)
+    for size in (8, 20, 77, 100, 200):  # parts of rows, of maps, whole maps, several maps
+        pieces(size)
+        assert bits(kernel(x)) == bits(whole), size
+    assert torch.equal(x.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("name", ["min-max", "standardize", "CDF"])
+def test_nothing_and_what_has_no_values_stay_whole(name: str) -> None:
+    assert KERNELS[name](scores(torch.float32)[:0]).shape == (0, *SHAPE[1:])
+    assert KERNELS[name](torch.empty((2 * _blocks.PIECE,), device="meta")).shape == (2 * _blocks.PIECE,)
+
+
+@EVERY_KERNEL
+def test_what_cannot_be_cut_is_computed_as_a_whole(kernel: Any, pieces: Any) -> None:
+    x = scores(torch.float32)
+    whole = kernel(x)
+    pieces(16)
+    other_order = x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    assert bits(kernel(other_order)) == bits(whole)
+
+
+@pytest.mark.parametrize("name", ["min-max", "standardize", "CDF"])
+def test_gradients_flow_through_large_tensors(name: str, pieces: Any) -> None:
+    x = torch.rand(300, dtype=torch.float64) + 1.0
+    pieces(64)
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(KERNELS[name](x).sum(), x)
+    step = 1e-6
+    with torch.no_grad():
+        expected = (KERNELS[name](x + step) - KERNELS[name](x - step)) / (2 * step)
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["min-max", "standardize", "CDF"])
+def test_transformations_see_no_pieces(name: str, pieces: Any) -> None:
+    x = scores(torch.float32)[1:]
+    expected = KERNELS[name](x)
+    pieces(16)
+    assert bits(torch.func.vmap(KERNELS[name])(x)) == bits(expected)
+    with FakeTensorMode() as mode:
+        assert KERNELS[name](mode.from_tensor(x)).shape == x.shape
+
+
+def test_values_are_at_hand_on_the_cpu_alone() -> None:
+    assert _blocks.at_hand(torch.ones(3), torch.nn.Parameter(torch.ones(2)))
+    assert not _blocks.at_hand(torch.ones(3), torch.ones(3, device="meta"))
+    found = []
+    torch.func.vmap(lambda x: found.append(_blocks.at_hand(x)) or x)(torch.ones(3))
+    torch.compile(lambda x: x + 1.0 if _blocks.at_hand(x) else x + 2.0, backend="eager", fullgraph=True)(torch.ones(3))
+    assert (
+        torch.compile(lambda x: x * _blocks.at_hand(x), backend="eager", fullgraph=True)(torch.ones(3)).tolist()
+        == [0.0] * 3
+    )
+    assert found == [False]
+
+
+# Statistics: what is known to be valid needs no masks
+
+
+def generally(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_blocks, "at_hand", lambda *_: False)
+
+
+@pytest.mark.clause("S1", "S6")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_ranges_with_and_without_masks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = scores(dtype), (torch.rand(300) - 0.5).to(dtype)
+    found = [min_max.update(min_max.update(min_max.init(), x), good) for x in (good, bad, bad[:0])]
+    generally(monkeypatch)
+    expected = [min_max.update(min_max.update(min_max.init(), x), good) for x in (good, bad, bad[:0])]
+    for a, b in zip(found, expected, strict=True):
+        assert [(field.dtype, field.item()) for field in a] == [(field.dtype, field.item()) for field in b]
+
+
+@pytest.mark.clause("S3", "S4", "S6")
+@pytest.mark.parametrize("size", [1, 40, 10**6])
+def test_moments_with_and_without_masks(size: int, pieces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.from_numpy(np.exp(RNG.normal(3.0, 0.01, size=(9, 1, 40, 60))).astype("f4"))
+    exact = np.log(x[:, 0].numpy().astype("f8"))
+    pieces(size)
+    found = cdf.update(cdf.init((40, 60)), x)
+    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.m2, exact.var(0) * 9, rtol=1e-10)
+    generally(monkeypatch)
+    expected = cdf.update(cdf.init((40, 60)), x)
+    assert found.count.tolist() == expected.count.tolist()
+    assert found.invalid.tolist() == expected.invalid.tolist()
+    np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-10)
+
+
+@pytest.mark.clause("S6")
+@pytest.mark.parametrize("bad", [0.0, -2.0, math.nan, math.inf, -math.inf])
+def test_one_bad_value_is_counted_and_left_out(bad: float) -> None:
+    x = torch.rand(4, 2, 3) + 0.5
+    x[1, 0, 2] = bad
+    record = cdf.update(cdf.init((2, 3)), x)
+    assert record.invalid.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert record.count.tolist() == [[4, 4, 3], [4, 4, 4]]
+    ranges = min_max.update(min_max.init(), x)
+    assert int(ranges.invalid) == (not math.isfinite(bad))
+
+
+@pytest.mark.clause("T5")
+@pytest.mark.parametrize("extra", [[], [math.nan], [-math.inf], [math.inf], [-math.nan, 3.4e38, -3.4e38]], ids=str)
+def test_bins_of_pieces_and_of_the_whole(extra: list[float], pieces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [*extra, 0.0, -0.0, 1e-45, -1e-45, -1.0, 1.0, -0.5, 3e38, -3e38, *RNG.normal(size=200)]
+    x = torch.tensor(values, dtype=torch.float32)
+    labels = torch.from_numpy(RNG.random(len(x)) < 0.3)
+    pieces(32)
+    found = threshold.update(threshold.init(), x, labels)
+    generally(monkeypatch)
+    expected = threshold.update(threshold.init(), x, labels)
+    assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * 3
+    assert int(found.invalid) == sum(map(math.isnan, values))
+    # The bin of a number is where its bit pattern, as a signed magnitude, has its upper 18 bits.
+    counts = np.zeros((2, threshold.init().normal.numel()), dtype=int)
+    for value, label in zip(x.tolist(), labels.tolist(), strict=True):
+        magnitude = int(np.float32(abs(value)).view(np.int32))
+        key = -magnitude if math.copysign(1.0, value) < 0 else magnitude
+        if value == -math.inf:
+            counts[int(label), 0] += 1
+        elif not math.isnan(value):
+            counts[int(label), (key >> 14) + counts.shape[1] // 2] += 1
+    assert torch.equal(found.normal, torch.from_numpy(counts[0]))
+    assert torch.equal(found.anomalous, torch.from_numpy(counts[1]))
+
+
+@pytest.mark.clause("N4")
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("at", [0.0, 1e-30, 0.3, 1.0, 3.0, -2.5, 1000.0])
+def test_large_tensors_decide_like_small_ones(dtype: torch.dtype, at: float) -> None:
+    t = torch.tensor(at, dtype=dtype)
+    low, high = (torch.nextafter(t, torch.tensor(side, dtype=dtype)) for side in (-math.inf, math.inf))
+    x = torch.stack([low, t, high]).repeat(_blocks.PIECE)
+    for u in (min_max.normalize(x, t, at - 1.0, at + 3.0), min_max.normalize(x, t, -3e38, 3e38), cdf.normalize(x, t)):
+        assert (u.reshape(-1, 3) < 0.5).all(0).tolist() == [True, False, False]
+        assert (u.reshape(-1, 3)[:, 1] == 0.5).all()
