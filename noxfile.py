@@ -107,8 +107,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Time the kernels against the founding formulas, as ratios in one run; ``-- --quick`` for a short one."""
-    session.run(_development(session), "benchmarks/kernels.py", *session.posargs)
+    """Time everything, as ratios in one run, and write docs/benchmarks.md; ``-- --quick`` only prints."""
+    session.run(_development(session), "benchmarks/bench.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

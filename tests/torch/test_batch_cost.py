@@ -12,7 +12,7 @@ import torch
 from scripted_module import ScriptedModule, loader, samples, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, _blocks, cdf, min_max
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, _blocks, cdf
 
 pytestmark = pytest.mark.clause("L8", "S5")
 
@@ -66,7 +66,6 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """On a CPU, where reading a value waits for nothing, or as on any other device."""
     if request.param == "device":
         monkeypatch.setattr(_blocks, "at_hand", lambda *_: False)
-        monkeypatch.setattr(min_max, "at_hand", lambda *_: False)
         monkeypatch.setattr(cdf, "at_hand", lambda *_: False)
     return str(request.param)
 

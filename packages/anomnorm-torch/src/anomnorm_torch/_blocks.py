@@ -22,6 +22,13 @@ def at_hand(*tensors: Tensor) -> bool:
     return all(tensor.device.type == "cpu" and _has_memory(tensor) for tensor in tensors)
 
 
+def numbers(*tensors: Tensor) -> list[float] | None:
+    """The tensors as numbers if each is one that is `at_hand`: Python is faster there than operations on tensors."""
+    if any(tensor.ndim or (tensor.requires_grad and torch.is_grad_enabled()) for tensor in tensors):
+        return None
+    return [float(tensor) for tensor in tensors] if at_hand(*tensors) else None
+
+
 def finite_range(x: Tensor) -> tuple[float, float] | None:
     """Smallest and largest value of ``x``, if they are `at_hand` and all values are finite; None otherwise."""
     if x.numel() == 0 or not at_hand(x):
@@ -45,8 +52,9 @@ def in_pieces(
         work: dtype of the memory for intermediate results; None: that of ``x``.
     """
     everything = (x, *parameters)
-    derived = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything)
-    if not at_hand(*everything) or derived or not x.is_contiguous() or x.numel() <= _size():
+    if torch.compiler.is_compiling() or x.numel() <= _size() or not x.is_contiguous() or not at_hand(*everything):
+        return kernel(*everything).to(dtype)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything):
         return kernel(*everything).to(dtype)
     # As a matrix, whose rows share the parameters.
     axes = max((_axes(parameter) for parameter in parameters), default=0)

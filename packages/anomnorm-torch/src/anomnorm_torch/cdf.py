@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomnorm_core.checks import require_count, require_resolution, require_same_shape
 from anomnorm_torch import _log_tail
-from anomnorm_torch._blocks import at_hand, columns, finite_range, in_pieces
+from anomnorm_torch._blocks import at_hand, columns, finite_range, in_pieces, numbers
 from anomnorm_torch._tensors import arithmetic, arithmetic_like, parameter, round_below, samples, selection, wide
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
@@ -192,6 +192,10 @@ def standardize(
     dtype = wide(like.device)
     location, scale = parameter(mean, like).to(dtype), parameter(std, like).to(dtype)
     center = location if center_at is None else parameter(center_at, like).to(dtype)
+    known = numbers(location, scale, center)
+    if known is not None and known[1] > STD_FLOOR * max(abs(known[0]), abs(known[2])):
+        factor = scale.new_full((), 1.0 / known[1] + (known[0] - known[0]))
+        return in_pieces(_standardize, scores, center, factor, dtype=result, work=dtype)
     floor = STD_FLOOR * torch.maximum(location.abs(), center.abs())
     constant = scale <= floor
     # A mean that was never fitted must show also where the centre makes it cancel.

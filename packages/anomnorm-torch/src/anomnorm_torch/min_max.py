@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anomnorm_core.checks import require_count
-from anomnorm_torch._blocks import at_hand, finite_range, in_pieces
+from anomnorm_torch._blocks import finite_range, in_pieces, numbers
 from anomnorm_torch._tensors import arithmetic, arithmetic_like, parameter, round_below, selection, wide
 
 
@@ -122,12 +122,16 @@ def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     """
     like, result = arithmetic_like(scores)
     t, low, high = parameter(threshold, like), parameter(min, like), parameter(max, like)
-    scale, span = _span(low, high)
+    info = torch.finfo(like.dtype)
     # Any difference over the smallest subnormal saturates, no difference stays 0: the step of clause N7.
-    subnormal = torch.full_like(span, torch.finfo(like.dtype).smallest_normal * torch.finfo(like.dtype).eps)
-    span = torch.where(span > 0, span, torch.where(span == 0, subnormal, math.nan))
-    if at_hand(scale) and bool((scale == 1.0).all()):
-        return in_pieces(partial(_normalize, result), scores, t, span, dtype=result)
+    smallest = info.smallest_normal * info.eps
+    known = numbers(low, high)
+    if known is not None and known[1] - known[0] <= info.max:
+        width = known[1] - known[0]
+        width = width if width > 0 else smallest if width == 0 else math.nan
+        return in_pieces(partial(_normalize, result), scores, t, low.new_full((), width), dtype=result)
+    scale, span = _span(low, high)
+    span = torch.where(span > 0, span, torch.where(span == 0, torch.full_like(span, smallest), math.nan))
     return in_pieces(partial(_normalize, result), scores, t, span, scale, dtype=result)
 
 

@@ -151,8 +151,16 @@ class Normalizer(FittedNormalizer, nn.Module):
             OptionError: a companion is not one of the method.
         """
         raw = _values(pred_scores, anomaly_maps)
-        z = {name: self._z(name, x) for name, x in raw.items()} if self.method is Method.CDF else raw
-        return self._scored(z, raw, threshold, pixel_threshold, companions)
+        if self.method is Method.MIN_MAX:
+            return self._scored(raw, raw, threshold, pixel_threshold, companions)
+        own = None
+        z = {}
+        for name, x in raw.items():
+            if name == SCORES and self.image_raw_threshold is not None:
+                z[name], own = cdf.standardize_around(x, self.image_raw_threshold, *self._level("image"))
+            else:
+                z[name] = self._z(name, x)
+        return self._scored(z, raw, threshold, pixel_threshold, companions, own)
 
     def standardize(self, pred_scores: Tensor | None = None, anomaly_maps: Tensor | None = None) -> dict[str, Tensor]:
         """The z-scores of raw scores and maps: the space in which the CDF method decides.
@@ -199,12 +207,16 @@ class Normalizer(FittedNormalizer, nn.Module):
         threshold: Tensor | float | None,
         pixel_threshold: Tensor | float | None,
         companions: Iterable[Companion | str],
+        own: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Unit scores and decisions of ``values`` in decision space."""
+        """Unit scores and decisions of ``values`` in decision space; ``own`` is the image threshold where it is known.
+
+        Otherwise it is looked up.
+        """
         wanted = parse_companions(companions, self.method)
         result = {}
         for name, x in values.items():
-            given = threshold
+            given = own if name == SCORES and threshold is None else threshold
             if name == MAPS and (pixel_threshold is not None or self.pixel_threshold is not None):
                 given = pixel_threshold if pixel_threshold is not None else self.pixel_threshold
             result[name] = self._score(name, x, raw[name], given, wanted)

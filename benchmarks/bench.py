@@ -1,0 +1,232 @@
+"""All benchmarks in one run: a table and a picture for docs/benchmarks.md.
+
+``nox -s bench`` runs it; ``-- --quick`` takes few repetitions and prints instead of writing. Each backend runs in a
+process of its own. Figures of different runs or machines do not compare; ratios of one run do.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+PICTURE = PAGE.parent / "images" / "benchmarks.png"
+BACKENDS = ("torch", "torch-compiled", "jax")
+WAYS = ("founding", "straightforward", "floor", "anomnorm")
+# What was to be reached, as a multiple of a way that the torch process measures in the same run.
+GOALS = {
+    ("torch", "min-max normalize"): (3.0, "copy"),
+    ("torch-compiled", "min-max normalize"): (1.3, "copy"),
+    ("jax", "min-max normalize"): (1.3, "copy"),
+    ("torch", "CDF normalize"): (1.15, "floor"),
+    ("torch-compiled", "CDF normalize"): (1.0, "floor"),
+    ("jax", "CDF normalize"): (1.0, "floor"),
+    ("torch", "per-pixel moments update"): (0.2, "straightforward"),
+    ("jax", "per-pixel moments update"): (0.4, "straightforward"),
+    ("torch", "min/max update"): (1.3, "straightforward"),
+    ("jax", "min/max update"): (1.3, "straightforward"),
+}
+IMPORTS = {"anomnorm_torch": ("torch", 50), "anomnorm_jax": ("jax", 50), "anomnorm_core": (None, 150)}
+Found = dict[str, dict[str, dict[str, float]]]  # by backend, work, way
+
+
+def worker(program: str, *arguments: str, keep_memory: bool = True) -> Any:
+    """What a worker prints, as an object."""
+    # Memory that is freed stays with the process: page faults would otherwise be most of what is measured.
+    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)} if keep_memory else {}
+    environment = os.environ | kept
+    command = [sys.executable, str(FOLDER / program), *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+
+
+def import_times(repetitions: int) -> dict[str, float]:
+    """Milliseconds that importing each package adds to importing what it is for; medians, first ones left out."""
+    found = {}
+    for package, (base, _) in IMPORTS.items():
+        program = "import time; " + (f"import {base}; " if base else "") + "start = time.perf_counter(); "
+        program += f"import {package}; print(time.perf_counter() - start)"
+        times = [
+            float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+            for _ in range(repetitions + 1)
+        ]
+        found[package] = 1e3 * median(times[1:])
+    return found
+
+
+def goal(found: Found, backend: str, work: str) -> tuple[str, str]:
+    """What was to be reached, and whether it was."""
+    if (backend, work) not in GOALS:
+        return "", ""
+    factor, way = GOALS[backend, work]
+    reference = backend if way == "straightforward" else "torch"
+    limit = factor * (1.0 if way == "copy" else found[reference][work][way])
+    ratio = found[backend][work]["anomnorm"] / limit
+    names = {"copy": f"{factor:g} copies", "floor": f"{factor:g} floors", "straightforward": f"{factor:g} of it"}
+    return names[way], "met" if ratio <= 1.0 else f"missed by {ratio:.1f}x"
+
+
+def kernel_table(found: Found, peaks: Found) -> list[str]:
+    """One row for each work and backend, in copies of the batch."""
+    lines = [
+        "| work | backend | founding | straightforward | floor | anomnorm | faster than founding | peak MiB | goal | |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for work in found["torch"]:
+        founding = found["torch"][work].get("founding")
+        for backend in found:
+            ways = found[backend].get(work)
+            if ways is None:
+                continue
+            cells = [f"{ways[way]:.1f}" if way in ways else "" for way in WAYS]
+            bytes_needed = peaks[backend][work]["anomnorm"]
+            peak = "" if bytes_needed is None else f"{bytes_needed / 2**20:.0f}"
+            faster = f"{founding / ways['anomnorm']:.1f}x" if founding else ""
+            lines.append(f"| {' | '.join([work, backend, *cells, faster, peak, *goal(found, backend, work)])} |")
+    return lines
+
+
+def loop_table(times: dict[str, dict[str, float]]) -> list[str]:
+    """The share of time that each callback adds to each stage of a whole run."""
+    base = times["without"]
+    lines = [
+        "## Whole runs",
+        "",
+        "A network of the size of a ResNet-18, 128 images of 3 x 256 x 256 in batches of 8, all cores: what a callback "
+        "adds to the time of a stage, adaptive thresholds for images and pixels included. *fit* is an epoch of which "
+        "only the validation runs the network; for the CDF it includes the pass over as many training images, and "
+        "*pass* is what that costs, in validations without a callback.",
+        "",
+        "| callback | fit | validate | test | pass |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in ("min-max", "CDF"):
+        added = {stage: times[name][stage] / base[stage] - 1.0 for stage in base}
+        cells = [f"{added[stage]:+.1%}" for stage in ("fit", "validate", "test")]
+        collected = times["CDF"]["fit"] - times["min-max"]["fit"]
+        cells.append(f"{collected / base['validate']:.2f}" if name == "CDF" else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def scale_table(package: str, found: dict[str, Any]) -> list[str]:
+    """Time and memory of each record against the number of maps, and the cost of a merge."""
+    sizes = [f"{maps:,} maps" for maps, *_ in next(iter(found.values()))["rows"]]
+    lines = [
+        f"## Scale, {package}",
+        "",
+        "Seconds for so many maps of 64 x 64 in batches of 32, one thread. *slope*: of the logarithm of time against "
+        "that of the number of maps; 1 is linear. *memory*: MiB that the process grew from the first number to the "
+        "last. *merge*: milliseconds of one merge; 1,024 workers merge in 10 steps, one after the other.",
+        "",
+        f"| record | {' | '.join(sizes)} | slope | memory | KiB of a record | merge |",
+        f"| --- | {' | '.join(['---:'] * (len(sizes) + 4))} |",
+    ]
+    for name, result in found.items():
+        rows = result["rows"]
+        cells = [f"{seconds:.3f}" for _, seconds, _ in rows]
+        grown = (rows[-1][2] - rows[0][2]) / 2**20
+        cells += [f"{result['slope']:.2f}", f"{grown:.1f}", f"{result['bytes'] / 1024:.1f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {1e3 * result['merge']:.2f} |")
+    return lines
+
+
+def draw(found: Found, path: Path) -> None:
+    """A bar for each way, by work."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    works = ["min-max normalize", "CDF normalize", "per-pixel moments update", "min/max update"]
+    figure, all_axes = pyplot.subplots(1, len(works), figsize=(13, 3.6), constrained_layout=True)
+    for axes, work in zip(all_axes, works, strict=True):
+        bars = {way: value for way, value in found["torch"][work].items() if way != "anomnorm"}
+        bars |= {f"anomnorm, {backend}": found[backend][work]["anomnorm"] for backend in found}
+        colors = ["#d9822b" if name.startswith("anomnorm") else "#9aa5b1" for name in bars]
+        axes.barh(list(bars), list(bars.values()), color=colors)
+        axes.invert_yaxis()
+        axes.set_title(work, fontsize=10)
+        axes.set_xlabel("copies of the batch", fontsize=9)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure everything; write the page, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few repetitions, and print instead of writing")
+    quick = parser.parse_args().quick
+    repetitions, batches, imports = ("3", "50", 1) if quick else ("25", "1000", 9)
+    one = {name: worker("kernels.py", name, "--repetitions", repetitions) for name in BACKENDS}
+    found: Found = {name: result["work"] for name, result in one.items()}
+    peaks: Found = {name: worker("kernels.py", name, "--peak", keep_memory=False)["work"] for name in BACKENDS}
+    versions = ", ".join(dict.fromkeys(result["version"] for result in one.values()))
+    cores = os.cpu_count() or 1
+    text = [
+        "# Benchmarks",
+        "",
+        f"Written by `nox -s bench`: anomnorm {version('anomnorm-core')}, {versions}, Python "
+        f"{platform.python_version()}, on {platform.machine()} with {cores} cores. All figures are ratios within one "
+        f"run, medians of {repetitions} calls after five others; other machines have other ratios.",
+        "",
+        "## Kernels, one thread",
+        "",
+        f"32 x 1 x 256 x 256 float32 maps, 8 MiB. The unit is a copy of them into memory that is there already, here "
+        f"{1e3 * one['torch']['copy']:.2f} ms. *founding*: the formulas as anomalib 0.3 had them. *straightforward*: "
+        "what one would write. *floor*: for min-max a copy into new memory, for the CDF a logarithm and an `erfc`, in "
+        "eager PyTorch. *peak*: by how much the memory of the process rises, the result included.",
+        "",
+        *kernel_table(found, peaks),
+        "",
+    ]
+    if cores > 1:
+        threads = ("--threads", str(cores))
+        many = {name: worker("kernels.py", name, "--repetitions", repetitions, *threads) for name in BACKENDS}
+        text += [
+            f"## Kernels, {cores} threads",
+            "",
+            "In copies by one thread.",
+            "",
+            "| work | backend | founding | anomnorm |",
+        ]
+        text += ["| --- | --- | ---: | ---: |"]
+        for work in found["torch"]:
+            for name, result in many.items():
+                ways = result["work"].get(work)
+                if ways is not None:
+                    cells = (f"{ways[way]:.1f}" if way in ways else "" for way in ("founding", "anomnorm"))
+                    text.append(f"| {work} | {name} | {' | '.join(cells)} |")
+        text.append("")
+    text += ["## One batch of 32 image scores", "", "Microseconds of one call.", "", "| call | |", "| --- | ---: |"]
+    for package in ("torch", "jax"):
+        results = worker("batches.py", package, "--repetitions", batches)
+        text += [f"| {name} | {value:.1f} |" for name, value in results.items()]
+    text += ["", *loop_table(worker("loop.py", *(("--side", "32", "--batches", "2") if quick else ())))]
+    for package in ("torch", "jax"):
+        text += ["", *scale_table(package, worker("scale.py", package, "--largest", "4" if quick else "6"))]
+    text += ["", "## Import", "", "| package | after | milliseconds | goal |", "| --- | --- | ---: | ---: |"]
+    for package, value in import_times(imports).items():
+        base, limit = IMPORTS[package]
+        text.append(f"| `{package}` | {f'`{base}`' if base else 'nothing'} | {value:.0f} | {limit} |")
+    print("\n".join(text))
+    if quick:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(found, Path(folder) / "picture.png")
+        return
+    notes = (FOLDER / "notes.md").read_text(encoding="utf-8")
+    PICTURE.parent.mkdir(exist_ok=True)
+    draw(found, PICTURE)
+    text[4:4] = ["![Time of each work, by way](images/benchmarks.png)", ""]
+    PAGE.write_text("\n".join(text) + "\n\n" + notes, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
