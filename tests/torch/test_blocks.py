@@ -196,3 +196,16 @@ def test_large_tensors_decide_like_small_ones(dtype: torch.dtype, at: float) -> 
     for u in (min_max.normalize(x, t, at - 1.0, at + 3.0), min_max.normalize(x, t, -3e38, 3e38), cdf.normalize(x, t)):
         assert (u.reshape(-1, 3) < 0.5).all(0).tolist() == [True, False, False]
         assert (u.reshape(-1, 3)[:, 1] == 0.5).all()
+
+
+@pytest.mark.clause("N13")
+def test_large_tensors_are_as_accurate_as_promised() -> None:
+    rng, worst = np.random.default_rng(1), 0.0
+    for _ in range(40):
+        t = np.float32(rng.normal() * 10 ** rng.uniform(-3, 3))
+        low, high = np.sort((rng.normal(size=2) * 10 ** rng.uniform(-3, 3)).astype("f4")).astype("f8")
+        x = (np.float64(t) + (rng.random(2 * _blocks.PIECE) - 0.5) * (high - low)).astype("f4")
+        unit = min_max.normalize(torch.from_numpy(x), float(t), low, high).numpy().astype("f8")
+        exact = np.clip((x.astype("f8") - np.float64(t)) / (high - low) + 0.5, 0.0, 1.0)
+        worst = max(worst, float(np.abs(unit - exact).max()))
+    assert worst <= 2.0**-23

@@ -148,12 +148,12 @@ def _normalize(
     x, _ = arithmetic(scores)
     # The difference has the sign of the comparison. Where it overflows, the result saturates anyway.
     distance = torch.sub(x, t, out=out)
-    side = torch.sign(distance, out=work if out is not None else None)
+    below = torch.sign(distance, out=work if out is not None else None).clamp_(max=0.0)
     if scale is not None:
         distance.mul_(scale)
-    # Just enough that the sum with 1/2 is less than that below the threshold; above it, rounding takes it away.
+    # Just enough that the sum with 1/2 is less than that below the threshold, where it can afford the error.
     push = torch.finfo(distance.dtype).eps * (1 + 2.0**-10) / 8
-    u = distance.div_(span).add_(side, alpha=push).add_(0.5).clamp_(0.0, 1.0)
+    u = distance.div_(span).add_(below, alpha=push).add_(0.5).clamp_(0.0, 1.0)
     return round_below(u, result)
 
 
