@@ -59,3 +59,18 @@ def test_range_and_counts_are_exact_over_many_batches() -> None:
     assert [float(value) for value in min_max.bounds(record)] == [float(finite.min()), float(finite.max())]
     assert _counter.to_int(record.count) == finite.size == 4 * BATCHES - 100
     assert _counter.to_int(record.invalid) == 100
+
+
+@pytest.mark.clause("S3", "S6")
+@pytest.mark.parametrize("where", [None, [False, True, True, True]], ids=str)
+@pytest.mark.parametrize("shape", [(4,), (4, 1, 1)], ids=str)
+@pytest.mark.parametrize("first", [1e-42, 1e30])
+def test_the_first_value_of_all_does_not_spoil_the_rest(
+    first: float, shape: tuple[int, ...], where: list[bool] | None
+) -> None:
+    x = np.float32([first, 1, 2, 3]).reshape(shape)
+    record = cdf.update(cdf.init(shape[1:]), x, where=None if where is None else np.array(where))
+    exact = np.log(x.astype("f8"))[0 if where is None else 1 :]
+    mean, std = cdf.mean_std(record)
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, exact.std(0, ddof=1), rtol=1e-5)

@@ -209,3 +209,15 @@ def test_large_tensors_are_as_accurate_as_promised() -> None:
         exact = np.clip((x.astype("f8") - np.float64(t)) / (high - low) + 0.5, 0.0, 1.0)
         worst = max(worst, float(np.abs(unit - exact).max()))
     assert worst <= 2.0**-23
+
+
+@pytest.mark.clause("N9")
+@pytest.mark.parametrize("name", ["min-max", "standardize", "CDF"])
+def test_another_default_device_changes_nothing(name: str, pieces: Any) -> None:
+    x = torch.rand(300) + 0.5
+    expected = KERNELS[name](x)
+    pieces(64)
+    with torch.device("meta"):
+        found = KERNELS[name](x)
+    assert found.device == x.device
+    assert torch.equal(found, expected)

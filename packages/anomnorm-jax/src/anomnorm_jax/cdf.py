@@ -79,8 +79,10 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     require_mask(taken.shape, x.shape[0])
     # Distances from a point near the mean keep the digits that the logarithm itself would lose to its size: from the
     # mean so far or, in the first batch, from the first image.
-    first = jnp.where(_valid(x[0]), x[0], 1.0)
-    reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), jnp.log(first))
+    first = jnp.where(_valid(x[0]) & taken[0], x[0], 1.0)
+    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    # Not jnp.log, which takes subnormal numbers for zero on a CPU.
+    reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), _log_ratio(first, zero, one))
     if record.mean.ndim == 0:
         batch = _moments(x, taken, reference)
     else:
@@ -145,7 +147,9 @@ def _moments_by_image(x: Array, taken: Array, reference: Array) -> tuple[Array, 
 
     zero = jnp.zeros_like(reference)
     empty = (zero.astype(jnp.uint32), zero, zero, zero, zero)
-    moments: tuple[Array, ...] = jax.lax.scan(add, empty, (x, taken), unroll=4)[0]
+    size: object = x.shape[0]  # a symbol where a program is exported for batches of any size
+    images = 4 if isinstance(size, int) else 1
+    moments: tuple[Array, ...] = jax.lax.scan(add, empty, (x, taken), unroll=images)[0]
     return moments
 
 

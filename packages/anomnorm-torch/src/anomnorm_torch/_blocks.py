@@ -61,8 +61,8 @@ def in_pieces(
     shared = x.shape[x.ndim - axes :]
     rows = x.view(-1, shared.numel()) if axes else x.view(1, -1)
     flat = [p.reshape(()) if p.numel() == 1 else _last(p, axes).expand(shared).reshape(-1) for p in parameters]
-    result = torch.empty(rows.shape, dtype=dtype)
-    memory = torch.empty(_size(), dtype=work or x.dtype)
+    result = torch.empty(rows.shape, dtype=dtype, device=x.device)
+    memory = torch.empty(_size(), dtype=work or x.dtype, device=x.device)
     for tile in _tiles(rows.shape[0], rows.shape[1], _size()):
         piece, target = rows[tile], result[tile]
         values = kernel(
