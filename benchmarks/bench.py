@@ -93,27 +93,32 @@ def kernel_table(found: Found, peaks: Found) -> list[str]:
     return lines
 
 
-def loop_table(times: dict[str, dict[str, float]]) -> list[str]:
-    """The share of time that each callback adds to each stage of a whole run."""
-    base = times["without"]
+def loop_table(torch: dict[str, dict[str, float]], jax: dict[str, dict[str, float]]) -> list[str]:
+    """The share of time that each callback and hook adds to each stage of a whole run."""
+    base = torch["without"]
     lines = [
         "## Whole runs",
         "",
-        "A network of the size of a ResNet-18, 128 images of 3 x 256 x 256 in batches of 8, all cores: what a callback "
-        "adds to the time of a stage, adaptive thresholds for images and pixels included. *fit* is an epoch of which "
-        "only the validation runs the network; for the CDF it includes the pass over as many training images, and "
-        "*pass* is what that costs, in validations without a callback.",
+        "A network of the size of a ResNet-18, 128 images of 3 x 256 x 256 (64 in JAX) in batches of 8, all cores: what "
+        "a callback or hook adds to the time of a stage, adaptive thresholds for images and pixels included. *fit* is an "
+        "epoch of which only the validation runs the network; for the CDF it includes the pass over as many training "
+        "images, and *pass* is what that costs, in validations without normalization.",
         "",
-        "| callback | fit | validate | test | pass |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| normalization | package | fit | validate | test | pass |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for name in ("min-max", "CDF"):
-        added = {stage: times[name][stage] / base[stage] - 1.0 for stage in base}
-        cells = [f"{added[stage]:+.1%}" for stage in ("fit", "validate", "test")]
-        collected = times["CDF"]["fit"] - times["min-max"]["fit"]
-        cells.append(f"{collected / base['validate']:.2f}" if name == "CDF" else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        collected = torch["CDF"]["fit"] - torch["min-max"]["fit"]
+        cells = [f"{torch[name][stage] / base[stage] - 1.0:+.1%}" for stage in ("fit", "validate", "test")]
+        lines.append(f"| {name} | torch | {' | '.join(cells)} | {_passes(name, collected, base)} |")
+    for name in ("min-max", "CDF"):
+        cells = [f"{jax[name][stage] / jax['without'][stage] - 1.0:+.1%}" for stage in ("validate", "test")]
+        lines.append(f"| {name} | jax |  | {' | '.join(cells)} | {_passes(name, jax[name]['start'], jax['without'])} |")
     return lines
+
+
+def _passes(name: str, seconds: float, base: dict[str, float]) -> str:
+    return f"{seconds / base['validate']:.2f}" if name == "CDF" else ""
 
 
 def scale_table(package: str, found: dict[str, Any]) -> list[str]:
@@ -209,7 +214,8 @@ def main() -> None:
     for package in ("torch", "jax"):
         results = worker("batches.py", package, "--repetitions", batches)
         text += [f"| {name} | {value:.1f} |" for name, value in results.items()]
-    text += ["", *loop_table(worker("loop.py", *(("--side", "32", "--batches", "2") if quick else ())))]
+    small = ("--side", "32", "--batches", "2") if quick else ()
+    text += ["", *loop_table(worker("loop.py", *small), worker("loop_jax.py", *small))]
     for package in ("torch", "jax"):
         text += ["", *scale_table(package, worker("scale.py", package, "--largest", "4" if quick else "6"))]
     text += ["", "## Import", "", "| package | after | milliseconds | goal |", "| --- | --- | ---: | ---: |"]

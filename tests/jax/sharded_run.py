@@ -1,6 +1,7 @@
 """A validation run with hooks over one or several devices and processes, as a program that prints what was found.
 
-``python sharded_run.py KIND DEVICES [PORT PROCESS]``: with a port, one of two processes.
+``python sharded_run.py KIND DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. AXES are "Auto", where
+the compiler finds the shardings, or "Explicit", where they are part of the types.
 """
 
 import json
@@ -9,16 +10,16 @@ from typing import Any
 
 import jax
 
-kind, devices = sys.argv[1], int(sys.argv[2])
+kind, devices, axes, *process = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 jax.config.update("jax_num_cpu_devices", devices)
-if len(sys.argv) > 3:
+if process:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[4]))
+    jax.distributed.initialize(f"localhost:{process[0]}", num_processes=2, process_id=int(process[1]))
 
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook  # noqa: E402
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, cdf, min_max  # noqa: E402
 
 RNG = np.random.default_rng(59)
 LABELS = (np.arange(32) % 3 == 1).astype("i4")
@@ -27,7 +28,7 @@ SCORES = np.exp(RNG.normal(size=32) + LABELS).astype("f4")
 MAPS = np.exp(RNG.normal(size=(32, 4, 4)) + MASKS).astype("f4")
 DATA = {"pred_scores": SCORES, "anomaly_maps": MAPS, "label": LABELS, "mask": MASKS}
 
-mesh = Mesh(np.array(jax.devices()), ("batch",))
+mesh = Mesh(np.array(jax.devices()), ("batch",), axis_types=(AxisType[axes],))
 split = NamedSharding(mesh, PartitionSpec("batch"))
 
 
@@ -80,6 +81,30 @@ def mapped(state: Any, batch: Any) -> Any:
     return hook.merge(state, seen)
 
 
+def split_selection() -> bool:
+    """Whether shards that all see the same maps, and of which each selects its own, count each map once."""
+
+    def shard(maps: Any, where: Any) -> Any:
+        local = maps[: where.shape[0]]
+        ranges = min_max.update(min_max.init(), local, where=where)
+        moments = cdf.update(cdf.init((4, 4)), local, where=where)
+        return jax.tree.map(lambda field: field[None], (ranges, moments))
+
+    where = np.arange(32) % 3 == 0
+    specs = (PartitionSpec(), PartitionSpec("batch"))
+    shards = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("batch")))
+    put = [jax.device_put(value, NamedSharding(mesh, spec)) for value, spec in zip((MAPS, where), specs, strict=True)]
+    ranges, moments = shards(*put)
+    chosen = where.reshape(devices, -1)
+    same = [MAPS[: chosen.shape[1]][part] for part in chosen]
+    counts = [len(part) for part in same]
+    return bool(
+        ranges.count[:, 1].tolist() == [16 * count for count in counts]
+        and np.array_equal(np.asarray(moments.count), np.broadcast_to(np.reshape(counts, (-1, 1, 1)), (devices, 4, 4)))
+        and np.allclose(moments.mean, [np.log(part.astype("f8")).mean(0) for part in same], atol=1e-6)
+    )
+
+
 def moved() -> bool:
     """Whether a state that Orbax restored with its maps split over the devices scores like the one that was saved."""
     import tempfile
@@ -107,4 +132,9 @@ def moved() -> bool:
     return all(bool((found[name] == expected[name]).all()) for name in expected)
 
 
-print(json.dumps({"jit": run(jitted), "shard_map": run(mapped), "moved": len(sys.argv) > 3 or moved()}))
+found: dict[str, Any] = {"jit": run(jitted), "shard_map": run(mapped)}
+if not process:
+    found["selected"] = split_selection()
+    # Statistics and batches split over the same devices do not go together where the shardings are explicit.
+    found["moved"] = axes == "Explicit" or moved()
+print(json.dumps(found))

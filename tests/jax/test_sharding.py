@@ -30,8 +30,8 @@ def finish(process: "subprocess.Popen[str]") -> Any:
 
 
 @lru_cache
-def run(kind: str, devices: int) -> Any:
-    return finish(start(kind, devices))
+def run(kind: str, devices: int, axes: str = "Auto") -> Any:
+    return finish(start(kind, devices, axes))
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -62,10 +62,12 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.clause("L8", "T2", "T5")
 @KINDS
-def test_a_batch_over_four_devices(kind: str) -> None:
-    one, four = run(kind, 1), run(kind, 4)
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_a_batch_over_four_devices(kind: str, axes: str) -> None:
+    one, four = run(kind, 1), run(kind, 4, axes)
     for way in ("jit", "shard_map"):
         assert_same(four[way], one["jit"])
+    assert four["selected"]
     assert four["moved"]  # a checkpoint onto another sharding
 
 
@@ -75,7 +77,7 @@ def test_two_processes_of_two_devices(kind: str) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = [start(kind, 2, port, rank) for rank in (0, 1)]
+    processes = [start(kind, 2, "Auto", port, rank) for rank in (0, 1)]
     one = run(kind, 1)
     for process in processes:
         found = finish(process)

@@ -403,3 +403,23 @@ def test_the_min_max_hook_works_under_strict_promotion() -> None:
         state = _fitted(hook, jnp.float32(1))
         found = hook.on_test_batch_end(state, _predict(jnp.float32(1), _batch(0)))
     assert found["pred_masks"].tolist() == (found["anomaly_maps"] >= 0.5).tolist()
+
+
+# export
+
+
+@pytest.mark.parametrize("selected", [False, True], ids=["all", "where"])
+def test_statistics_export_for_batches_of_any_size(selected: bool) -> None:
+    (batch,) = jax.export.symbolic_shape("batch")
+    maps = jax.ShapeDtypeStruct((batch, 1, 2, 3), jnp.float32)
+    where = jax.ShapeDtypeStruct((batch,), bool) if selected else None
+    for library, empty in ((min_max, min_max.init()), (cdf, cdf.init((2, 3))), (threshold, threshold.init())):
+        program = jax.export.export(jax.jit(lambda r, x, w, f=library.update: tuple(f(r, x, where=w))))(
+            empty, maps, where
+        )
+        for size in (1, 5):
+            x = jnp.asarray(np.resize(SCORES, (size, 1, 2, 3)))
+            mask = jnp.arange(size) % 2 == 0 if selected else None
+            found, expected = program.call(empty, x, mask), library.update(empty, x, where=mask)
+            for mine, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from anomnorm_torch import _blocks, cdf, min_max, threshold
 
@@ -100,6 +101,97 @@ def test_transformations_see_no_pieces(name: str, pieces: Any) -> None:
     assert bits(torch.func.vmap(KERNELS[name])(x)) == bits(expected)
     with FakeTensorMode() as mode:
         assert KERNELS[name](mode.from_tensor(x)).shape == x.shape
+
+
+# Parameters of other shapes than the scores
+
+
+CASES: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
+    "min-max": (min_max.normalize, (1.5, 0.5, 4.0)),
+    "standardize": (cdf.standardize, (0.5, 0.25, 0.75)),
+    "CDF": (cdf.normalize, (1.5,)),
+}
+CASE = pytest.mark.parametrize(("kernel", "parameters"), CASES.values(), ids=CASES)
+
+
+@CASE
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("size", [8, 10**6], ids=["pieces", "whole"])
+def test_parameters_may_have_more_axes_than_the_scores(
+    kernel: Any, parameters: Any, shape: tuple[int, ...], size: int, pieces: Any
+) -> None:
+    if kernel is cdf.standardize and len(shape) > 1:
+        pytest.skip("statistics of two axes belong to maps")
+    x = scores(torch.float32).flatten()
+    expected = kernel(x, *parameters)
+    pieces(size)
+    for position in range(len(parameters)):
+        given: list[Any] = list(parameters)
+        given[position] = torch.full(shape, given[position])
+        found = kernel(x, *given)
+        assert found.shape == torch.broadcast_shapes(x.shape, shape)
+        assert bits(found) == bits(expected.expand(found.shape))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.clause("N12")
+@CASE
+def test_one_batch_under_many_parameters(kernel: Any, parameters: Any, pieces: Any) -> None:
+    x = scores(torch.float32)
+    pieces(16)
+    for position in range(len(parameters)):
+        given: list[Any] = [torch.tensor(value) for value in parameters]
+        many = torch.stack([given[position], given[position] * 2, given[position] * 0])
+        axes = [0 if i == position else None for i in range(len(given))]
+        found = torch.func.vmap(kernel, in_dims=(None, *axes))(x, *given[:position], many, *given[position + 1 :])
+        loop = [kernel(x, *given[:position], one, *given[position + 1 :]) for one in many]
+        assert bits(found) == bits(torch.stack(loop))
+
+
+@CASE
+@pytest.mark.parametrize("size", [8, 10**6], ids=["pieces", "whole"])
+def test_forward_derivatives(kernel: Any, parameters: Any, size: int, pieces: Any) -> None:
+    x = torch.rand(40, dtype=torch.float64) + 1.0
+    arguments = [x, *(torch.tensor(value, dtype=torch.float64) for value in parameters)]
+    if len(parameters) == 3 and kernel is cdf.standardize:
+        arguments.pop()
+    pieces(size)
+    for position, value in enumerate(arguments):
+
+        def at(moved: Tensor, i: int = position) -> Tensor:
+            return kernel(*arguments[:i], moved, *arguments[i + 1 :])
+
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(at(forward_ad.make_dual(value, torch.ones_like(value)))).tangent
+        assert tangent is not None
+        expected = (at(value + 1e-6) - at(value - 1e-6)) / 2e-6
+        torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.clause("N7")
+@pytest.mark.parametrize("std", [5e-324, 1e-310, 2e-308])
+def test_a_deviation_without_a_reciprocal(std: float) -> None:
+    x = torch.tensor([1.0, 2.0, 0.5, math.nan], dtype=torch.float64)
+    for given in (std, torch.tensor([std], dtype=torch.float64)):
+        center, above, below, nothing = cdf.standardize(x, 0.0, given).tolist()
+        assert center == 0.0
+        assert above > 1e307
+        assert below < -1e307
+        assert math.isnan(nothing)
+
+
+def test_histograms_export_for_batches_of_any_size() -> None:
+    class Update(torch.nn.Module):
+        def forward(self, record: threshold.ScoreHistogram, x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(threshold.update(threshold.ScoreHistogram(*record), x))
+
+    x = torch.from_numpy(RNG.normal(size=(6, 5)).astype("f4"))
+    shapes = {"record": (None, None, None), "x": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(Update(), (tuple(threshold.init()), x), dynamic_shapes=shapes).module()
+    for batch in (x, x[:4]):
+        expected = threshold.update(threshold.init(), batch)
+        found = program(tuple(threshold.init()), batch)
+        assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
 def test_values_are_at_hand_on_the_cpu_alone() -> None:
@@ -221,3 +313,21 @@ def test_another_default_device_changes_nothing(name: str, pieces: Any) -> None:
         found = KERNELS[name](x)
     assert found.device == x.device
     assert torch.equal(found, expected)
+
+
+@pytest.mark.clause("N4")
+@pytest.mark.parametrize("at", [0.0, 2.0**-101, -(2.0**-101), 1.0])
+def test_the_rule_holds_where_subnormal_numbers_are_flushed(at: float) -> None:
+    t = torch.tensor(at)
+    low, high = (torch.nextafter(t, torch.tensor(side)) for side in (-math.inf, math.inf))
+    if at == 0.0:  # its neighbours are zero, too
+        low, high = torch.tensor(-(2.0**-126)), torch.tensor(2.0**-126)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        x = torch.stack([low, t, high])
+        for u in (min_max.normalize(x, t, at - 1.0, at + 1.0), cdf.normalize(x, t)):
+            assert (u >= 0.5).tolist() == [False, True, True]
+            assert u[1] == 0.5
+    finally:
+        torch.set_flush_denormal(False)

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from anomnorm_core.checks import require_count, require_mask, require_resolution, require_same_shape
 from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples
 from anomnorm_jax._double import log_ratio, two_sum
+from anomnorm_jax._sharding import automatic
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
 # mostly float32, whose logarithm carries 2^-24 of its size, and moments of it a few times that.
@@ -55,6 +56,7 @@ def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:
 
 
 @jax.jit
+@automatic
 def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | None = None) -> ScoreDistribution:
     """Add a batch of raw scores or maps.
 

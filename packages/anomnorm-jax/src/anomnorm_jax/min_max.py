@@ -1,5 +1,6 @@
 """Min-max normalization around a threshold (clauses N1, S1, S2)."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax.typing import ArrayLike
 from anomnorm_core.checks import require_count
 from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, selection
+from anomnorm_jax._sharding import automatic
 
 
 class MinMaxStatistics(NamedTuple):
@@ -37,6 +39,7 @@ def init() -> MinMaxStatistics:
 
 
 @jax.jit
+@automatic
 def update(record: MinMaxStatistics, scores: ArrayLike, *, where: ArrayLike | None = None) -> MinMaxStatistics:
     """Add a batch of raw scores or maps.
 
@@ -58,7 +61,7 @@ def update(record: MinMaxStatistics, scores: ArrayLike, *, where: ArrayLike | No
     taken = jnp.asarray(x.size, dtype=jnp.uint32)
     if where is not None:
         valid = valid & selection(where, x)
-        taken = jnp.sum(jnp.asarray(where, dtype=bool), dtype=jnp.uint32) * jnp.uint32(x[0].size)
+        taken = jnp.sum(jnp.asarray(where, dtype=bool), dtype=jnp.uint32) * jnp.uint32(math.prod(x.shape[1:]))
     count = jnp.sum(valid, dtype=jnp.uint32)
     batch = MinMaxStatistics(
         min=jnp.min(jnp.where(valid, x, jnp.inf)).astype(record.min.dtype),

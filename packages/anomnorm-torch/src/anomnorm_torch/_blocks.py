@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 # Elements for each thread: some tensors of this size, of float32 or float64, fit into a core's cache of a megabyte or
 # two. PyTorch spends a microsecond on each operation whatever its size, which rules out much smaller pieces.
@@ -19,7 +20,7 @@ def at_hand(*tensors: Tensor) -> bool:
     """Whether values can be read without waiting: on the CPU, and not while a program is traced or exported."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    return all(tensor.device.type == "cpu" and _has_memory(tensor) for tensor in tensors)
+    return all(tensor.device.type == "cpu" and _is_plain(tensor) for tensor in tensors)
 
 
 def numbers(*tensors: Tensor) -> list[float] | None:
@@ -31,7 +32,7 @@ def numbers(*tensors: Tensor) -> list[float] | None:
 
 def finite_range(x: Tensor) -> tuple[float, float] | None:
     """Smallest and largest value of ``x``, if they are `at_hand` and all values are finite; None otherwise."""
-    if x.numel() == 0 or not at_hand(x):
+    if not at_hand(x) or x.numel() == 0:  # the number of values can be unknown, too
         return None
     low, high = (float(value) for value in torch.aminmax(x))
     return (low, high) if high - low < float("inf") else None
@@ -43,37 +44,43 @@ def in_pieces(
     """``kernel(x, *parameters)`` in ``dtype``, in pieces where that is faster.
 
     Args:
-        kernel: elementwise; returns a new tensor of the shape of its first argument and any dtype. It is given memory
-            that is there already: ``work``, to use as it likes, and ``out``, to return, where ``x`` has the dtype of
-            the result and is computed in it, as half types are not. Both are None where nothing is cut.
+        kernel: elementwise; returns a tensor of any dtype that shares no memory with its arguments. With ``work``, it
+            takes two more: ``work``, of the shape of its first argument, to use as it likes; and ``out``, to return,
+            where ``x`` has the dtype of the result and is computed in it, as half types are not. Both are None where
+            nothing is cut: operations with ``out=None`` are also differentiable, and make new axes where they must.
         x: tensor of any shape.
-        parameters: tensors that broadcast against ``x`` and add no axis to it.
+        parameters: tensors that broadcast against ``x``.
         dtype: of the result.
-        work: dtype of the memory for intermediate results; None: that of ``x``.
+        work: dtype of the memory for intermediate results, if the kernel wants any.
     """
-    everything = (x, *parameters)
-    if torch.compiler.is_compiling() or x.numel() <= _size() or not x.is_contiguous() or not at_hand(*everything):
-        return kernel(*everything).to(dtype)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything):
-        return kernel(*everything).to(dtype)
+    if not _can_be_cut(x, parameters):
+        return kernel(x, *parameters).to(dtype)
     # As a matrix, whose rows share the parameters.
     axes = max((_axes(parameter) for parameter in parameters), default=0)
     shared = x.shape[x.ndim - axes :]
     rows = x.view(-1, shared.numel()) if axes else x.view(1, -1)
     flat = [p.reshape(()) if p.numel() == 1 else _last(p, axes).expand(shared).reshape(-1) for p in parameters]
     result = torch.empty(rows.shape, dtype=dtype, device=x.device)
-    memory = torch.empty(_size(), dtype=work or x.dtype, device=x.device)
+    memory = None if work is None else torch.empty(_size(), dtype=work, device=x.device)
     for tile in _tiles(rows.shape[0], rows.shape[1], _size()):
         piece, target = rows[tile], result[tile]
-        values = kernel(
-            piece,
-            *(p[tile[1]] if p.ndim else p for p in flat),
-            out=target if x.dtype == dtype and dtype.itemsize >= 4 else None,
-            work=memory[: piece.numel()].view(piece.shape),
-        )
+        given: dict[str, Tensor | None] = {}
+        if memory is not None:
+            given["work"] = memory[: piece.numel()].view(piece.shape)
+            given["out"] = target if x.dtype == dtype and dtype.itemsize >= 4 else None
+        values = kernel(piece, *(p[tile[1]] if p.ndim else p for p in flat), **given)
         if values is not target:
             target.copy_(values)
     return result.view(x.shape)
+
+
+def rows(x: Tensor) -> Iterator[slice]:
+    """Slices of the first axis of ``x``, each of which makes a piece."""
+    if not at_hand(x) or x.numel() <= _size():
+        yield slice(None)
+        return
+    for row, _ in _tiles(x.shape[0], x[0].numel(), _size()):
+        yield row
 
 
 def columns(x: Tensor) -> Iterator[slice]:
@@ -83,6 +90,17 @@ def columns(x: Tensor) -> Iterator[slice]:
         return
     for _, column in _tiles(1, x.shape[1], max(_size() // x.shape[0], 1024)):
         yield column
+
+
+def _can_be_cut(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
+    # A traced program must not ask how many values there are: it would hold for that number alone.
+    if torch.compiler.is_compiling() or x.numel() <= _size() or not x.is_contiguous():
+        return False
+    everything = (x, *parameters)
+    if not at_hand(*everything) or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything)):
+        return False
+    shape: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in everything))  # type: ignore[no-untyped-call]
+    return shape == x.shape
 
 
 def _size() -> int:
@@ -109,9 +127,11 @@ def _last(parameter: Tensor, axes: int) -> Tensor:
     return parameter.reshape(parameter.shape[max(parameter.ndim - axes, 0) :])
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    # Subclasses, as fake tensors, and what `torch.func` wraps hold no values of their own.
+def _is_plain(tensor: Tensor) -> bool:
+    # Subclasses, as fake tensors, and what `torch.func` wraps hold no values of their own; dual numbers hold more.
     if type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    if unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
         return False
     try:
         return tensor.data_ptr() != 0

@@ -58,7 +58,8 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
         where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
-        New statistics on the device of ``record``, which is not changed. No host synchronization.
+        New statistics on the device of ``record``, which is not changed. Only on a CPU values are read, so no device
+        is waited for.
 
     Raises:
         ResolutionError: the maps' height and width are not the record's (clause S8).
@@ -184,26 +185,31 @@ def standardize(
 
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
-    statistics = [tuple(value.shape) for value in (mean, std, center_at) if isinstance(value, Tensor)]
-    require_resolution(tuple(scores.shape), *statistics)
+    _require_resolution(scores, mean, std, center_at)
     like, result = arithmetic_like(scores)
+    return in_pieces(_standardize, scores, *_scaling(like, mean, std, center_at), dtype=result, work=wide(like.device))
+
+
+def _scaling(
+    like: Tensor, mean: Tensor | float, std: Tensor | float, center_at: Tensor | float | None = None
+) -> tuple[Tensor, ...]:
+    """The parameters of `_standardize`: the last one is missing where no population is constant."""
     # The logarithm and its distance from the centre cancel: in float64 the float32 result is off by half an ulp,
     # in float32 it would be off by |log x| / std of them.
     dtype = wide(like.device)
     location, scale = parameter(mean, like).to(dtype), parameter(std, like).to(dtype)
     center = location if center_at is None else parameter(center_at, like).to(dtype)
+    largest = torch.finfo(scale.dtype).max
     known = numbers(location, scale, center)
+    # A mean that was never fitted must show also where the centre makes it cancel: the difference is 0 or NaN.
     if known is not None and known[1] > STD_FLOOR * max(abs(known[0]), abs(known[2])):
-        factor = scale.new_full((), 1.0 / known[1] + (known[0] - known[0]))
-        return in_pieces(_standardize, scores, center, factor, dtype=result, work=dtype)
+        return center, scale.new_full((), min(1.0 / known[1], largest) + (known[0] - known[0]))
     floor = STD_FLOOR * torch.maximum(location.abs(), center.abs())
     constant = scale <= floor
-    # A mean that was never fitted must show also where the centre makes it cancel.
-    factor = 1.0 / torch.where(constant, 0.0, scale) + (location - location)
-    within = torch.where(constant, floor, -1.0)
+    factor = torch.where(constant, math.inf, scale.reciprocal().clamp(max=largest)) + (location - location)
     if at_hand(constant) and not bool(constant.any()):
-        return in_pieces(_standardize, scores, center, factor, dtype=result, work=dtype)
-    return in_pieces(_standardize, scores, center, factor, within, dtype=result, work=dtype)
+        return center, factor
+    return center, factor, torch.where(constant, floor, -1.0)
 
 
 def _standardize(
@@ -216,11 +222,11 @@ def _standardize(
     work: Tensor | None = None,
 ) -> Tensor:
     x = scores.to(center.dtype, copy=True) if work is None else work.copy_(scores)
-    distance = x.clamp_(min=0.0).log_().sub_(center)
+    distance = torch.sub(x.clamp_(min=0.0).log_(), center, out=work)
     if constant_within is None:
-        return distance.mul_(factor)
+        return torch.mul(distance, factor, out=work)
     at_center = distance.abs() <= constant_within
-    return distance.mul_(factor).masked_fill_(at_center, 0.0)
+    return torch.mul(distance, factor, out=work).masked_fill(at_center, 0.0)
 
 
 def standardize_around(
@@ -239,21 +245,29 @@ def standardize_around(
     Returns:
         ``z`` in the shape and dtype of ``scores``, and the finite z-score of the threshold in the same dtype.
         ``z >= z_threshold`` exactly where ``scores >= threshold``, with equality where those are equal.
+
+    Raises:
+        ResolutionError: as for `standardize`.
     """
     x, result = arithmetic(scores)
     t = parameter(threshold, x)
     info = torch.finfo(result)
-    z = standardize(scores, mean, std).to(x.dtype)
-    z_t = standardize(t, mean, std).clamp(info.min, info.max).to(result).to(x.dtype)
-    # At least one place of the result, and nothing subnormal, which some devices take for zero. A minimum and no
-    # comparison, because a compiler may leave the rounding to half types to the end.
+    _require_resolution(x, mean, std)
+    center, factor, *within = _scaling(x, mean, std)
+    z = in_pieces(_standardize, scores, center, factor, *within, dtype=result, work=center.dtype).to(x.dtype)
+    z_t = _standardize(t, center, factor, *within).clamp(info.min, info.max).to(result).to(x.dtype)
+    below = x < t
+    if within:
+        # A constant population has steps at the threshold (clause N7).
+        constant = within[0] >= 0
+        z = torch.where(constant & below, -math.inf, torch.where(constant & (x > t), math.inf, z))
+    # At least one place of the result, and nothing subnormal, which some devices take for zero. Limits and no
+    # comparison with `z`, because a compiler may leave the rounding to half types to the end.
     smallest = max(info.smallest_normal * info.eps, torch.finfo(x.dtype).smallest_normal)
-    step = torch.clamp(z_t.abs() * info.eps, min=smallest)
-    z = torch.where(x < t, torch.minimum(z, z_t - step), torch.where(x > t, torch.maximum(z, z_t), z))
-    # A constant population has steps at the threshold (clause N7).
-    constant = parameter(std, x) <= STD_FLOOR * parameter(mean, x).abs()
-    z = torch.where(constant & (x != t) & ~x.isnan(), torch.where(x < t, -math.inf, math.inf), z)
-    return torch.where(x == t, z_t, z).to(result), z_t.to(result)
+    under = z_t - torch.clamp(z_t.abs() * info.eps, min=smallest)
+    lowest = torch.where(below, -math.inf, z_t)
+    highest = torch.where(below, under, torch.where(x == t, z_t, math.inf))
+    return torch.clamp(z, lowest, highest).to(result), z_t.to(result)
 
 
 def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:
@@ -273,7 +287,7 @@ def normalize(z: Tensor, threshold: Tensor | float) -> Tensor:
     Source: anomalib 0.3, ``CdfNormalizationCallback``.
     """
     like, result = arithmetic_like(z)
-    return in_pieces(partial(_normalize, result), z, parameter(threshold, like), dtype=result)
+    return in_pieces(partial(_normalize, result), z, parameter(threshold, like), dtype=result, work=like.dtype)
 
 
 def _normalize(
@@ -281,7 +295,7 @@ def _normalize(
 ) -> Tensor:
     values, _ = arithmetic(z)
     below = torch.sub(t, values, out=out)
-    side = torch.sign(below, out=work if out is not None else None)
+    side = torch.sign(below, out=work)
     # Just enough that erfc is less than 1 below the threshold.
     push = torch.finfo(below.dtype).eps / 2
     # erfc, because torch's ndtr is 1 + erf, which loses the lower tail (it is 0 below -5.55 in float32).
@@ -333,8 +347,7 @@ def denormalize(
     Raises:
         ResolutionError: as for `standardize`.
     """
-    statistics = [tuple(value.shape) for value in (mean, std, center_at) if isinstance(value, Tensor)]
-    require_resolution(tuple(unit.shape), *statistics)
+    _require_resolution(unit, mean, std, center_at)
     u, result = arithmetic(unit)
     dtype = wide(u.device)
     t, location, scale = (parameter(value, u).to(dtype) for value in (threshold, mean, std))
@@ -343,3 +356,7 @@ def denormalize(
     # Without a deviation every z-score is the centre, also an infinite one.
     x = (center + torch.where(scale == 0, 0.0, scale * z)).exp() + (location - location)
     return torch.where((u >= 0) & (u <= 1), x, math.nan).to(result)
+
+
+def _require_resolution(scores: Tensor, *statistics: Tensor | float | None) -> None:
+    require_resolution(tuple(scores.shape), *(tuple(value.shape) for value in statistics if isinstance(value, Tensor)))

@@ -46,7 +46,8 @@ def update(record: MinMaxStatistics, scores: Tensor, *, where: Tensor | None = N
         where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
-        New statistics on the device of ``record``, which is not changed. No host synchronization.
+        New statistics on the device of ``record``, which is not changed. Only on a CPU values are read, so no device
+        is waited for.
     """
     x = arithmetic(scores)[0].detach()
     if x.numel() == 0:
@@ -129,10 +130,10 @@ def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     if known is not None and known[1] - known[0] <= info.max:
         width = known[1] - known[0]
         width = width if width > 0 else smallest if width == 0 else math.nan
-        return in_pieces(partial(_normalize, result), scores, t, low.new_full((), width), dtype=result)
+        return in_pieces(partial(_normalize, result), scores, t, low.new_full((), width), dtype=result, work=like.dtype)
     scale, span = _span(low, high)
     span = torch.where(span > 0, span, torch.where(span == 0, torch.full_like(span, smallest), math.nan))
-    return in_pieces(partial(_normalize, result), scores, t, span, scale, dtype=result)
+    return in_pieces(partial(_normalize, result), scores, t, span, scale, dtype=result, work=like.dtype)
 
 
 def _normalize(
@@ -148,12 +149,12 @@ def _normalize(
     x, _ = arithmetic(scores)
     # The difference has the sign of the comparison. Where it overflows, the result saturates anyway.
     distance = torch.sub(x, t, out=out)
-    below = torch.sign(distance, out=work if out is not None else None).clamp_(max=0.0)
+    below = torch.sign(distance, out=work).clamp_(max=0.0)
     if scale is not None:
-        distance.mul_(scale)
+        distance = torch.mul(distance, scale, out=out)
     # Just enough that the sum with 1/2 is less than that below the threshold, where it can afford the error.
     push = torch.finfo(distance.dtype).eps * (1 + 2.0**-10) / 8
-    u = distance.div_(span).add_(below, alpha=push).add_(0.5).clamp_(0.0, 1.0)
+    u = torch.div(distance, span, out=out).add_(below, alpha=push).add_(0.5).clamp_(0.0, 1.0)
     return round_below(u, result)
 
 

@@ -10,6 +10,7 @@ from anomnorm_core.checks import report_unlabelled
 from anomnorm_core.errors import AnomnormError
 from anomnorm_core.policy import ThresholdRule
 from anomnorm_jax import threshold
+from anomnorm_jax._sharding import automatic
 from anomnorm_jax.outputs import GroundTruth
 
 
@@ -42,6 +43,7 @@ def init(capacity: int, dtype: jnp.dtype, *, pixels: bool) -> ValidationRun:
     )
 
 
+@automatic
 def update(run: ValidationRun, scores: Array, maps: Array | None, truth: GroundTruth) -> ValidationRun:
     """Add a batch: raw image scores (B,), maps in decision space, labels and masks. Traceable."""
     images = scores.shape[0]

@@ -23,6 +23,7 @@ from anomnorm_core.checks import (
 from anomnorm_core.policy import QUANTILE_SLACK, parse_quantile
 from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, from_order_key, order_key, selection
+from anomnorm_jax._sharding import automatic
 from anomnorm_jax.threshold._f1 import best, last
 
 BITS = 18
@@ -54,6 +55,7 @@ def init() -> ScoreHistogram:
 
 
 @jax.jit
+@automatic
 def update(
     record: ScoreHistogram, scores: ArrayLike, labels: ArrayLike | None = None, *, where: ArrayLike | None = None
 ) -> ScoreHistogram:
@@ -74,19 +76,43 @@ def update(
         ValueError: shapes do not match.
     """
     x = arithmetic(scores)[0].astype(jnp.float32)
-    # Bit patterns of floats order like integers. The bin of -inf would hold the largest negative numbers too.
-    bins = jnp.where(jnp.isneginf(x), 0, (order_key(x) >> _SHIFT) + BINS // 2)
+    anomalous = None
     if labels is not None:
         y = jnp.asarray(labels)
-        bins = bins + y.astype(bool).reshape(label_axes(y.shape, x.shape)).astype(jnp.int32) * BINS
-    # Two more bins: of what is invalid, and of what does not take part.
-    bins = jnp.where(jnp.isnan(x), 2 * BINS, bins)
-    bins = jnp.where(selection(where, x), bins, 2 * BINS + 1)
-    counts = jnp.zeros((2 * BINS + 2,), dtype=jnp.uint32)
-    counts = _counter.widened(counts.at[bins.ravel()].add(1, mode="promise_in_bounds"))
+        anomalous = jnp.broadcast_to(y.astype(bool).reshape(label_axes(y.shape, x.shape)), x.shape)
+    taken = selection(where, x)
+    if x.size == 0:
+        return record
+    if x.ndim > 1:
+        # XLA for CPUs would compute what the scores come from number by number, on the way into the counts; and the
+        # bins of one image stay in the cache. Others would wait for each image.
+        counts = jax.lax.platform_dependent(x, anomalous, taken, cpu=_counts_by_image, default=_counts)
+    else:
+        counts = _counts(x, anomalous, taken)
+    counts = _counter.widened(counts)
     batch = ScoreHistogram(counts[:, :BINS], counts[:, BINS : 2 * BINS], counts[:, 2 * BINS])
     merged: ScoreHistogram = merge(record, batch)
     return merged
+
+
+def _counts(x: Array, anomalous: Array | None, taken: Array, before: Array | int = 0) -> Array:
+    """``before`` and how many of ``x`` are in which bin: of the normals, of the anomalous, of NaN, of the rest."""
+    # Bit patterns of floats order like integers. The bin of -inf would hold the largest negative numbers too.
+    bins = jnp.where(jnp.isneginf(x), 0, (order_key(x) >> _SHIFT) + BINS // 2)
+    if anomalous is not None:
+        bins = bins + anomalous.astype(jnp.int32) * BINS
+    bins = jnp.where(taken, jnp.where(jnp.isnan(x), 2 * BINS, bins), 2 * BINS + 1)
+    start = jnp.zeros((2 * BINS + 2,), dtype=jnp.uint32) + jnp.uint32(before)
+    counts: Array = start.at[bins.ravel()].add(1, mode="promise_in_bounds")
+    return counts
+
+
+def _counts_by_image(x: Array, anomalous: Array | None, taken: Array) -> Array:
+    """The same as `_counts`, one image after the other."""
+    first = jax.tree.map(lambda images: images[0], (x, anomalous, taken))
+    start = _counts(*first) * jnp.uint32(0)  # zeros that vary over the same axes of a mesh
+    counts: Array = jax.lax.scan(lambda so_far, image: (_counts(*image, so_far), None), start, (x, anomalous, taken))[0]
+    return counts
 
 
 @jax.jit

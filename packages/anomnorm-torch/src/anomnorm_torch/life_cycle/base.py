@@ -286,17 +286,7 @@ class NormalizationLifeCycle(Generic[Statistics]):
         """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
         self._normalize_outputs(outputs, pl_module)
 
-    def on_predict_batch_end(
-        self,
-        _trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        _batch: Any,
-        _batch_idx: int,
-        _dataloader_idx: int = 0,
-    ) -> None:
-        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
-        self._normalize_outputs(outputs, pl_module)
+    on_predict_batch_end = on_test_batch_end
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from anomnorm_core.checks import (
     require_threshold_samples,
 )
 from anomnorm_core.policy import may_exceed, parse_quantile
-from anomnorm_torch._blocks import finite_range, in_pieces
+from anomnorm_torch._blocks import finite_range, rows
 from anomnorm_torch._tensors import arithmetic, selection
 from anomnorm_torch.threshold._f1 import best
 
@@ -65,37 +65,43 @@ def update(
         where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
-        A new histogram on the device of ``record``, which is not changed. No host synchronization.
+        A new histogram on the device of ``record``, which is not changed. Only on a CPU values are read, so no device
+        is waited for.
 
     Raises:
         ValueError: shapes do not match.
     """
-    x = arithmetic(scores)[0].detach().to(torch.float32).contiguous()
-    bins = in_pieces(_bins, x, dtype=torch.int32)
+    x = arithmetic(scores)[0].detach().to(torch.float32)
+    anomalous = None
+    if labels is not None:
+        anomalous = (labels.to(x.device) != 0).reshape(label_axes(tuple(labels.shape), tuple(x.shape))).expand_as(x)
+    taken = selection(where, x)
+    # Two more bins: of what is invalid, and of what does not take part.
+    counts = torch.zeros(2 * BINS + 2, dtype=torch.int64, device=x.device)
+    one = torch.ones((), dtype=torch.int64, device=x.device)
+    for part in rows(x):
+        bins = _bins(x[part], *(None if mask is None else mask[part] for mask in (anomalous, taken))).reshape(-1)
+        counts.index_add_(0, bins, one.expand_as(bins))
+    return merge(record, ScoreHistogram(counts[:BINS], counts[BINS : 2 * BINS], counts[2 * BINS]))
+
+
+def _bins(x: Tensor, anomalous: Tensor | None, taken: Tensor | None) -> Tensor:
+    bits = x.contiguous().view(torch.int32)
+    # Bit patterns of floats order like integers of sign and magnitude.
+    sign = bits >> 31  # 0 or -1, and x ^ -1 is -1 - x
+    key = (bits & 0x7FFFFFFF).bitwise_xor_(sign).sub_(sign)
+    bins = key.bitwise_right_shift_(_SHIFT).add_(BINS // 2)
     finite = finite_range(x) is not None
     if not finite:
         # The bin of -inf would hold the largest negative numbers too.
         bins.masked_fill_(x == -math.inf, 0)
-    if labels is not None:
-        anomalous = (labels.to(x.device) != 0).reshape(label_axes(tuple(labels.shape), tuple(x.shape)))
+    if anomalous is not None:
         bins.add_(anomalous, alpha=BINS)
-    # Two more bins: of what is invalid, and of what does not take part.
     if not finite:
         bins.masked_fill_(x.isnan(), 2 * BINS)
-    taken = selection(where, x)
     if taken is not None:
         bins.masked_fill_(~taken, 2 * BINS + 1)
-    counts = torch.zeros(2 * BINS + 2, dtype=torch.int64, device=x.device)
-    counts.index_add_(0, bins.reshape(-1), torch.ones((), dtype=torch.int64, device=x.device).expand(x.numel()))
-    return merge(record, ScoreHistogram(counts[:BINS], counts[BINS : 2 * BINS], counts[2 * BINS]))
-
-
-def _bins(x: Tensor, *_: Tensor, out: Tensor | None = None, work: Tensor | None = None) -> Tensor:  # noqa: ARG001
-    bits = x.view(torch.int32)
-    # Bit patterns of floats order like integers of sign and magnitude.
-    sign = bits >> 31  # 0 or -1, and x ^ -1 is -1 - x
-    key = (bits & 0x7FFFFFFF).bitwise_xor_(sign).sub_(sign)
-    return key.bitwise_right_shift_(_SHIFT).add_(BINS // 2)
+    return bins
 
 
 def merge(a: ScoreHistogram, b: ScoreHistogram) -> ScoreHistogram:
@@ -124,18 +130,18 @@ def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -
     quantile = parse_quantile(normal_quantile, "normal_quantile")
     negatives, positives = record.normal.sum(), record.anomalous.sum()
     require_threshold_samples(int(negatives), int(positives), int(record.invalid))
-    if int(positives) > 0:
-        true_positives, false_positives = _at_or_above(record.anomalous), _at_or_above(record.normal)
-        # An edge is a candidate if its bin holds an anomaly. Bin 0 is that of -inf, which is never flagged.
-        true_positives = torch.where(record.anomalous > 0, true_positives, 0)
-        true_positives[0] = 0
-        position, found = best(true_positives, true_positives + false_positives, positives)
-        if bool(found):
-            hits, alarms = true_positives[position], false_positives[position]
-            # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
-            ideal = 2 * true_positives / (true_positives + (false_positives - record.normal) + positives)
-            report_coarse_threshold(float(ideal.amax() - 2 * hits / (hits + alarms + positives)))
-            return _lower_edge(position, threshold=True)
+    # An edge is a candidate if its bin holds an anomaly. Bin 0 is that of -inf, which is never flagged.
+    candidates = record.anomalous[1:].nonzero().flatten() + 1
+    if len(candidates) > 0:
+        true_positives, false_positives = (
+            _at_or_above(counts)[candidates] for counts in (record.anomalous, record.normal)
+        )
+        position, _ = best(true_positives, true_positives + false_positives, positives)
+        hits, alarms = true_positives[position], false_positives[position]
+        # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
+        ideal = 2 * true_positives / (true_positives + (false_positives - record.normal[candidates]) + positives)
+        report_coarse_threshold(float(ideal.amax() - 2 * hits / (hits + alarms + positives)))
+        return _lower_edge(candidates[position], threshold=True)
     return streamed_normal_quantile(record, quantile)
 
 

@@ -1,0 +1,123 @@
+"""What the hooks cost in whole runs of a network of the size of a ResNet-18. A worker of ``bench.py``.
+
+Prints one JSON object: seconds of each stage, with each hook and without.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook
+
+Batch = dict[str, Array]
+
+
+class Block(nnx.Module):
+    """Two convolutions with a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Conv(inputs, outputs, (3, 3), stride, use_bias=False, rngs=rngs)
+        self.second = nnx.Conv(outputs, outputs, (3, 3), use_bias=False, rngs=rngs)
+        self.norms = nnx.List([nnx.BatchNorm(outputs, use_running_average=True, rngs=rngs) for _ in range(2)])
+        same = inputs == outputs
+        self.shortcut = None if same else nnx.Conv(inputs, outputs, (1, 1), stride, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        y = self.norms[1](self.second(nnx.relu(self.norms[0](self.first(x)))))
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class Detector(nnx.Module):
+    """Features whose size is a map; the scores say nothing, which takes as long as if they did."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+        self.stem = nnx.Conv(3, 64, (7, 7), 2, rngs=rngs)
+        self.blocks = nnx.List([Block(a, b, 1 if a == b else 2, rngs) for a, b in pairwise(widths)])
+
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        x = nnx.max_pool(nnx.relu(self.stem(images)), (3, 3), (2, 2), padding="SAME")
+        for block in self.blocks:
+            x = block(x)
+        maps = jnp.square(x).mean(-1)
+        maps = jax.image.resize(maps, images.shape[:3], "bilinear") + 1e-6
+        return maps.max((1, 2)), maps
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args()
+    rng, side = np.random.default_rng(0), options.side
+    images = [rng.normal(size=(8, side, side, 3)).astype("f4") for _ in range(options.batches)]
+    batches = [{"image": jnp.asarray(part), "label": jnp.arange(8) % 4 == 0} for part in images]
+    structure, weights = nnx.split(Detector(nnx.Rngs(0)))
+
+    @jax.jit
+    def forward(batch: Batch) -> Batch:
+        scores, maps = nnx.merge(structure, weights)(batch["image"])
+        return {"pred_scores": scores, "anomaly_maps": maps, "label": batch["label"]}
+
+    def normal(batch: Batch) -> Batch:
+        outputs = forward(batch)
+        return {name: outputs[name] for name in ("pred_scores", "anomaly_maps")}
+
+    hooks: dict[str, Any] = {
+        "without": None,
+        "min-max": MinMaxNormalizationHook(),
+        "CDF": CdfNormalizationHook(progress=False),
+    }
+    states = {name: hook.setup(forward(batches[0])) for name, hook in hooks.items() if hook is not None}
+
+    def start(name: str) -> None:
+        passed = (normal, batches) if name == "CDF" else ()
+        states[name] = hooks[name].on_validation_epoch_start(states[name], *passed)
+
+    def validate(name: str) -> Any:
+        hook, outputs = hooks[name], None
+        for batch in batches:
+            outputs = forward(batch)
+            if hook is not None:
+                states[name], outputs = hook.on_validation_batch_end(states[name], outputs)
+        if hook is not None:
+            states[name] = hook.on_validation_epoch_end(states[name])
+        return outputs
+
+    def test(name: str) -> Any:
+        outputs = None
+        for batch in batches:
+            outputs = forward(batch)
+            if hooks[name] is not None:
+                outputs = hooks[name].on_test_batch_end(states[name], outputs)
+        return outputs
+
+    stages: dict[str, Callable[[str], Any]] = {"start": start, "validate": validate, "test": test}
+    times: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in stages} for name in hooks}
+    for _ in range(options.repetitions + 1):
+        for name, hook in hooks.items():  # in turn, so that what slows the machine slows all of them
+            for stage, run in stages.items():
+                if hook is None and stage == "start":
+                    continue
+                begin = time.perf_counter()
+                jax.block_until_ready((run(name), states.get(name)))
+                times[name][stage].append(time.perf_counter() - begin)
+    found = {name: {stage: median(seen[1:]) for stage, seen in all_.items() if seen} for name, all_ in times.items()}
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
