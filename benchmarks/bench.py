@@ -99,10 +99,10 @@ def loop_table(torch: dict[str, dict[str, float]], jax: dict[str, dict[str, floa
     lines = [
         "## Whole runs",
         "",
-        "A network of the size of a ResNet-18, 128 images of 3 x 256 x 256 (64 in JAX) in batches of 8, all cores: what "
-        "a callback or hook adds to the time of a stage, adaptive thresholds for images and pixels included. *fit* is an "
-        "epoch of which only the validation runs the network; for the CDF it includes the pass over as many training "
-        "images, and *pass* is what that costs, in validations without normalization.",
+        "A network of the size of a ResNet-18, 128 images of 3 x 256 x 256 (64 in JAX) in batches of 8, all cores: "
+        "what a callback or hook adds to the time of a stage, adaptive thresholds for images and pixels included. "
+        "*fit* is an epoch of which only the validation runs the network; for the CDF it includes the pass over as "
+        "many training images, and *pass* is what that costs, in validations without normalization.",
         "",
         "| normalization | package | fit | validate | test | pass |",
         "| --- | --- | ---: | ---: | ---: | ---: |",

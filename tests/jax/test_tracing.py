@@ -423,3 +423,15 @@ def test_statistics_export_for_batches_of_any_size(selected: bool) -> None:
             found, expected = program.call(empty, x, mask), library.update(empty, x, where=mask)
             for mine, other in zip(found, expected, strict=True):
                 np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"), [(min_max.normalize, (1.0, 0.5, 2.0)), (cdf.normalize, (1.0,))], ids=["min-max", "CDF"]
+)
+def test_the_compiler_makes_one_loop_over_a_map(function: Any, parameters: Any) -> None:
+    x = jnp.asarray(SCORES)
+    program = jax.jit(function).lower(x, *parameters).compile().as_text()
+    entry = program[program.index("ENTRY") :].splitlines()
+    made = [line for line in entry if f"= f32[{','.join(map(str, SHAPE))}]" in line and "parameter(" not in line]
+    assert len(made) == 1
+    assert " fusion(" in made[0]

@@ -1,0 +1,36 @@
+"""Compiled, a map goes through memory once, however many operations its formula has. No GPU is needed to see that."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor import metrics
+
+from anomnorm_torch import cdf, min_max
+
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "min-max": min_max.normalize,
+    "z": lambda x, _, mean, std: cdf.standardize(x, mean, std),
+    "CDF of z": lambda x, t, *_: cdf.normalize(x, t),
+    "CDF": lambda x, t, mean, std: cdf.normalize(cdf.standardize(x, mean, std), t),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_the_compiler_makes_one_kernel(kernel: Callable[..., Tensor]) -> None:
+    arguments = (torch.rand(2, 1, 16, 16) + 0.5, torch.tensor(1.0), torch.tensor(0.5), torch.tensor(2.0))
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        metrics.reset()
+        found = torch.compile(kernel, fullgraph=True, dynamic=False)(*arguments)
+    assert metrics.generated_kernel_count == 1
+    torch.testing.assert_close(found, kernel(*arguments), rtol=0, atol=2.0**-20)
+
+
+def test_two_kernels_would_be_noticed() -> None:
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        metrics.reset()
+        torch.compile(lambda x: x / x.sum().log(), fullgraph=True, dynamic=False)(torch.rand(2, 16) + 0.5)
+    assert metrics.generated_kernel_count > 1
