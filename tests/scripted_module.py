@@ -93,7 +93,7 @@ def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     return pl.Trainer(callbacks=list(callbacks), **defaults | options)
 
 
-def predictions(run: pl.Trainer, module: pl.LightningModule, data: Any) -> dict[str, np.ndarray]:
+def predictions(run: pl.Trainer, module: pl.LightningModule, data: Any, **options: Any) -> dict[str, np.ndarray]:
     """The concatenated outputs of ``trainer.predict``."""
-    outputs: Any = run.predict(module, data)
+    outputs: Any = run.predict(module, data, **options)
     return {name: torch.cat([entry[name] for entry in outputs]).numpy() for name in outputs[0]}

@@ -9,8 +9,14 @@ import pytest
 import torch
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 
-from anomnorm_core import NotFittedError
-from anomnorm_torch import AnomalyScoreDistribution, CdfNormalizationCallback, MinMax, MinMaxNormalizationCallback
+from anomnorm_core import AnomnormError, NotFittedError
+from anomnorm_torch import (
+    AnomalyScoreDistribution,
+    CdfNormalizationCallback,
+    MinMax,
+    MinMaxNormalizationCallback,
+    NormalizationMixin,
+)
 
 RNG = np.random.default_rng(13)
 SCORES, MAPS = np.exp(RNG.normal(size=9)).astype("f4"), np.exp(RNG.normal(size=(9, 2, 3))).astype("f4")
@@ -40,6 +46,35 @@ def test_a_checkpoint_restores_statistics_and_thresholds(kind: Any, stage: str, 
     for name, values in expected.items():
         found = torch.cat([entry[name] for entry in outputs]).numpy()
         assert found.tolist() == values.tolist(), name
+
+
+@pytest.mark.clause("L6")
+@pytest.mark.parametrize(
+    ("kind", "option", "other"),
+    [
+        (MinMaxNormalizationCallback, {"shared_range": True}, "shared_range=True"),
+        (CdfNormalizationCallback, {"center": "pixel"}, 'center="pixel"'),
+    ],
+)
+def test_a_checkpoint_says_what_its_numbers_mean(kind: Any, option: Any, other: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    _, expected = saved(path, kind(1.5, pixel_threshold=0.5, **option))
+    module, run = ScriptedModule(), trainer(kind())
+    with pytest.raises(AnomnormError, match=f"fitted with {other} and this callback has"):
+        run.predict(module, loader(DATA), ckpt_path=path)
+    module = ScriptedModule()
+    found = predictions(trainer(kind(**option)), module, loader(DATA), ckpt_path=path)
+    for name, values in expected.items():
+        assert found[name].tolist() == values.tolist(), name
+
+    # Without a callback, the statistics have the option of the checkpoint.
+    class Detector(NormalizationMixin, ScriptedModule): ...
+
+    loaded = Detector.load_from_checkpoint(path)
+    raw = [torch.from_numpy(values) * loaded.gain.detach() for values in (SCORES, MAPS)]
+    result = loaded.normalization_metrics.normalizer(1.5, 0.5)(*raw)
+    for name in ("pred_scores", "anomaly_maps", "pred_masks"):
+        assert result[name].squeeze().tolist() == expected[name].squeeze().tolist(), name
 
 
 @pytest.mark.clause("L6")

@@ -13,7 +13,7 @@ import torch
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 from torch import Tensor, nn
 
-from anomnorm_core import NotFittedError, OptionError, OutputError
+from anomnorm_core import AnomnormError, NotFittedError, OptionError, OutputError
 from anomnorm_torch import (
     AnomalyScoreDistribution,
     CdfNormalizationCallback,
@@ -175,18 +175,22 @@ def test_a_normalizer_takes_the_modules_own_thresholds_and_does_not_change_with_
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (CdfNormalizationCallback(1.0, source="validation"), CdfNormalizationCallback(1.0, center="pixel")),
+        tuple(CdfNormalizationCallback(1.0, center=center, source="validation") for center in ("image", "pixel")),
         (MinMaxNormalizationCallback(1.5), MinMaxNormalizationCallback(1.5, shared_range=True)),
     ],
     ids=["center", "shared_range"],
 )
-def test_another_callback_with_other_options_is_heeded(first: Any, second: Any) -> None:
+def test_another_callback_with_other_options_has_to_validate_first(first: Any, second: Any) -> None:
     module, data = ScriptedModule(), samples(SCORES.tolist(), maps=MAPS[:, 0].numpy(), labels=[0] * 32)
     run = trainer(first)
     run.validate(module, loader(data), verbose=False)
     before = predictions(run, module, loader(data))
-    after = predictions(trainer(second), module, loader(data))
-    assert not np.array_equal(before["anomaly_maps"], after["anomaly_maps"])
+    run = trainer(second)
+    with pytest.raises(AnomnormError, match=r"fitted with (center=\"image\"|shared_range=False) and this callback has"):
+        run.predict(module, loader(data))
+    run.validate(module, loader(data), verbose=False)
+    after = predictions(run, module, loader(data))
+    assert not all(np.array_equal(before[name], after[name]) for name in ("pred_scores", "anomaly_maps"))
     assert_same(
         {"anomaly_maps": second.normalizer(module)(SCORES, MAPS)["anomaly_maps"]},
         {"anomaly_maps": torch.as_tensor(after["anomaly_maps"])},

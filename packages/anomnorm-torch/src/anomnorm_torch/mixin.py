@@ -12,9 +12,8 @@ _NAME = "normalization_metrics"
 class NormalizationMixin(torch.nn.Module):
     """Makes ``load_from_checkpoint`` and ``load_state_dict`` take the statistics that a normalization callback saved.
 
-    Without it, a plain module reports their keys as unexpected. A state dict without them loads as ever. Options of the
-    callback are not in the state dict: the callback of the next trainer, or the attributes ``center`` and
-    ``shared_range`` of ``normalization_metrics``, say those.
+    Without it, a plain module reports their keys as unexpected. A state dict without them loads as ever. The options
+    ``center`` and ``shared_range`` come with it; the callback of the next trainer has to have the same.
 
     Example::
 

@@ -72,9 +72,10 @@ class NormalizationLifeCycle(Generic[Statistics]):
     def _new_statistics(self) -> Statistics:
         """Empty statistics with this callback's options."""
 
+    @property
     @abstractmethod
-    def _configure(self, metrics: Statistics) -> None:
-        """Give statistics that the module already had this callback's options."""
+    def _option(self) -> tuple[bool, str, str]:
+        """This callback's ``option`` of the statistics; and how it and the other one are written."""
 
     @abstractmethod
     def _image_threshold(
@@ -122,7 +123,8 @@ class NormalizationLifeCycle(Generic[Statistics]):
             )
         self._beside_averages(callbacks)
         metrics = self._metrics(pl_module)
-        self._configure(metrics)
+        if not any(metrics.seen(level) for level in LEVELS):
+            metrics.option = self._option[0]
         self._reported = False
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
@@ -177,8 +179,16 @@ class NormalizationLifeCycle(Generic[Statistics]):
 
         Raises:
             NotFittedError: there are no statistics, or there is no threshold, or it is not finite.
+            AnomnormError: they were fitted with another option.
         """
-        self._metrics(pl_module).statistics("image")
+        metrics = self._metrics(pl_module)
+        option, own, other = self._option
+        if metrics.option != option:
+            raise AnomnormError(
+                f"the statistics were fitted with {other} and this callback has {own}: their numbers mean something "
+                f"else. Make it a {type(self).__name__}({other}), or run a validation with this one first."
+            )
+        metrics.statistics("image")
         self.thresholds = require_thresholds(pl_module)
         batch_normalizer(pl_module)  # made here, it costs the first batch nothing
 

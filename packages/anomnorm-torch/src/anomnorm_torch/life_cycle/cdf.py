@@ -80,8 +80,10 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
         # Each process finalizes what it has; merging processes is an explicit step, never a side effect of reading.
         return AnomalyScoreDistribution(center=self.center, sync_on_compute=False)
 
-    def _configure(self, metrics: AnomalyScoreDistribution) -> None:
-        metrics.center = self.center
+    @property
+    def _option(self) -> tuple[bool, str, str]:
+        image, pixel = (f'center="{center}"' for center in (Center.IMAGE, Center.PIXEL))
+        return (True, pixel, image) if self.center is Center.PIXEL else (False, image, pixel)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the score distribution with the current weights.
@@ -92,7 +94,9 @@ class CdfNormalization(NormalizationLifeCycle[AnomalyScoreDistribution]):
             NotFittedError: there is nothing to fit on and no checkpoint has restored statistics.
         """
         if not trainer.sanity_checking:
-            self._before = self._metrics(pl_module).snapshot()
+            metrics = self._metrics(pl_module)
+            self._before = metrics.snapshot()
+            metrics.option = self._option[0]  # the moments are the same for both
             logger.info("Collecting the statistics of the normal data to normalize the scores.")
             self._collect_stats(trainer, pl_module)
             batch_normalizer(pl_module)  # made here, it costs the first batch nothing

@@ -58,8 +58,9 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
         # Each process finalizes what it has; merging processes is an explicit step, never a side effect of reading.
         return MinMax(shared_range=self.shared_range, sync_on_compute=False)
 
-    def _configure(self, metrics: MinMax) -> None:
-        metrics.shared_range = self.shared_range
+    @property
+    def _option(self) -> tuple[bool, str, str]:
+        return self.shared_range, f"shared_range={self.shared_range}", f"shared_range={not self.shared_range}"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with empty statistics: each validation run stands for itself (clause L1)."""
@@ -113,6 +114,7 @@ class MinMaxNormalization(NormalizationLifeCycle[MinMax]):
         # The old statistics are replaced only by complete ones.
         metrics = self._metrics(pl_module)
         metrics.reset()
+        metrics.option = fresh.option
         metrics.merge_state(fresh)
         self._find_thresholds(trainer, pl_module, run)
 

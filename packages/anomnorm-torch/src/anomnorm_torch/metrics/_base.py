@@ -41,6 +41,7 @@ class NormalizationMetric(Metric, Generic[Record]):
     method: str  # for messages
     _foreign_state: str  # a state name by which a checkpoint of the other method is recognized
     _foreign_callback: str
+    _option: str  # the name, in a state dict, of the option that says what statistics and thresholds mean
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -147,9 +148,14 @@ class NormalizationMetric(Metric, Generic[Record]):
             OptionError: a threshold is no finite number.
         """
 
+    @property
     @abstractmethod
-    def _options(self) -> tuple[Any, ...]:
-        """What else `normalizer` depends on."""
+    def option(self) -> bool:
+        """The option that says what statistics and thresholds mean: a shared range, or a centre for each pixel."""
+
+    @option.setter
+    @abstractmethod
+    def option(self, value: bool) -> None: ...
 
     def batch_normalizer(self, raw_threshold: float | None = None) -> Normalizer:
         """The normalizer that batches go through. Made once while states, options and ``raw_threshold`` stay.
@@ -161,7 +167,7 @@ class NormalizationMetric(Metric, Generic[Record]):
         Raises:
             NotFittedError, InsufficientDataError: see `statistics`.
         """
-        states = (raw_threshold, *self._options(), *(field for level in LEVELS for field in self.record(level)))
+        states = (raw_threshold, self.option, *(field for level in LEVELS for field in self.record(level)))
         if self._fitted is None or any(old is not new for old, new in zip(self._fitted[0], states, strict=True)):
             raw = raw_threshold is not None
             fitted = self.normalizer(raw_threshold or 0.0, units=Units.RAW if raw else Units.DECISION)
@@ -282,11 +288,11 @@ class NormalizationMetric(Metric, Generic[Record]):
 
     def snapshot(self) -> Any:
         """What `put_back` takes: the states, which are replaced and never written to, and the thresholds."""
-        return {name: getattr(self, name) for name in self._defaults}, copy.deepcopy(self.thresholds)
+        return {name: getattr(self, name) for name in self._defaults}, copy.deepcopy(self.thresholds), self.option
 
     def put_back(self, snapshot: Any) -> None:
         """Return to a `snapshot`."""
-        states, self.thresholds = snapshot
+        states, self.thresholds, self.option = snapshot
         for name, value in states.items():
             setattr(self, name, value)
         self._computed = None
@@ -298,6 +304,13 @@ class NormalizationMetric(Metric, Generic[Record]):
         for level in LEVELS:
             gathered = [dist_sync_fn(field, group=group) for field in self.record(level)]
             self._pool(level, [self._make(fields) for fields in zip(*gathered, strict=True)])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The states, and beside them the option that says what they mean."""
+        destination: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        destination[prefix + self._option] = torch.tensor(self.option, device=self.device)
+        return destination
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> torch.nn.Module:
         return super()._apply(keep_dtype(fn), exclude_state)
@@ -330,6 +343,8 @@ class NormalizationMetric(Metric, Generic[Record]):
             )
             return
         state = {name: cast("Tensor", state_dict.pop(key)).detach() for name, key in own.items()}
+        if self._option in state:
+            self.option = bool(state.pop(self._option))
         self._complete(state)
         for level in LEVELS:
             if f"{level}_threshold" in state:

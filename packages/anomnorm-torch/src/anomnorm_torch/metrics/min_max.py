@@ -25,6 +25,7 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
     method = "min-max"
     _foreign_state = "image_mean"
     _foreign_callback = "CdfNormalizationCallback"
+    _option = "shared_range"
 
     min: Tensor
     max: Tensor
@@ -83,8 +84,14 @@ class MinMax(NormalizationMetric[min_max.MinMaxStatistics]):
         pixel = self.record("image" if self.shared_range else "pixel") if self.seen("pixel") else None
         return Normalizer.min_max(self.record("image"), pixel, threshold=threshold, pixel_threshold=pixel_threshold)
 
-    def _options(self) -> tuple[Any, ...]:
-        return (self.shared_range,)
+    @property
+    def option(self) -> bool:
+        """Whether both levels have one range."""
+        return self.shared_range
+
+    @option.setter
+    def option(self, value: bool) -> None:
+        self.shared_range = value
 
     def _fields(self, level: Level) -> tuple[str, ...]:
         prefix = "" if level == "image" else "pixel_"

@@ -27,6 +27,7 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
     method = "CDF"
     _foreign_state = "min"
     _foreign_callback = "MinMaxNormalizationCallback"
+    _option = "pixel_center"
 
     image_count: Tensor
     image_mean: Tensor
@@ -119,8 +120,14 @@ class AnomalyScoreDistribution(NormalizationMetric[cdf.ScoreDistribution]):
             destination[f"{prefix}{level}_std"] = self._std(level)
         return destination
 
-    def _options(self) -> tuple[Any, ...]:
-        return (self.center,)
+    @property
+    def option(self) -> bool:
+        """Whether pixel z-scores are zero at each pixel's own mean."""
+        return self.center is Center.PIXEL
+
+    @option.setter
+    def option(self, value: bool) -> None:
+        self.center = Center.PIXEL if value else Center.IMAGE
 
     def _fields(self, level: Level) -> tuple[str, ...]:
         return tuple(f"{level}_{name}" for name in cdf.ScoreDistribution._fields)
