@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from measuring import seconds
+from measuring import seconds, use_cores
 
 SCORES = np.exp(np.random.default_rng(0).normal(size=32)).astype(np.float32)
 
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("package", choices=("torch", "jax"))
     parser.add_argument("--repetitions", type=int, default=1000)
     options = parser.parse_args()
+    use_cores(1)
     finished: Callable[[Any], object] = lambda _: None  # noqa: E731
     if options.package == "torch":
         import torch

@@ -185,8 +185,9 @@ def table() -> Iterator[str]:
     names = ", ".join(f"{name} {value}" for name, value in result["versions"].items() if name != "processor")
     yield (
         f"All {result['numbers']:,} float32 numbers and infinities in their order, by `nox -s accuracy -- "
-        f"--exhaustive` ({names}, on {result['versions']['processor']}): `Phi(x)` around 0; min-max with threshold, minimum and "
-        f"maximum {', '.join(map(str, MIN_MAX))}; and decisions on z-scores around a raw threshold of {AROUND[0]} with "
+        f"--exhaustive` ({names}, on {result['versions']['processor']}): `Phi(x)` around 0; min-max with threshold, "
+        f"minimum and maximum {', '.join(map(str, MIN_MAX))}; decisions on z-scores around a raw threshold "
+        f"{AROUND[0]}, "
         f"mean {AROUND[1]} and deviation {AROUND[2]}, and by `flag`. *beyond*: how many are further off than 2^-23. "
         "*wrong side*: how many are not 1/2 or more exactly where the number is the threshold or more. *outside*: how "
         "many are not in [0, 1]. Neighbours whose unit scores are in the other order are *inverted*, by at most *drop*."

@@ -5,14 +5,13 @@ Prints one JSON object: times in copies of the batch, or peak bytes, by work and
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from measuring import peak_bytes, seconds
+from measuring import peak_bytes, seconds, use_cores
 
 SHAPE = (32, 1, 256, 256)
 THRESHOLD, LOW, HIGH, MEAN, STD = 2.0, 0.0, 5.0, 0.5, 0.25
@@ -154,10 +153,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--peak", action="store_true", help="peak bytes instead of times")
     options = parser.parse_args()
+    use_cores(options.threads)
     finished: Callable[[Any], object] = lambda _: None  # noqa: E731
     if options.backend == "jax":
-        if options.threads == 1:
-            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         import jax
 
         finished = jax.block_until_ready

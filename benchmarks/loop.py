@@ -50,7 +50,8 @@ class Detector(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         maps = self.features(self.stem(batch[0])).square().mean(1, keepdim=True)
         maps = nn.functional.interpolate(maps, size=batch[0].shape[-2:], mode="bilinear") + 1e-6
-        return {"anomaly_maps": maps, "pred_scores": maps.amax((1, 2, 3)), "label": batch[1]}
+        masks = batch[1].reshape(-1, 1, 1, 1).expand_as(maps)
+        return {"anomaly_maps": maps, "pred_scores": maps.amax((1, 2, 3)), "label": batch[1], "mask": masks}
 
     test_step = validation_step
 

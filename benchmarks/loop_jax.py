@@ -70,7 +70,8 @@ def main() -> None:
     @jax.jit
     def forward(batch: Batch) -> Batch:
         scores, maps = nnx.merge(structure, weights)(batch["image"])
-        return {"pred_scores": scores, "anomaly_maps": maps, "label": batch["label"]}
+        masks = jnp.broadcast_to(batch["label"].reshape(-1, 1, 1), maps.shape)
+        return {"pred_scores": scores, "anomaly_maps": maps, "label": batch["label"], "mask": masks}
 
     def normal(batch: Batch) -> Batch:
         outputs = forward(batch)

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import re
 import time
 from collections.abc import Callable
@@ -11,6 +12,15 @@ from typing import Any
 
 PROCESS = Path("/proc/self")
 _LONG = 10.0  # seconds
+
+
+def use_cores(count: int) -> None:
+    """Keep this process, and the threads that it will start, on so many cores, where the system can do that (Linux).
+
+    Limits that libraries offer do not hold for all of their threads. Call it before importing them.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def seconds(function: Callable[[], Any], repetitions: int, finished: Callable[[Any], object] = lambda _: None) -> float:
@@ -33,9 +43,9 @@ def peak_bytes(function: Callable[[], Any], finished: Callable[[Any], object] = 
     The result counts, what was there before does not.
     """
     finished(function())  # compiles, perhaps
-    time.sleep(0.1)  # what it returned may be freed by another thread
     try:
         gc.collect()
+        time.sleep(0.5)  # what it returned may be freed by another thread
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         before = _status("VmRSS")
         (PROCESS / "clear_refs").write_text("5")  # sets the peak to what is resident now

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from measuring import resident_bytes, seconds
+from measuring import resident_bytes, seconds, use_cores
 
 BATCH, SIDE = 32, 64
 
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("package", choices=("torch", "jax"))
     parser.add_argument("--largest", type=int, default=6, help="power of ten of the largest number of maps")
     options = parser.parse_args()
+    use_cores(1)
     statistics, array, finished = torch_statistics() if options.package == "torch" else jax_statistics()
     rng = np.random.default_rng(0)
     batches = [array(np.exp(rng.normal(size=(BATCH, SIDE, SIDE))).astype(np.float32)) for _ in range(4)]

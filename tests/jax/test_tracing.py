@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -432,6 +433,7 @@ def test_the_compiler_makes_one_loop_over_a_map(function: Any, parameters: Any) 
     x = jnp.asarray(SCORES)
     program = jax.jit(function).lower(x, *parameters).compile().as_text()
     entry = program[program.index("ENTRY") :].splitlines()
-    made = [line for line in entry if f"= f32[{','.join(map(str, SHAPE))}]" in line and "parameter(" not in line]
+    results = re.compile(rf"= \w+\[{','.join(map(str, SHAPE))}\]")  # of any dtype
+    made = [line for line in entry if results.search(line) and "parameter(" not in line]
     assert len(made) == 1
     assert " fusion(" in made[0]

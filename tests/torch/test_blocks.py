@@ -108,6 +108,8 @@ def test_transformations_see_no_pieces(name: str, pieces: Any) -> None:
 
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "min-max": (min_max.normalize, (1.5, 0.5, 4.0)),
+    "margin": (min_max.margin, (1.5, 0.5, 4.0)),
+    "min-max backwards": (min_max.denormalize, (1.5, 0.5, 4.0)),
     "standardize": (cdf.standardize, (0.5, 0.25, 0.75)),
     "CDF": (cdf.normalize, (1.5,)),
 }
@@ -151,10 +153,8 @@ def test_one_batch_under_many_parameters(kernel: Any, parameters: Any, pieces: A
 @CASE
 @pytest.mark.parametrize("size", [8, 10**6], ids=["pieces", "whole"])
 def test_forward_derivatives(kernel: Any, parameters: Any, size: int, pieces: Any) -> None:
-    x = torch.rand(40, dtype=torch.float64) + 1.0
+    x = torch.rand(40, dtype=torch.float64) * 0.9 + 0.05  # unit scores, and positive
     arguments = [x, *(torch.tensor(value, dtype=torch.float64) for value in parameters)]
-    if len(parameters) == 3 and kernel is cdf.standardize:
-        arguments.pop()
     pieces(size)
     for position, value in enumerate(arguments):
 
@@ -182,15 +182,17 @@ def test_a_deviation_without_a_reciprocal(std: float) -> None:
 
 def test_histograms_export_for_batches_of_any_size() -> None:
     class Update(torch.nn.Module):
-        def forward(self, record: threshold.ScoreHistogram, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(threshold.update(threshold.ScoreHistogram(*record), x))
+        def forward(self, record: Any, x: Tensor, masks: Tensor, where: Tensor) -> tuple[Tensor, ...]:
+            return tuple(threshold.update(threshold.ScoreHistogram(*record), x, masks, where=where))
 
-    x = torch.from_numpy(RNG.normal(size=(6, 5)).astype("f4"))
-    shapes = {"record": (None, None, None), "x": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(Update(), (tuple(threshold.init()), x), dynamic_shapes=shapes).module()
-    for batch in (x, x[:4]):
-        expected = threshold.update(threshold.init(), batch)
-        found = program(tuple(threshold.init()), batch)
+    x = torch.from_numpy(RNG.normal(size=(6, 1, 5, 3)).astype("f4"))
+    masks, where = x > 0.5, torch.arange(6) % 2 == 0
+    batch = {0: torch.export.Dim("batch")}
+    shapes = {"record": (None, None, None), "x": batch, "masks": batch, "where": batch}
+    program = torch.export.export(Update(), (tuple(threshold.init()), x, masks, where), dynamic_shapes=shapes).module()
+    for part in (slice(None), slice(4)):
+        expected = threshold.update(threshold.init(), x[part], masks[part], where=where[part])
+        found = program(tuple(threshold.init()), x[part], masks[part], where[part])
         assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
@@ -278,6 +280,25 @@ def test_bins_of_pieces_and_of_the_whole(extra: list[float], pieces: Any, monkey
     assert torch.equal(found.anomalous, torch.from_numpy(counts[1]))
 
 
+@pytest.mark.clause("S1", "T5")
+@pytest.mark.parametrize("shape", [(5, 1, 7, 11), (5, 7, 11), (60,), (), (0, 3)], ids=str)
+@pytest.mark.parametrize("size", [8, 20, 77, 100, 10**6])
+def test_every_pixel_counts_once(shape: tuple[int, ...], size: int, pieces: Any) -> None:
+    x = torch.from_numpy(np.asarray(RNG.normal(size=shape), dtype="f4"))
+    pieces(size)
+    record = threshold.update(threshold.init(), x)
+    assert int(record.normal.sum()) == x.numel()
+    if not shape or shape[0] == 0:
+        return
+    labels, where = torch.from_numpy(RNG.random(shape) < 0.3), torch.arange(shape[0]) % 3 != 0
+    x.view(-1)[1] = math.nan
+    record = threshold.update(threshold.init(), x, labels, where=where)
+    taken = where.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    valid = taken & ~x.isnan()
+    found = [int(counts.sum()) for counts in record]
+    assert found == [int((valid & ~labels).sum()), int((valid & labels).sum()), int((taken & x.isnan()).sum())]
+
+
 @pytest.mark.clause("N4")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("at", [0.0, 1e-30, 0.3, 1.0, 3.0, -2.5, 1000.0])
@@ -326,7 +347,7 @@ def test_the_rule_holds_where_subnormal_numbers_are_flushed(at: float) -> None:
         pytest.skip("this processor cannot")
     try:
         x = torch.stack([low, t, high])
-        for u in (min_max.normalize(x, t, at - 1.0, at + 1.0), cdf.normalize(x, t)):
+        for u in (min_max.normalize(x, t, at - 1.0, at + 1.0), min_max.normalize(x, t, t, t), cdf.normalize(x, t)):
             assert (u >= 0.5).tolist() == [False, True, True]
             assert u[1] == 0.5
     finally:

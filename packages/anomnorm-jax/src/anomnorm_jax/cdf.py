@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from anomnorm_core.checks import require_count, require_mask, require_resolution, require_same_shape
 from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples
 from anomnorm_jax._double import log_ratio, two_sum
-from anomnorm_jax._sharding import automatic
+from anomnorm_jax._sharding import automatic, varying
 
 # A deviation smaller than this share of the mean is rounding: the population was constant (clause N7). Scores are
 # mostly float32, whose logarithm carries 2^-24 of its size, and moments of it a few times that.
@@ -85,6 +85,7 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
     # Not jnp.log, which takes subnormal numbers for zero on a CPU.
     reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), _log_ratio(first, zero, one))
+    taken = varying(taken, reference)
     if record.mean.ndim == 0:
         batch = _moments(x, taken, reference)
     else:

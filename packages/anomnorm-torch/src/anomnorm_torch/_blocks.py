@@ -6,6 +6,7 @@ to the last, and intermediate results take the memory of a piece.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,13 +75,15 @@ def in_pieces(
     return result.view(x.shape)
 
 
-def rows(x: Tensor) -> Iterator[slice]:
-    """Slices of the first axis of ``x``, each of which makes a piece."""
+def pieces(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+    """``x`` and tensors of its shape, or None for one that is not there, cut alike."""
+    everything: tuple[Any, ...] = (x, *others)
     if not at_hand(x) or x.numel() <= _size():
-        yield slice(None)
+        yield everything
         return
-    for row, _ in _tiles(x.shape[0], x[0].numel(), _size()):
-        yield row
+    matrices = [None if tensor is None else tensor.reshape(x.shape[0], -1) for tensor in everything]
+    for tile in _tiles(x.shape[0], x[0].numel(), _size()):
+        yield tuple(None if matrix is None else matrix[tile] for matrix in matrices)
 
 
 def columns(x: Tensor) -> Iterator[slice]:

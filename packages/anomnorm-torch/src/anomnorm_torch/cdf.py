@@ -253,6 +253,7 @@ def standardize_around(
     t = parameter(threshold, x)
     info = torch.finfo(result)
     _require_resolution(x, mean, std)
+    _require_resolution(t, mean, std)  # which has no pixels
     center, factor, *within = _scaling(x, mean, std)
     z = in_pieces(_standardize, scores, center, factor, *within, dtype=result, work=center.dtype).to(x.dtype)
     z_t = _standardize(t, center, factor, *within).clamp(info.min, info.max).to(result).to(x.dtype)

@@ -124,15 +124,15 @@ def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     like, result = arithmetic_like(scores)
     t, low, high = parameter(threshold, like), parameter(min, like), parameter(max, like)
     info = torch.finfo(like.dtype)
-    # Any difference over the smallest subnormal saturates, no difference stays 0: the step of clause N7.
-    smallest = info.smallest_normal * info.eps
     known = numbers(low, high)
-    if known is not None and known[1] - known[0] <= info.max:
-        width = known[1] - known[0]
-        width = width if width > 0 else smallest if width == 0 else math.nan
-        return in_pieces(partial(_normalize, result), scores, t, low.new_full((), width), dtype=result, work=like.dtype)
+    if known is not None and not known[1] - known[0] <= 0 and known[1] - known[0] <= info.max:
+        span = low.new_full((), known[1] - known[0])
+        return in_pieces(partial(_normalize, result), scores, t, span, dtype=result, work=like.dtype)
     scale, span = _span(low, high)
-    span = torch.where(span > 0, span, torch.where(span == 0, torch.full_like(span, smallest), math.nan))
+    # The step of clause N7: any difference saturates, also a subnormal one, and no difference stays 0, also where a
+    # divisor that is subnormal would be taken for 0.
+    scale = torch.where(span == 0, 2 / info.eps, scale)
+    span = torch.where(span > 0, span, torch.where(span == 0, torch.full_like(span, info.smallest_normal), math.nan))
     return in_pieces(partial(_normalize, result), scores, t, span, scale, dtype=result, work=like.dtype)
 
 
@@ -173,9 +173,9 @@ def margin(scores: Tensor, threshold: Tensor | float, min: Tensor | float, max: 
     x, result = arithmetic(scores)
     t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
     scale, span = _span(low, high)
-    distance = torch.addcmul(-t * scale, x, scale).div_(torch.where(span >= 0, span, math.nan))
+    distance = torch.addcmul(-t * scale, x, scale) / torch.where(span >= 0, span, math.nan)
     # Zero by zero, where the range is none and the score is the threshold.
-    return distance.masked_fill_((x == t).logical_and_(span >= 0), 0.0).to(result)
+    return distance.masked_fill((x == t) & (span >= 0), 0.0).to(result)
 
 
 def denormalize(unit: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:
@@ -194,7 +194,7 @@ def denormalize(unit: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     scale, span = _span(low, high)
     # In float64 the threshold comes back as it was; float32 would round the sum twice.
     wide_span, wide_t = (value.to(wide(u.device)) for value in (span, t * scale))
-    x = (u.to(wide_span.dtype) - 0.5).mul_(wide_span).add_(wide_t).div_(scale)
+    x = ((u.to(wide_span.dtype) - 0.5) * wide_span + wide_t) / scale
     return torch.where((u >= 0) & (u <= 1) & (span >= 0), x, math.nan).to(result)
 
 

@@ -23,7 +23,7 @@ from anomnorm_core.checks import (
 from anomnorm_core.policy import QUANTILE_SLACK, parse_quantile
 from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, from_order_key, order_key, selection
-from anomnorm_jax._sharding import automatic
+from anomnorm_jax._sharding import automatic, varying
 from anomnorm_jax.threshold._f1 import best, last
 
 BITS = 18
@@ -83,36 +83,37 @@ def update(
     taken = selection(where, x)
     if x.size == 0:
         return record
+    start = varying(jnp.zeros((2 * BINS + 2,), dtype=jnp.uint32), *jax.tree.leaves((x, anomalous, taken)))
     if x.ndim > 1:
         # XLA for CPUs would compute what the scores come from number by number, on the way into the counts; and the
         # bins of one image stay in the cache. Others would wait for each image.
-        counts = jax.lax.platform_dependent(x, anomalous, taken, cpu=_counts_by_image, default=_counts)
+        counts = jax.lax.platform_dependent(start, x, anomalous, taken, cpu=_count_by_image, default=_count)
     else:
-        counts = _counts(x, anomalous, taken)
+        counts = _count(start, x, anomalous, taken)
     counts = _counter.widened(counts)
     batch = ScoreHistogram(counts[:, :BINS], counts[:, BINS : 2 * BINS], counts[:, 2 * BINS])
     merged: ScoreHistogram = merge(record, batch)
     return merged
 
 
-def _counts(x: Array, anomalous: Array | None, taken: Array, before: Array | int = 0) -> Array:
-    """``before`` and how many of ``x`` are in which bin: of the normals, of the anomalous, of NaN, of the rest."""
+def _count(counts: Array, x: Array, anomalous: Array | None, taken: Array) -> Array:
+    """``counts`` and how many of ``x`` are in which bin: of the normals, of the anomalous, of NaN, of the rest."""
     # Bit patterns of floats order like integers. The bin of -inf would hold the largest negative numbers too.
     bins = jnp.where(jnp.isneginf(x), 0, (order_key(x) >> _SHIFT) + BINS // 2)
     if anomalous is not None:
         bins = bins + anomalous.astype(jnp.int32) * BINS
     bins = jnp.where(taken, jnp.where(jnp.isnan(x), 2 * BINS, bins), 2 * BINS + 1)
-    start = jnp.zeros((2 * BINS + 2,), dtype=jnp.uint32) + jnp.uint32(before)
-    counts: Array = start.at[bins.ravel()].add(1, mode="promise_in_bounds")
-    return counts
+    return counts.at[bins.ravel()].add(1, mode="promise_in_bounds")
 
 
-def _counts_by_image(x: Array, anomalous: Array | None, taken: Array) -> Array:
-    """The same as `_counts`, one image after the other."""
-    first = jax.tree.map(lambda images: images[0], (x, anomalous, taken))
-    start = _counts(*first) * jnp.uint32(0)  # zeros that vary over the same axes of a mesh
-    counts: Array = jax.lax.scan(lambda so_far, image: (_counts(*image, so_far), None), start, (x, anomalous, taken))[0]
-    return counts
+def _count_by_image(counts: Array, x: Array, anomalous: Array | None, taken: Array) -> Array:
+    """The same, one image after the other."""
+
+    def add(so_far: Array, image: tuple[Array, Array | None, Array]) -> tuple[Array, None]:
+        return _count(so_far, *image), None
+
+    total: Array = jax.lax.scan(add, counts, (x, anomalous, taken))[0]
+    return total
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from anomnorm_core.checks import (
     require_threshold_samples,
 )
 from anomnorm_core.policy import may_exceed, parse_quantile
-from anomnorm_torch._blocks import finite_range, rows
+from anomnorm_torch._blocks import finite_range, pieces
 from anomnorm_torch._tensors import arithmetic, selection
 from anomnorm_torch.threshold._f1 import best
 
@@ -79,8 +79,8 @@ def update(
     # Two more bins: of what is invalid, and of what does not take part.
     counts = torch.zeros(2 * BINS + 2, dtype=torch.int64, device=x.device)
     one = torch.ones((), dtype=torch.int64, device=x.device)
-    for part in rows(x):
-        bins = _bins(x[part], *(None if mask is None else mask[part] for mask in (anomalous, taken))).reshape(-1)
+    for part in pieces(x, anomalous, taken):
+        bins = _bins(*part).reshape(-1)
         counts.index_add_(0, bins, one.expand_as(bins))
     return merge(record, ScoreHistogram(counts[:BINS], counts[BINS : 2 * BINS], counts[2 * BINS]))
 
