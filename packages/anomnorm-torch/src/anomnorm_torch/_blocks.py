@@ -75,7 +75,7 @@ def in_pieces(
     return result.view(x.shape)
 
 
-def pieces(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+def pieces(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """``x`` and tensors of its shape, or None for one that is not there, cut alike."""
     everything: tuple[Any, ...] = (x, *others)
     if not at_hand(x) or x.numel() <= _size():
