@@ -18,6 +18,7 @@ DEVELOPMENT_TOOLS = (
     "array-api-strict",
     "flatbuffers",  # jax.export writes with it
     "flax",
+    "hypothesis",
     "lightning",
     "matplotlib",
     "mpmath",
@@ -78,7 +79,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
-    """Prove that all backends compute the same; ``-- --backends jax`` for one."""
+    """Prove that all backends compute the same; ``-- --backends jax`` for one, ``-- --deep`` with more inputs."""
     python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
     pytest = (python, "-m", "pytest", "-n", "auto", "--dist", "worksteal")
     self_test = "tests/conformance/test_suite.py"
@@ -115,6 +116,24 @@ def bench(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Run one saved normalizer in every way there is, and write docs/parity.md; ``-- --quick`` only prints."""
     session.run(_development(session), "benchmarks/parity.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Measure which lines and branches of the packages the tests reach; less than 95 percent is a failure."""
+    python = _development(session, "pytest-cov")
+    pytest = (python, "-m", "pytest", "-n", "auto", "--cov", "--cov-report=")
+    session.run(*pytest, "tests/core", "tests/torch", "tests/jax", "tests/interchange")
+    backends = ("--backends", "numpy,torch-eager,jax-jit")
+    conformance = ("tests/conformance", "--ignore=tests/conformance/test_suite.py", *backends)
+    session.run(*pytest, "--cov-append", *conformance)
+    session.run(python, "-m", "coverage", "report", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def accuracy(session: nox.Session) -> None:
+    """Compare every backend with exact values, and write docs/accuracy.md; ``-- --exhaustive``: with every float32."""
+    session.run(_development(session), "benchmarks/accuracy.py", *session.posargs)
 
 
 @nox.session

@@ -97,8 +97,8 @@ def cdf(z: float, threshold: float) -> float:
     """Clauses N3, N6."""
     if math.isnan(z):
         return math.nan
-    if math.isinf(z):
-        return float(z > 0)
+    if math.isinf(z) or abs(z - threshold) > 1e4:  # 1e4 sigmas away, there is no float between the value and its limit
+        return float(z > threshold)
     return float(mpmath.erfc((mpmath.mpf(threshold) - mpmath.mpf(z)) / mpmath.sqrt(2)) / 2)
 
 

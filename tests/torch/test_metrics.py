@@ -1,7 +1,7 @@
 """MinMax and AnomalyScoreDistribution as torchmetrics: states, dtype, merging, processes."""
 
 import copy
-import pickle
+import pickle  # noqa: TID251  # what spawned processes do with a metric
 import warnings
 from pathlib import Path
 from typing import Any

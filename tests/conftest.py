@@ -1,0 +1,18 @@
+"""How many inputs hypothesis makes up."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deep", action="store_true", help="2,000 made-up inputs for each such test instead of 25")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Fixtures are the same for every example; the time of one depends on what has to be compiled.
+    common: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    settings.register_profile("usual", max_examples=25, derandomize=True, **common)
+    settings.register_profile("deep", max_examples=2000, print_blob=True, **common)
+    settings.load_profile("deep" if config.getoption("--deep") else "usual")

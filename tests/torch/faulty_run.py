@@ -1,0 +1,74 @@
+"""A training of three epochs that saves its last checkpoint, and can die at a stage of the second, as a program.
+
+``python faulty_run.py KIND FOLDER [STAGE]``: without a stage, it goes on from the last checkpoint, if there is one, to
+the end, and prints the statistics.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from pytorch_lightning.callbacks import ModelCheckpoint
+from scripted_module import ScriptedModule, loader, samples, trainer
+
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
+from anomnorm_torch.life_cycle import validation_run
+from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
+from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
+
+kind, folder = sys.argv[1], Path(sys.argv[2])
+stage = sys.argv[3] if len(sys.argv) > 3 else None
+RNG = np.random.default_rng(83)
+LABELS = np.arange(12) % 3 == 1
+SCORES = np.exp(RNG.normal(size=12) + LABELS)
+MAPS = np.exp(RNG.normal(size=(12, 3, 3)) + LABELS[:, None, None])
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "min-max": (MinMaxNormalizationCallback, MinMax),
+    "cdf": (CdfNormalizationCallback, AnomalyScoreDistribution),
+}
+callback_class, statistics_class = CLASSES[kind]
+
+
+def die_in_second_epoch(owner: Any, name: str, module: ScriptedModule) -> None:
+    """Replace a function by one that ends the process, as a power cut does, at its second call of the second epoch."""
+    original, calls = getattr(owner, name), 0
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if module.current_epoch == 1:
+            calls += 1
+            if calls == 2 or name in ("finish", "image_threshold", "on_save_checkpoint"):
+                os._exit(9)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, deadly)
+
+
+# What each stage calls.
+STAGES: dict[str, tuple[Any, str]] = {
+    "collection": (statistics_class, "update"),
+    "update": (validation_run.ValidationRun, "add"),
+    "finish": (statistics_class, "finish"),
+    "threshold": (validation_run.ValidationRun, "image_threshold"),
+    "checkpoint": (NormalizationLifeCycle, "on_save_checkpoint"),
+}
+
+logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+warnings.simplefilter("ignore")
+module = ScriptedModule()
+if stage is not None:
+    die_in_second_epoch(*STAGES[stage], module)
+saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+run = trainer(callback_class(), saving, max_epochs=3, enable_checkpointing=True, num_sanity_val_steps=0)
+training = loader(samples(SCORES[~LABELS], MAPS[~LABELS]))
+last = folder / "last.ckpt"
+run.fit(module, training, loader(samples(SCORES, MAPS, LABELS)), ckpt_path=last if last.exists() else None)
+state = {name: value.tolist() for name, value in module.normalization_metrics.state_dict().items()}
+print(json.dumps({"epochs": run.current_epoch, "gain": module.gain.item(), "state": state}))
