@@ -92,7 +92,17 @@ def conformance(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """Run the JAX package's tests and examples with the newest JAX and Flax, on later Pythons and without torch."""
     packages = [argument for package in PACKAGES if "torch" not in package for argument in ("-e", package)]
-    tools = ("flatbuffers", "flax", "mpmath", "optax", "orbax-checkpoint", "pytest", "pytest-xdist", "scikit-learn")
+    tools = (
+        "flatbuffers",
+        "flax",
+        "hypothesis",
+        "mpmath",
+        "optax",
+        "orbax-checkpoint",
+        "pytest",
+        "pytest-xdist",
+        "scikit-learn",
+    )
     session.install(*CONSTRAINTS, *packages, *tools)
     session.run("python", "-c", "import flax, jax; print('jax', jax.__version__, 'flax', flax.__version__)")
     session.run("python", "-m", "pytest", "-n", "auto", "tests/jax", *session.posargs)

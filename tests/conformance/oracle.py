@@ -49,11 +49,11 @@ def next_up(value: float, dtype: str) -> float:
 
 
 def next_down(value: float, dtype: str) -> float:
-    """The next smaller number of ``dtype``."""
+    """The next smaller number of ``dtype``; -inf after the last."""
     if dtype == "float64":
         return math.nextafter(value, -math.inf)
     if value <= 0:
-        return value - ulp(value, dtype)
+        return rounded(value - ulp(value, dtype), dtype)
     # Below a power of two the numbers lie twice as close.
     half = value - ulp(value, dtype) / 2
     return half if rounded(half, dtype) == half else value - ulp(value, dtype)

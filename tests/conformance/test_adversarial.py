@@ -1,6 +1,6 @@
 """Inputs that hypothesis makes up to break a clause: ``--deep`` tries many more of them.
 
-All arrays have one of two sizes, so that compilers meet no new shape with every example.
+All arrays have one size and parameters are arrays too, so that compilers meet nothing new with every example.
 """
 
 import math
@@ -47,6 +47,11 @@ def around(threshold: float, dtype: str) -> st.SearchStrategy[float]:
     return st.one_of(st.sampled_from([at, oracle.next_down(at, dtype), oracle.next_up(at, dtype)]), numbers(dtype))
 
 
+def arrays(backend: Backend, dtype: str, *numbers: float) -> list[Any]:
+    """Parameters of shape (), in the dtype in which they are kept."""
+    return [backend.asarray(np.float64(number), oracle.arithmetic(dtype)) for number in numbers]
+
+
 def batch(element: st.SearchStrategy[float]) -> st.SearchStrategy[list[float]]:
     return st.lists(element, min_size=SIZE, max_size=SIZE)
 
@@ -75,7 +80,7 @@ def test_n1_any_scores_threshold_and_range(backend: Backend, dtype: str, data: s
     # JAX takes a range that is subnormal for none at all.
     assume(low == high or high - low >= _TINY[oracle.arithmetic(dtype)])
     scores = data.draw(batch(around(threshold, dtype)), label="scores")
-    found = backend.min_max.normalize(backend.asarray(scores, dtype), threshold, low, high)
+    found = backend.min_max.normalize(backend.asarray(scores, dtype), *arrays(backend, dtype, threshold, low, high))
     assert_unit_scores(backend, dtype, found, scores, threshold)
     expected = [oracle.min_max(x, threshold, low, high) for x in scores]
     assert_close(backend, found, expected, unit_tolerance(dtype), scores)
@@ -86,7 +91,7 @@ def test_n1_any_scores_threshold_and_range(backend: Backend, dtype: str, data: s
 def test_n3_any_z_and_threshold(backend: Backend, dtype: str, data: st.DataObject) -> None:
     threshold = data.draw(parameters(dtype), label="threshold")
     z = data.draw(batch(around(threshold, dtype)), label="z")
-    found = backend.cdf.normalize(backend.asarray(z, dtype), threshold)
+    found = backend.cdf.normalize(backend.asarray(z, dtype), *arrays(backend, dtype, threshold))
     assert_unit_scores(backend, dtype, found, z, threshold)
     assert_close(backend, found, [oracle.cdf(value, threshold) for value in z], unit_tolerance(dtype), z)
 
@@ -106,7 +111,7 @@ def test_n2_any_scores_and_moments(backend: Backend, dtype: str, data: st.DataOb
     size = max(logs, default=0.0) + abs(mean)
     finite = [math.isfinite(float(z)) for z in exact]
     tolerance = [z_tolerance(z, std, size, dtype) if ok else 0.0 for z, ok in zip(exact, finite, strict=True)]
-    found = backend.cdf.standardize(backend.asarray(scores, dtype), mean, std)
+    found = backend.cdf.standardize(backend.asarray(scores, dtype), *arrays(backend, dtype, mean, std))
     assert_close(backend, found, [float(z) for z in exact], tolerance, scores)
 
 
@@ -169,9 +174,12 @@ def test_n1_shift_and_scale_change_nothing(backend: Backend, dtype: str, data: s
     low, high = min(low, high), max(low, high)
     shift, scale = data.draw(st.integers(-60, 60), label="shift"), 2.0 ** data.draw(st.integers(-6, 6), label="scale")
     moved = [(value + shift) * scale for value in (*scores, threshold, low, high)]  # exact in every dtype
-    before = backend.min_max.normalize(backend.asarray(np.float64(scores), dtype), threshold, low, high)
-    after = backend.min_max.normalize(backend.asarray(np.float64(moved[:SIZE]), dtype), *moved[SIZE:])
-    assert backend.to_numpy(before).tolist() == backend.to_numpy(after).tolist()
+    found = []
+    for values in ([*scores, threshold, low, high], moved):
+        array = backend.asarray(np.float64(values[:SIZE]), dtype)
+        unit = backend.min_max.normalize(array, *arrays(backend, dtype, *values[SIZE:]))
+        found.append(backend.to_numpy(unit).tolist())
+    assert found[0] == found[1]
 
 
 @pytest.mark.clause("N2", "S3")

@@ -34,3 +34,16 @@ def test_two_kernels_would_be_noticed() -> None:
         metrics.reset()
         torch.compile(lambda x: x / x.sum().log(), fullgraph=True, dynamic=False)(torch.rand(2, 16) + 0.5)
     assert metrics.generated_kernel_count > 1
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_another_number_compiles_nothing_anew(kernel: Callable[..., Tensor]) -> None:
+    x = torch.rand(2, 16) + 0.5
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        compiled = torch.compile(kernel, fullgraph=True)
+        compiled(x, 1.25, 0.5, 2.5)
+        found = [compiled(x, *numbers) for numbers in ((1.375, 0.625, 2.25), (0.7, -0.9, 1.1), (0.9, 0.1, 0.3))]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            found += [compiled(x, *numbers) for numbers in ((1.1, 0.2, 2.3), (0.8, -0.3, 1.7))]
+    torch.testing.assert_close(found[-1], kernel(x, 0.8, -0.3, 1.7), rtol=0, atol=2.0**-20)

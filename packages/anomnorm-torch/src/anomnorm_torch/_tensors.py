@@ -39,6 +39,9 @@ def parameter(value: Tensor | float, like: Tensor) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value.to(device=like.device, dtype=like.dtype)
+    if torch.compiler.is_compiling() and isinstance(value, float):
+        # A number in a sum is an input of the compiled program. Filled in, it is a constant: each one compiles anew.
+        return torch.zeros((), dtype=like.dtype, device=like.device) + value
     return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
