@@ -141,6 +141,12 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def mutation(session: nox.Session) -> None:
+    """Put small faults into the kernels, and write docs/mutation.md: which tests notice them, which survive and why."""
+    session.run(_development(session, "cosmic-ray"), "benchmarks/mutation.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def accuracy(session: nox.Session) -> None:
     """Compare every backend with exact values, and write docs/accuracy.md; ``-- --exhaustive``: with every float32."""
     session.run(_development(session), "benchmarks/accuracy.py", *session.posargs)

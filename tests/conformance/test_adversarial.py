@@ -5,6 +5,7 @@ All arrays have one size and parameters are arrays too, so that compilers meet n
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from anomnorm_core import Normalizer
 from conformance import oracle
 from conformance.assertions import assert_close, unit_tolerance
 from conformance.backend import Backend
@@ -94,6 +96,21 @@ def test_n3_any_z_and_threshold(backend: Backend, dtype: str, data: st.DataObjec
     found = backend.cdf.normalize(backend.asarray(z, dtype), *arrays(backend, dtype, threshold))
     assert_unit_scores(backend, dtype, found, z, threshold)
     assert_close(backend, found, [oracle.cdf(value, threshold) for value in z], unit_tolerance(dtype), z)
+
+
+@pytest.mark.clause("N1", "N3", "N5")
+@given(data=st.data())
+def test_n1_a_higher_threshold_lowers_scores(backend: Backend, dtype: str, data: st.DataObject) -> None:
+    lower, upper = sorted([data.draw(parameters(dtype), label="a"), data.draw(parameters(dtype), label="b")])
+    scores = backend.asarray(data.draw(batch(around(lower, dtype)), label="scores"), dtype)
+    slack = backend.order_slack.get(dtype, 0) * oracle.ulp(0.5, dtype)
+    for normalize, span in ((backend.min_max.normalize, (-1.0, 2.5)), (backend.cdf.normalize, ())):
+        high, low = (
+            backend.to_numpy(normalize(scores, *arrays(backend, dtype, threshold, *span)))
+            for threshold in (lower, upper)
+        )
+        assert np.array_equal(np.isnan(high), np.isnan(low))
+        assert np.all((high >= low - slack) | np.isnan(high))
 
 
 @pytest.mark.clause("N2", "N6", "N13")
@@ -205,3 +222,27 @@ def test_s1_order_does_not_matter(backend: Backend, dtype: str, data: st.DataObj
         assert backend.count(one.invalid) == backend.count(other.invalid)
         for a, b in zip(one, other, strict=True):
             np.testing.assert_allclose(backend.to_numpy(a), backend.to_numpy(b), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.clause("P1", "P2")
+@pytest.mark.needs("normalizer")
+@given(data=st.data())
+def test_p1_any_fit_comes_back_from_its_file(backend: Backend, data: st.DataObject, tmp_path: Path) -> None:
+    any_number = parameters("float32")
+    low, high = sorted([data.draw(any_number, label="a"), data.draw(any_number, label="b")])
+    threshold, pixel_threshold = data.draw(any_number, label="t"), data.draw(any_number, label="pixel t")
+    distribution = data.draw(st.booleans(), label="CDF")
+    if distribution:
+        maps = (np.full((2, 3), high), np.full((2, 3), abs(low)))
+        made = backend.normalizer.cdf((low, abs(high)), maps, threshold=threshold, pixel_threshold=pixel_threshold)
+    else:
+        made = backend.normalizer.min_max((low, high), (low, high), threshold=threshold)
+    made.save(tmp_path / "any.safetensors")
+    expected = made.fitted_state()
+    assert [value.item() for value in expected.image] == [low, abs(high) if distribution else high]
+    for normalizer in (Normalizer, backend.normalizer):
+        found = normalizer.load(tmp_path / "any.safetensors").fitted_state()
+        for name in ("method", "threshold", "pixel_threshold"):
+            assert getattr(found, name) == getattr(expected, name)
+        for one, other in zip((*found.image, *found.pixel), (*expected.image, *expected.pixel), strict=True):
+            assert (one.shape, one.tobytes()) == (other.shape, other.tobytes())

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conformance import oracle
 from conformance.assertions import assert_described
 from conformance.backend import Backend, Description
 
@@ -73,6 +74,24 @@ def test_n9_inputs_are_left_alone(backend: Backend, dtype: str, function: str) -
     array = backend.asarray(values, dtype)
     _functions(backend)[function](array)
     assert backend.to_numpy(array).tolist() == values
+
+
+@pytest.mark.clause("N12", "S1")
+@pytest.mark.dtypes(("float32",))
+@pytest.mark.parametrize(
+    "layout", [lambda a: a[::2], lambda a: a.mT, lambda a: a[1:3, 2]], ids=["rows", "mT", "column"]
+)
+def test_n12_any_layout_in_memory(backend: Backend, dtype: str, layout: Callable[[Any], Any]) -> None:
+    values = np.reshape(np.linspace(0.125, 1.875, 24), (4, 6))
+    view = layout(backend.asarray(values, dtype))
+    copied = backend.asarray(np.ascontiguousarray(layout(values)), dtype)
+    for function in ("min_max.normalize", "cdf.standardize", "cdf.normalize"):
+        found, expected = (backend.to_numpy(_functions(backend)[function](array)) for array in (view, copied))
+        assert np.max(np.abs(found - expected)) <= backend.batch_slack * oracle.ulp(np.max(np.abs(expected)), dtype)
+    for module in (backend.min_max, backend.cdf):
+        found, expected = (module.update(module.init(), array.reshape(-1)) for array in (view, copied))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(backend.to_numpy(one), backend.to_numpy(other), rtol=1e-6)
 
 
 @pytest.mark.clause("N9", "S1")

@@ -1,0 +1,238 @@
+"""How many small faults in the kernels the tests notice, for docs/mutation.md: mutation testing.
+
+``nox -s mutation`` runs it (an hour or so on two cores). cosmic-ray makes the faults: at each place that is drawn, one
+of the changes that it knows there. Each is put into a copy of the package, on which the conformance suite runs and,
+where that passes, the package's own tests of these kernels. ``--sample`` is the number of places for each package (0:
+all of them), ``--packages`` a choice of packages. What survives has to stand in ``mutation_explained.toml``, or it is
+an error.
+"""
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from queue import Queue
+from typing import Any, NamedTuple
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "mutation.md"
+EXPLAINED = Path(__file__).with_name("mutation_explained.toml")
+CONFORMANCE = tuple(
+    f"tests/conformance/test_{name}.py"
+    for name in ("decision", "min_max", "cdf", "threshold", "statistics", "arrays", "adversarial", "companions")
+)
+# Without decorators the kernels do the same, uncompiled.
+LEFT_OUT = ("core/NoOp", "core/RemoveDecorator")
+SECONDS = 900  # a test run that takes longer is a fault noticed
+
+
+class Package(NamedTuple):
+    """What is changed, and what has to notice it."""
+
+    backends: str
+    modules: tuple[str, ...]
+    own_tests: tuple[str, ...]
+
+
+_KERNELS = ("min_max.py", "cdf.py", "threshold/decision.py", "threshold/_f1.py", "threshold/exact.py")
+PACKAGES = {
+    "core": Package(
+        "numpy",
+        (*_KERNELS, "threshold/streamed.py", "_arrays.py"),
+        ("any_library", "streaming", "policy", "checks"),
+    ),
+    "torch": Package(
+        "torch-eager",
+        (*_KERNELS, "threshold/streamed.py", "_tensors.py", "_blocks.py", "_log_tail.py"),
+        ("blocks", "log_tail", "metrics", "thresholds"),
+    ),
+    "jax": Package(
+        "jax-jit",
+        (*_KERNELS, "threshold/streamed.py", "_arrays.py", "_counter.py", "_double.py"),
+        ("counter", "double", "streaming", "tracing", "thresholds"),
+    ),
+}
+
+
+class Fault(NamedTuple):
+    """One change of one place."""
+
+    package: str
+    module: str
+    line: int
+    was: str
+    now: str
+    code: str  # the whole module with the change
+
+
+class Outcome(NamedTuple):
+    """What became of a fault."""
+
+    fault: Fault
+    noticed: str  # "import", "conformance", "own tests" or ""
+
+
+def source(package: str) -> Path:
+    """Where the modules of a package are."""
+    return ROOT / "packages" / f"anomnorm-{package}" / "src" / f"anomnorm_{package}"
+
+
+def _annotation(node: Any) -> bool:
+    """Whether a node of the syntax tree is part of a type, which nothing computes with."""
+    while (parent := node.parent) is not None:
+        if parent.type in ("tfpdef", "annassign"):
+            return node is parent.children[2 if parent.type == "tfpdef" else 1]
+        if parent.type == "funcdef" and node is parent.annotation:
+            return True
+        node = parent
+    return False
+
+
+def faults(package: str, chosen: random.Random, sample: int) -> list[Fault]:
+    """One change at each of ``sample`` places."""
+    places: dict[tuple[str, Any, Any], list[tuple[Any, int]]] = {}
+    operators = [get_operator(name) for name in operator_names() if name not in LEFT_OUT]
+    for module in PACKAGES[package].modules:
+        nodes = list(ast_nodes(get_ast((source(package) / module).read_text(encoding="utf-8"))))
+        for operator in operators:
+            if operator.arguments():
+                continue
+            positions = ((node, span) for node in nodes for span in operator().mutation_positions(node))
+            for occurrence, (node, span) in enumerate(positions):
+                if not _annotation(node):
+                    places.setdefault((module, *span), []).append((operator, occurrence))
+    drawn = chosen.sample(sorted(places), min(sample or len(places), len(places)))
+    return [_fault(package, place[0], *chosen.choice(places[place])) for place in drawn]
+
+
+def _fault(package: str, module: str, operator: Any, occurrence: int) -> Fault:
+    before = (source(package) / module).read_text(encoding="utf-8")
+    after = mutate_code(before, operator(), occurrence)
+    pairs = enumerate(zip(before.splitlines(), after.splitlines(), strict=False), 1)
+    line, (was, now) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    return Fault(package, module, line, was.strip(), now.strip(), after)
+
+
+def outcome(fault: Fault, copies: Queue[Path]) -> Outcome:
+    """Run the tests on a copy that has the fault."""
+    copy = copies.get()
+    module = copy / f"anomnorm_{fault.package}" / fault.module
+    before = module.read_text(encoding="utf-8")
+    try:
+        module.write_text(fault.code, encoding="utf-8")
+        return Outcome(fault, _noticed(fault.package, copy))
+    finally:
+        module.write_text(before, encoding="utf-8")
+        copies.put(copy)
+
+
+def _noticed(package: str, copy: Path) -> str:
+    backends, _, own = PACKAGES[package]
+    if _run(copy, "-c", f"import anomnorm_{package}"):
+        return "import"
+    pytest = ("-m", "pytest", "-x", "-q", "--tb=no", "--no-header")
+    if _run(copy, *pytest, *CONFORMANCE, "--backends", backends):
+        return "conformance"
+    return "own tests" if _run(copy, *pytest, *(f"tests/{package}/test_{name}.py" for name in own)) else ""
+
+
+def _run(copy: Path, *arguments: str) -> bool:
+    """Whether a process of its own fails, or does not end."""
+    # The copy comes before the installed package; files compiled from another fault are not to be taken for this one.
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = (sys.executable, *arguments)
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode != 0
+
+
+def look(package: str, sample: int, seed: int) -> Iterator[Outcome]:
+    """Make the faults of a package, two at a time, after the tests have passed without any."""
+    drawn = faults(package, random.Random(seed), sample)
+    copies: Queue[Path] = Queue()
+    jobs = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        for job in range(jobs):
+            copy = Path(folder, str(job))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source(package), copy / f"anomnorm_{package}", ignore=ignored)
+            copies.put(copy)
+        if failed := _noticed(package, copies.queue[0]):
+            raise SystemExit(f"anomnorm-{package}: {failed} fails without any fault")
+        yield from pool.map(lambda fault: outcome(fault, copies), drawn)
+
+
+def explained() -> dict[tuple[str, str, str], str]:
+    """Why a fault cannot be noticed, or does not matter, by module and the two texts of the line."""
+    entries = tomllib.loads(EXPLAINED.read_text(encoding="utf-8"))["survivor"]
+    return {(entry["module"], entry["was"], entry["now"]): entry["why"] for entry in entries}
+
+
+def page(found: list[Outcome], seed: int) -> tuple[str, int]:
+    """The report, and how many survivors nobody has explained."""
+    lines = [
+        "# Mutation testing",
+        "",
+        f"Written by `nox -s mutation`: small faults (cosmic-ray {version('cosmic-ray')}) in the kernels of each"
+        f" package, one at each place drawn (seed {seed}), and which tests noticed them first. *import*: the package"
+        " does not load any more. *conformance*: the suite that all backends pass. *own tests*: where that passes, the"
+        " package's tests of its kernels.",
+        "",
+        "| package | places drawn | noticed at import | by conformance | by own tests | survived |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for package in dict.fromkeys(result.fault.package for result in found):
+        count = Counter(result.noticed for result in found if result.fault.package == package)
+        cells = [count.total(), *(count[name] for name in ("import", "conformance", "own tests", ""))]
+        lines.append(f"| anomnorm-{package} | {' | '.join(map(str, cells))} |")
+    reasons, missing = explained(), 0
+    lines += ["", "## What survived, and why", ""]
+    for fault in (result.fault for result in found if not result.noticed):
+        name = f"{fault.package}/{fault.module}"
+        why = reasons.get((name, fault.was, fault.now))
+        missing += why is None
+        lines.append(f"- `{name}`: `{fault.was}` became `{fault.now}`. {why or '**Not explained.**'}")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n", missing
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sample", type=int, default=40, help="places for each package; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--packages", default=",".join(PACKAGES))
+    options = parser.parse_args()
+    found: list[Outcome] = []
+    for package in options.packages.split(","):
+        for result in tqdm(look(package, options.sample, options.seed), total=options.sample or None, desc=package):
+            found.append(result)
+            if not result.noticed:
+                fault = result.fault
+                tqdm.write(f"survived: {fault.package}/{fault.module}:{fault.line}: {fault.was}  ->  {fault.now}")
+    text, missing = page(found, options.seed)
+    print(text)
+    if options.packages == ",".join(PACKAGES):
+        PAGE.write_text(text, encoding="utf-8")
+    if missing:
+        raise SystemExit(f"{missing} faults survived without an explanation in {EXPLAINED.name}")
+
+
+if __name__ == "__main__":
+    main()
