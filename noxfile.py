@@ -132,7 +132,8 @@ def parity(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure which lines and branches of the packages the tests reach; less than 95 percent is a failure."""
     python = _development(session, "pytest-cov")
-    pytest = (python, "-m", "pytest", "-n", "auto", "--cov", "--cov-report=")
+    # The verdict is that of both runs together.
+    pytest = (python, "-m", "pytest", "-n", "auto", "--cov", "--cov-report=", "--cov-fail-under=0")
     session.run(*pytest, "tests/core", "tests/torch", "tests/jax", "tests/interchange")
     backends = ("--backends", "numpy,torch-eager,jax-jit")
     conformance = ("tests/conformance", "--ignore=tests/conformance/test_suite.py", *backends)

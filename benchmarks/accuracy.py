@@ -174,7 +174,7 @@ def measure(function: Function, backend: Backend, dtype: str, count: int) -> Row
         else:
             error = np.abs(found - exact)
         # What a half type cannot hold is infinite, and rightly so.
-        error = np.where((found == exact) | (np.isinf(found) & (np.abs(exact) > float(_largest(dtype)))), 0.0, error)
+        error = np.where(np.isinf(found) & ((found == exact) | (np.abs(exact) > float(_largest(dtype)))), 0.0, error)
         error = np.asarray(error, dtype=np.float64)
         errors.append(error)
         relative.append(error / ulp(exact, dtype))

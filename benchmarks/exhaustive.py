@@ -5,10 +5,13 @@ The numbers are taken in their order, block by block, by two processes. Each blo
 stands in ``exhaustive.json``.
 """
 
+import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -126,9 +129,9 @@ def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         other = b[name]
         if name in ("at", "ulp_at"):
             size = "error" if name == "at" else "ulp"
-            result[name] = value if a[size] >= b[size] else other
+            result[name] = value if a[size] >= b[size] or math.isnan(a[size]) else other
         elif name in ("error", "ulp", "drop"):
-            result[name] = max(value, other)
+            result[name] = float(np.maximum(value, other))  # NaN, if there is one
         else:
             result[name] = value + other
     return result
@@ -140,7 +143,7 @@ def run() -> None:
     stamp = PROGRESS / "versions.json"
     present = json.dumps(_versions())
     if stamp.exists() and stamp.read_text(encoding="utf-8") != present:
-        raise SystemExit(f"{PROGRESS} was begun with other versions; delete it to begin anew.")
+        raise SystemExit(f"{PROGRESS} was begun with other versions or sources; delete it to begin anew.")
     stamp.write_text(present, encoding="utf-8")
     tasks = [(check, block) for check in CHECKS for block in range(len(KEYS))]
     left = [task for task in tasks if not _place(*task).exists()]
@@ -160,6 +163,7 @@ def run() -> None:
             total[check] = found if before is None else {name: merged(before[name], found[name]) for name in found}
     result = {"versions": _versions(), "numbers": 2 * LARGEST + 1, "found": total, "nan": not_a_number()}
     FOUND.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(PROGRESS)  # the next run begins anew
 
 
 def _place(check: str, block: int) -> Path:
@@ -171,7 +175,11 @@ def _versions() -> dict[str, str]:
 
     names = ("anomnorm-core", "numpy", "scipy", "torch", "jax")
     found = {name: version(name) for name in names}
-    return found | {"python": platform.python_version(), "processor": processor()}
+    sources = hashlib.sha256(Path(__file__).read_bytes())
+    for module in sorted(Path(__file__).parents[1].glob("packages/*/src/**/*.py")):
+        sources.update(module.read_bytes())
+    machine = {"python": platform.python_version(), "processor": processor()}
+    return found | machine | {"sources": sources.hexdigest()[:12]}
 
 
 def table() -> Iterator[str]:

@@ -20,11 +20,13 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import islice, zip_longest
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
 
 from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.ast.ast_query import ASTQuery
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 from tqdm import tqdm
@@ -36,9 +38,8 @@ CONFORMANCE = tuple(
     f"tests/conformance/test_{name}.py"
     for name in ("decision", "min_max", "cdf", "threshold", "statistics", "arrays", "adversarial", "companions")
 )
-# Without decorators the kernels do the same, uncompiled.
-LEFT_OUT = ("core/NoOp", "core/RemoveDecorator")
-SECONDS = 900  # a test run that takes longer is a fault noticed
+SECONDS = 900  # for the tests of one fault
+WAYS = ("import", "conformance", "own tests", "timeout", "")
 
 
 class Package(NamedTuple):
@@ -74,7 +75,7 @@ class Fault(NamedTuple):
 
     package: str
     module: str
-    line: int
+    function: str
     was: str
     now: str
     code: str  # the whole module with the change
@@ -84,7 +85,7 @@ class Outcome(NamedTuple):
     """What became of a fault."""
 
     fault: Fault
-    noticed: str  # "import", "conformance", "own tests" or ""
+    noticed: str  # of WAYS; "" if it survived
 
 
 def source(package: str) -> Path:
@@ -103,10 +104,10 @@ def _annotation(node: Any) -> bool:
     return False
 
 
-def faults(package: str, chosen: random.Random, sample: int) -> list[Fault]:
-    """One change at each of ``sample`` places."""
-    places: dict[tuple[str, Any, Any], list[tuple[Any, int]]] = {}
-    operators = [get_operator(name) for name in operator_names() if name not in LEFT_OUT]
+def faults(package: str, chosen: random.Random, sample: int) -> tuple[list[Fault], int]:
+    """One change at each of ``sample`` places, and how many places there are."""
+    places: dict[tuple[str, Any, Any], list[tuple[Any, int, str]]] = {}
+    operators = [get_operator(name) for name in operator_names() if name != "core/NoOp"]
     for module in PACKAGES[package].modules:
         nodes = list(ast_nodes(get_ast((source(package) / module).read_text(encoding="utf-8"))))
         for operator in operators:
@@ -115,17 +116,23 @@ def faults(package: str, chosen: random.Random, sample: int) -> list[Fault]:
             positions = ((node, span) for node in nodes for span in operator().mutation_positions(node))
             for occurrence, (node, span) in enumerate(positions):
                 if not _annotation(node):
-                    places.setdefault((module, *span), []).append((operator, occurrence))
-    drawn = chosen.sample(sorted(places), min(sample or len(places), len(places)))
-    return [_fault(package, place[0], *chosen.choice(places[place])) for place in drawn]
+                    name = ASTQuery(node).get_definition_name() or ""
+                    places.setdefault((module, *span), []).append((operator, occurrence, name))
+    order = chosen.sample(sorted(places), len(places))
+    drawn = (_fault(package, place[0], *chosen.choice(places[place])) for place in order)
+    return list(islice((fault for fault in drawn if fault is not None), sample or None)), len(places)
 
 
-def _fault(package: str, module: str, operator: Any, occurrence: int) -> Fault:
+def _fault(package: str, module: str, operator: Any, occurrence: int, function: str) -> Fault | None:
     before = (source(package) / module).read_text(encoding="utf-8")
     after = mutate_code(before, operator(), occurrence)
-    pairs = enumerate(zip(before.splitlines(), after.splitlines(), strict=False), 1)
-    line, (was, now) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
-    return Fault(package, module, line, was.strip(), now.strip(), after)
+    try:
+        compile(after, module, "exec")
+    except SyntaxError:  # not one that anybody could make
+        return None
+    pairs = zip_longest(before.splitlines(), after.splitlines(), fillvalue="")
+    was, now = next(pair for pair in pairs if pair[0] != pair[1])
+    return Fault(package, module, function, was.strip(), now.strip(), after)
 
 
 def outcome(fault: Fault, copies: Queue[Path]) -> Outcome:
@@ -146,26 +153,25 @@ def _noticed(package: str, copy: Path) -> str:
     if _run(copy, "-c", f"import anomnorm_{package}"):
         return "import"
     pytest = ("-m", "pytest", "-x", "-q", "--tb=no", "--no-header")
-    if _run(copy, *pytest, *CONFORMANCE, "--backends", backends):
-        return "conformance"
-    return "own tests" if _run(copy, *pytest, *(f"tests/{package}/test_{name}.py" for name in own)) else ""
+    try:
+        if _run(copy, *pytest, *CONFORMANCE, "--backends", backends):
+            return "conformance"
+        return "own tests" if _run(copy, *pytest, *(f"tests/{package}/test_{name}.py" for name in own)) else ""
+    except subprocess.TimeoutExpired:
+        return "timeout"
 
 
 def _run(copy: Path, *arguments: str) -> bool:
-    """Whether a process of its own fails, or does not end."""
+    """Whether a process of its own fails."""
     # The copy comes before the installed package; files compiled from another fault are not to be taken for this one.
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = (sys.executable, *arguments)
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return True
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False)
     return done.returncode != 0
 
 
-def look(package: str, sample: int, seed: int) -> Iterator[Outcome]:
-    """Make the faults of a package, two at a time, after the tests have passed without any."""
-    drawn = faults(package, random.Random(seed), sample)
+def look(package: str, drawn: list[Fault]) -> Iterator[Outcome]:
+    """Try the faults of a package, one on each core, after the tests have passed without any."""
     copies: Queue[Path] = Queue()
     jobs = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
@@ -179,14 +185,14 @@ def look(package: str, sample: int, seed: int) -> Iterator[Outcome]:
         yield from pool.map(lambda fault: outcome(fault, copies), drawn)
 
 
-def explained() -> dict[tuple[str, str, str], str]:
-    """Why a fault cannot be noticed, or does not matter, by module and the two texts of the line."""
+def explained() -> dict[tuple[str, ...], str]:
+    """Why a fault cannot be noticed, or does not matter, by module, function and the two texts of the line."""
     entries = tomllib.loads(EXPLAINED.read_text(encoding="utf-8"))["survivor"]
-    return {(entry["module"], entry["was"], entry["now"]): entry["why"] for entry in entries}
+    return {tuple(entry[key] for key in ("module", "function", "was", "now")): entry["why"] for entry in entries}
 
 
-def page(found: list[Outcome], seed: int) -> tuple[str, int]:
-    """The report, and how many survivors nobody has explained."""
+def page(found: list[Outcome], places: dict[str, int], seed: int) -> tuple[str, int]:
+    """The report, and how many survivors nobody has explained, or explanations are wrong."""
     lines = [
         "# Mutation testing",
         "",
@@ -195,20 +201,22 @@ def page(found: list[Outcome], seed: int) -> tuple[str, int]:
         " does not load any more. *conformance*: the suite that all backends pass. *own tests*: where that passes, the"
         " package's tests of its kernels.",
         "",
-        "| package | places drawn | noticed at import | by conformance | by own tests | survived |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| package | places | drawn | noticed at import | by conformance | by own tests | by not ending | survived |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for package in dict.fromkeys(result.fault.package for result in found):
+    for package in places:
         count = Counter(result.noticed for result in found if result.fault.package == package)
-        cells = [count.total(), *(count[name] for name in ("import", "conformance", "own tests", ""))]
+        cells = [places[package], count.total(), *(count[way] for way in WAYS)]
         lines.append(f"| anomnorm-{package} | {' | '.join(map(str, cells))} |")
     reasons, missing = explained(), 0
     lines += ["", "## What survived, and why", ""]
-    for fault in (result.fault for result in found if not result.noticed):
+    for fault, noticed in found:
         name = f"{fault.package}/{fault.module}"
-        why = reasons.get((name, fault.was, fault.now))
-        missing += why is None
-        lines.append(f"- `{name}`: `{fault.was}` became `{fault.now}`. {why or '**Not explained.**'}")
+        why = reasons.get((name, fault.function, fault.was, fault.now))
+        missing += (why is None) == (noticed == "")
+        if not noticed:
+            change = f"`{fault.was}` became `{fault.now}`"
+            lines.append(f"- `{name}`, `{fault.function}`: {change}. {why or '**Not explained.**'}")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n", missing
 
 
@@ -220,18 +228,20 @@ def main() -> None:
     parser.add_argument("--packages", default=",".join(PACKAGES))
     options = parser.parse_args()
     found: list[Outcome] = []
+    places = {}
     for package in options.packages.split(","):
-        for result in tqdm(look(package, options.sample, options.seed), total=options.sample or None, desc=package):
+        drawn, places[package] = faults(package, random.Random(options.seed), options.sample)
+        for result in tqdm(look(package, drawn), total=len(drawn), desc=package):
             found.append(result)
             if not result.noticed:
                 fault = result.fault
-                tqdm.write(f"survived: {fault.package}/{fault.module}:{fault.line}: {fault.was}  ->  {fault.now}")
-    text, missing = page(found, options.seed)
+                tqdm.write(f"survived: {fault.package}/{fault.module} {fault.function}: {fault.was}  ->  {fault.now}")
+    text, missing = page(found, places, options.seed)
     print(text)
     if options.packages == ",".join(PACKAGES):
         PAGE.write_text(text, encoding="utf-8")
     if missing:
-        raise SystemExit(f"{missing} faults survived without an explanation in {EXPLAINED.name}")
+        raise SystemExit(f"{missing} faults survived unexplained, or were noticed in spite of {EXPLAINED.name}")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ def _check_order(backend: Backend, normalize: Normalize, values: list[float], th
 
 @pytest.mark.clause("N5")
 @METHODS
-@pytest.mark.parametrize("start", [-9.0, -5.5, -2.0, -1.0, -0.5, -1e-3, 0.0, 1.0, 2.5, 3.7, 4.0, 5.3])
+@pytest.mark.parametrize(
+    "start", [-9.0, -5.5, -2.0, -1.41421, -1.38948, -1.30237, -1.0, -0.5, -1e-3, 0.0, 1.0, 2.5, 3.7, 4.0, 5.3]
+)
 def test_n5_in_order_among_neighbours(
     backend: Backend, dtype: str, method: Callable[[Backend], Normalize], start: float
 ) -> None:

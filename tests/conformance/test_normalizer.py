@@ -293,6 +293,10 @@ def test_l5_wrong_inputs_are_refused(backend: Backend) -> None:
             normalizer(maps)
         with pytest.raises(OutputError, match="2 image scores but 3"):
             normalizer(scores, backend.asarray(np.ones((3, 2, 3)), dtype))
+        with pytest.raises(OutputError, match="no pixel"):
+            normalizer(scores, backend.asarray(np.ones((2, 0, 3)), dtype))
+        with pytest.raises(OutputError, match="no pixel"):
+            normalizer(anomaly_maps=backend.asarray(np.ones((2, 1, 2, 0)), dtype))
     with pytest.raises(ResolutionError, match=r"3, 2.*\(2, 3\)"):
         fitted(backend, dtype, "cdf")(scores, backend.asarray(np.ones((2, 3, 2)), dtype))
     with pytest.raises(OptionError, match="no 'z'"):

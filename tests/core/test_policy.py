@@ -60,6 +60,12 @@ def test_a_threshold_that_is_not_finite_is_refused(value: float) -> None:
 
 
 @pytest.mark.clause("T4")
+def test_a_threshold_of_more_digits_than_a_float_has_is_refused() -> None:
+    with pytest.raises(OptionError, match="is not finite"):
+        parse_threshold(10**400, "threshold")
+
+
+@pytest.mark.clause("T4")
 @pytest.mark.parametrize("value", [1e39, -1e300])
 def test_a_threshold_that_float32_cannot_hold_is_refused(value: float) -> None:
     with pytest.raises(OptionError, match=r"^threshold=.* is infinite in float32"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import struct
@@ -202,7 +203,14 @@ BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
     "a list": ([1], "not a JSON object"),
     "no JSON": ("{", "damaged"),
     "NaN": ('{"format_version": NaN}', "NaN is not JSON"),
-    "deep": ("[" * 100_000, "damaged"),
+    "deep": ("[" * 20_000, "damaged"),
+    "larger than any": (" " * 70_000, "header of"),
+    "twice": ('{"method": "cdf", "method": "min_max"}', "twice"),
+    "half a letter": (about(fitted_with={"package": "\ud800", "version": "1"}), "fitted_with="),
+    "control characters": (about(fitted_with={"package": "\x1b[2J", "version": "1"}), r"\\x1b"),
+    "long name": (about(fitted_with={"package": "x" * 100, "version": "1"}), "fitted_with="),
+    "odd field": (about(**{"\ud800\x1b": 1}), r"\\x1b"),
+    "long method": (about(method="x" * 20_000), r"method='x{70,80}\.\.\. is"),
     "long number": ('{"format_version": ' + "9" * 10_000 + "}", "damaged|newer"),
     "other method": (about(method="magic"), "method='magic'"),
     "method list": (about(method=[]), "method=\\[\\]"),
@@ -275,6 +283,61 @@ def test_safetensors_without_a_normalizer_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.clause("P3")
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**63, 0], [2**20, 2**20], [2**64, 1], [-1, -1], ["1", 1], [1.0, 1], 4])
+def test_odd_and_huge_maps_are_refused_before_they_are_read(shape: Any, tmp_path: Path) -> None:
+    save_cdf_with_map = tmp_path / "n"
+    write(save_cdf_with_map, pixel_mean=MAP, pixel_std=MAP)
+    content = save_cdf_with_map.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    for name in ("pixel_mean", "pixel_std"):
+        header[name]["shape"] = shape
+    text = json.dumps(header).encode()
+    save_cdf_with_map.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    os.truncate(save_cdf_with_map, 2**42)  # there, but empty
+    with pytest.raises(FileFormatError, match="pixel_mean has shape"):
+        Normalizer.load(save_cdf_with_map)
+
+
+@pytest.mark.clause("P3")
+def test_bytes_after_the_end_are_refused(tmp_path: Path) -> None:
+    cdf_normalizer().save(tmp_path / "n")
+    os.truncate(tmp_path / "n", 2**42)
+    with pytest.raises(FileFormatError, match="damaged"):
+        Normalizer.load(tmp_path / "n")
+
+
+READER = """
+import sys
+from anomnorm_core import FileFormatError, Normalizer
+
+print("reading", flush=True)
+while not sys.stdin.closed:
+    try:
+        Normalizer.load(sys.argv[1])
+    except FileFormatError:
+        pass
+"""
+
+
+@pytest.mark.clause("P3")
+def test_a_plain_copy_over_the_file_does_not_kill_readers(tmp_path: Path) -> None:
+    large = Normalizer.cdf((0.0, 1.0), (np.ones((900, 900)), np.ones((900, 900))), threshold=2.0)
+    large.save(tmp_path / "new")
+    large.save(tmp_path / "n")
+    command = [sys.executable, "-c", READER, str(tmp_path / "n")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        try:
+            reader.stdout.readline()
+            for _ in range(60):
+                shutil.copyfile(tmp_path / "new", tmp_path / "n")  # cuts the file off, and fills it again
+            assert reader.poll() is None
+        finally:
+            reader.kill()
+
+
+@pytest.mark.clause("P3")
 def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Normalizer.load(tmp_path / "nowhere")
@@ -282,8 +345,11 @@ def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> N
         Normalizer.load(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "fifo")
-        with pytest.raises(FileFormatError, match="read twice"):
+        with pytest.raises(FileFormatError, match="not a regular file"):
             Normalizer.load(tmp_path / "fifo")
+        with pytest.raises(OSError, match="not a regular file"):
+            cdf_normalizer().save(tmp_path / "fifo")
+        assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
     with pytest.raises(OSError, match="no_folder"):
         cdf_normalizer().save(tmp_path / "no_folder" / "n")
 

@@ -27,13 +27,22 @@ def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
     applied to float32 scores means float32(0.1) on every backend, or labels would differ between them.
     """
     if xp.isdtype(scores.dtype, "real floating"):
-        result = scores.dtype
+        result = _native(scores.dtype)
     elif xp.isdtype(scores.dtype, ("integral", "bool")):
         result = xp.__array_namespace_info__().default_dtypes()["real floating"]
     else:
         raise TypeError(f"scores must be real numbers, found dtype {scores.dtype}.")
     parameter = xp.float64 if result == xp.float64 else xp.float32
     return xp.astype(scores, xp.float64), parameter, result
+
+
+def _native(dtype: Any) -> Any:
+    # NumPy knows numbers in the byte order of other machines, and numbers wider than the reference.
+    if isinstance(dtype, np.dtype) and dtype.kind == "f":
+        if dtype.itemsize > 8:
+            raise TypeError(f"scores have dtype {dtype}; float64 is the widest. Use scores.astype(numpy.float64).")
+        return dtype.newbyteorder("=")
+    return dtype
 
 
 def parameter(value: Array | float, like: Array, dtype: Any, xp: Namespace) -> Array:

@@ -73,6 +73,8 @@ def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> Non
             f"the anomaly maps have shape {maps}; (B, 1, H, W) or (B, H, W) is needed. Drop a channel axis at "
             "the end with maps[..., 0], and reduce several channels to one, by their mean for example."
         )
+    if 0 in maps[-2:]:
+        raise OutputError(f"the anomaly maps have shape {maps}, which is no pixel; height and width are at least 1.")
     if scores[0] != maps[0]:
         raise OutputError(f"there are {scores[0]} image scores but {maps[0]} anomaly maps.")
 

@@ -162,6 +162,8 @@ def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float |
         number = float(value)
     except (TypeError, ValueError):
         raise OptionError(f"{argument}={value!r} is not a number; give a finite float.") from None
+    except OverflowError:  # an integer of many digits
+        number = math.inf
     if not math.isfinite(number):
         raise OptionError(f"{argument}={number} is not finite; give a finite float.")
     if abs(number) > LARGEST_FLOAT32:
