@@ -265,7 +265,7 @@ def _check_tensor(name: str, claim: Any, about: Mapping[str, Any]) -> int:
         raise FileFormatError(f"{name} has shape {_shown(shape)}; {'(H, W)' if per_pixel else '()'} is needed.")
     if math.prod(shape) > LARGEST_MAP:
         raise FileFormatError(f"{name} has shape {_shown(shape)}; up to {LARGEST_MAP} pixels are read.")
-    return math.prod(shape) * np.dtype(allowed).itemsize
+    return int(math.prod(shape)) * np.dtype(allowed).itemsize
 
 
 def _fit(about: Mapping[str, Any], tensors: Mapping[str, list[str]], arrays: Mapping[str, np.ndarray]) -> FittedState:
