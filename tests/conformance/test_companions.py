@@ -47,6 +47,11 @@ def test_n10_margin_of_special_values_and_ranges(backend: Backend, dtype: str) -
     assert_close(backend, backend.min_max.margin(array, 0.5, 0.0, 1.0), [nan, inf, -inf, 0, -0.25, 0.25], 0.0, scores)
     assert_close(backend, backend.min_max.margin(array, 0.5, 2.0, 2.0), [nan, inf, -inf, 0, -inf, inf], 0.0, scores)
     assert_close(backend, backend.min_max.margin(array, 0.5, inf, -inf), [nan] * 6, 0.0, scores)
+    for low, high in ((0.0, -0.0), (-0.0, 0.0)):
+        assert_close(
+            backend, backend.min_max.margin(array, 0.5, low, high), [nan, inf, -inf, 0, -inf, inf], 0.0, scores
+        )
+        assert_close(backend, backend.min_max.normalize(array, 0.5, low, high), [nan, 1, 0, 0.5, 0, 1], 0.0, scores)
 
 
 @pytest.mark.clause("N10")
@@ -161,9 +166,9 @@ def test_n11_other_resolution_is_an_error(backend: Backend) -> None:
 
 @pytest.mark.clause("N4", "P2")
 @pytest.mark.parametrize(
-    ("mean", "std"), [(0.0, 1.0), (1.5, 0.3), (-4.0, 0.02), (0.35, 3.5e-4), (0.1, 6.0), (2.0, 80.0)]
+    ("mean", "std"), [(0.0, 1.0), (1.5, 0.3), (-4.0, 0.02), (0.35, 3.5e-4), (0.1, 6.0), (2.0, 80.0), (0.0, 2.0**14)]
 )
-@pytest.mark.parametrize("threshold", [3.3, 1e-3, 4000.0])
+@pytest.mark.parametrize("threshold", [3.3, 1e-3, 4000.0, 1.0])
 def test_n4_decided_on_raw_scores(backend: Backend, dtype: str, mean: float, std: float, threshold: float) -> None:
     t = oracle.rounded(threshold, oracle.arithmetic(dtype))
     values = [oracle.rounded(t, dtype)]

@@ -95,6 +95,16 @@ def test_t3_all_normal_never_flags_a_normal(backend: Backend, dtype: str, values
 
 
 @pytest.mark.clause("T3")
+def test_t3_no_threshold_is_subnormal(backend: Backend, dtype: str) -> None:
+    tiny = {"float64": 2.0**-1022, "float16": 2.0**-14}.get(dtype, 2.0**-126)
+    for largest in (-tiny, 0.0, -0.0, tiny):
+        scores = backend.asarray([-1.0, largest], dtype)
+        found = number(backend, backend.threshold.normal_quantile(scores))
+        assert found > largest
+        assert found == 0.0 or abs(found) >= 2.0 ** (-1022 if dtype == "float64" else -126)
+
+
+@pytest.mark.clause("T3")
 @pytest.mark.parametrize("share", ["0", "0.07", "0.5", "0.9", "0.93", "0.99", "1"])
 @pytest.mark.parametrize("size", [1, 7, 100, 1000])
 def test_t3_quantile_of_the_normals(backend: Backend, share: str, size: int) -> None:

@@ -155,7 +155,8 @@ def _margin(scores: Array, threshold: Array | float, min: Array | float, max: Ar
     x, dtype, result = widen(scores, xp)
     t, low, high = (parameter(value, x, dtype, xp) for value in (threshold, min, max))
     scale, span = _span(low, high, xp)
-    distance = xp.where(x == t, xp.zeros_like(x), (x * scale - t * scale) / xp.where(span == 0, 0.0 * span, span))
+    # A range from 0.0 to -0.0 is the number -0.0, which would turn the signs round.
+    distance = xp.where(x == t, xp.zeros_like(x), (x * scale - t * scale) / xp.abs(span))
     return xp.astype(xp.where(span >= 0, distance, xp.asarray(xp.nan, dtype=x.dtype)), result)
 
 

@@ -173,7 +173,8 @@ def margin(scores: Tensor, threshold: Tensor | float, min: Tensor | float, max: 
     x, result = arithmetic(scores)
     t, low, high = parameter(threshold, x), parameter(min, x), parameter(max, x)
     scale, span = _span(low, high)
-    distance = torch.addcmul(-t * scale, x, scale) / torch.where(span >= 0, span, math.nan)
+    # A range from 0.0 to -0.0 is the number -0.0, which would turn the signs round.
+    distance = torch.addcmul(-t * scale, x, scale) / torch.where(span >= 0, span.abs(), math.nan)
     # Zero by zero, where the range is none and the score is the threshold.
     return distance.masked_fill((x == t) & (span >= 0), 0.0).to(result)
 

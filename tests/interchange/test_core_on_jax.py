@@ -1,0 +1,23 @@
+"""The specification runs on JAX arrays, with JAX's own special functions."""
+
+import jax
+import numpy as np
+import pytest
+
+from anomnorm_core import cdf, min_max
+
+SCORES = np.exp(np.random.default_rng(6).normal(1.0, 0.5, size=50))
+
+
+@pytest.mark.clause("N3", "N9")
+def test_results_are_arrays_of_jax() -> None:
+    with jax.enable_x64(True):
+        x = jax.numpy.asarray(SCORES)
+        for function in (
+            lambda x: min_max.normalize(x, 2.0, 0.5, 9.0),
+            lambda x: cdf.normalize(cdf.standardize(x, 1.0, 0.5), 1.25),
+            lambda x: cdf.log_survival(cdf.standardize(x, 1.0, 0.5), 1.25),
+        ):
+            found = function(x)
+            assert isinstance(found, jax.Array)
+            np.testing.assert_allclose(np.asarray(found), function(SCORES), rtol=1e-13)
