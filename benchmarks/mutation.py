@@ -55,17 +55,23 @@ PACKAGES = {
     "core": Package(
         "numpy",
         (*_KERNELS, "threshold/streamed.py", "_arrays.py"),
-        ("any_library", "streaming", "policy", "checks"),
+        (
+            *(f"core/test_{name}" for name in ("any_library", "dtypes", "streaming", "policy", "checks")),
+            *(f"interchange/test_{name}" for name in ("core_on_jax", "f1")),
+        ),
     ),
     "torch": Package(
         "torch-eager",
         (*_KERNELS, "threshold/streamed.py", "_tensors.py", "_blocks.py", "_log_tail.py"),
-        ("blocks", "log_tail", "metrics", "thresholds"),
+        (*(f"torch/test_{name}" for name in ("blocks", "log_tail", "metrics", "thresholds")), "interchange/test_f1"),
     ),
     "jax": Package(
         "jax-jit",
         (*_KERNELS, "threshold/streamed.py", "_arrays.py", "_counter.py", "_double.py"),
-        ("counter", "double", "streaming", "tracing", "thresholds"),
+        (
+            *(f"jax/test_{name}" for name in ("counter", "double", "streaming", "tracing", "thresholds")),
+            "interchange/test_f1",
+        ),
     ),
 }
 
@@ -156,7 +162,7 @@ def _noticed(package: str, copy: Path) -> str:
     try:
         if _run(copy, *pytest, *CONFORMANCE, "--backends", backends):
             return "conformance"
-        return "own tests" if _run(copy, *pytest, *(f"tests/{package}/test_{name}.py" for name in own)) else ""
+        return "own tests" if _run(copy, *pytest, *(f"tests/{name}.py" for name in own)) else ""
     except subprocess.TimeoutExpired:
         return "timeout"
 

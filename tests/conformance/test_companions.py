@@ -166,7 +166,7 @@ def test_n11_other_resolution_is_an_error(backend: Backend) -> None:
 
 @pytest.mark.clause("N4", "P2")
 @pytest.mark.parametrize(
-    ("mean", "std"), [(0.0, 1.0), (1.5, 0.3), (-4.0, 0.02), (0.35, 3.5e-4), (0.1, 6.0), (2.0, 80.0), (0.0, 2.0**14)]
+    ("mean", "std"), [(0.0, 1.0), (1.5, 0.3), (-4.0, 0.02), (0.35, 3.5e-4), (0.1, 6.0), (2.0, 80.0), (0.0, 2.0**16)]
 )
 @pytest.mark.parametrize("threshold", [3.3, 1e-3, 4000.0, 1.0])
 def test_n4_decided_on_raw_scores(backend: Backend, dtype: str, mean: float, std: float, threshold: float) -> None:

@@ -10,7 +10,7 @@ SCORES = np.exp(np.random.default_rng(6).normal(1.0, 0.5, size=50))
 
 
 @pytest.mark.clause("N3", "N9")
-def test_results_are_arrays_of_jax() -> None:
+def test_the_functions_are_those_of_jax() -> None:
     with jax.enable_x64(True):
         x = jax.numpy.asarray(SCORES)
         for function in (
@@ -18,6 +18,5 @@ def test_results_are_arrays_of_jax() -> None:
             lambda x: cdf.normalize(cdf.standardize(x, 1.0, 0.5), 1.25),
             lambda x: cdf.log_survival(cdf.standardize(x, 1.0, 0.5), 1.25),
         ):
-            found = function(x)
-            assert isinstance(found, jax.Array)
+            found = jax.jit(function)(x)  # another library's functions would not take a traced array
             np.testing.assert_allclose(np.asarray(found), function(SCORES), rtol=1e-13)
