@@ -94,6 +94,19 @@ def test_t3_all_normal_never_flags_a_normal(backend: Backend, dtype: str, values
         assert found <= max(oracle.next_up(largest, oracle.arithmetic(dtype)), 2.0**-126)
 
 
+@pytest.mark.clause("T3", "T5")
+def test_t3_every_threshold_is_finite(backend: Backend) -> None:
+    largest = 2.0**128 - 2.0**104
+    scores = backend.asarray([1.0, largest], backend.usual_dtype)
+    record = backend.threshold.update(backend.threshold.init(), scores)
+    for threshold in (
+        backend.threshold.normal_quantile(scores),
+        backend.threshold.streamed_normal_quantile(record),
+        backend.threshold.streamed_adaptive(record),
+    ):
+        assert number(backend, threshold) == largest
+
+
 @pytest.mark.clause("T3")
 def test_t3_no_threshold_is_subnormal(backend: Backend, dtype: str) -> None:
     tiny = {"float64": 2.0**-1022, "float16": 2.0**-14}.get(dtype, 2.0**-126)

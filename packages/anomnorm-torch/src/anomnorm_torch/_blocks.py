@@ -40,19 +40,19 @@ def finite_range(x: Tensor) -> tuple[float, float] | None:
 
 
 def in_pieces(
-    kernel: Callable[..., Tensor], x: Tensor, *parameters: Tensor, dtype: torch.dtype, work: torch.dtype | None = None
+    kernel: Callable[..., Tensor], x: Tensor, *parameters: Tensor, dtype: torch.dtype, work: torch.dtype
 ) -> Tensor:
     """``kernel(x, *parameters)`` in ``dtype``, in pieces where that is faster.
 
     Args:
-        kernel: elementwise; returns a tensor of any dtype that shares no memory with its arguments. With ``work``, it
-            takes two more: ``work``, of the shape of its first argument, to use as it likes; and ``out``, to return,
-            where ``x`` has the dtype of the result and is computed in it, as half types are not. Both are None where
-            nothing is cut: operations with ``out=None`` are also differentiable, and make new axes where they must.
+        kernel: elementwise; returns a tensor of any dtype that shares no memory with its arguments. It takes two
+            more: ``work``, of the shape of its first argument, to use as it likes; and ``out``, to return, where ``x``
+            has the dtype of the result and is computed in it, as half types are not. Both are None where nothing is
+            cut: operations with ``out=None`` are also differentiable, and make new axes where they must.
         x: tensor of any shape.
         parameters: tensors that broadcast against ``x``.
         dtype: of the result.
-        work: dtype of the memory for intermediate results, if the kernel wants any.
+        work: dtype of the memory for intermediate results.
     """
     if not _can_be_cut(x, parameters):
         return kernel(x, *parameters).to(dtype)
@@ -62,14 +62,12 @@ def in_pieces(
     rows = x.view(-1, shared.numel()) if axes else x.view(1, -1)
     flat = [p.reshape(()) if p.numel() == 1 else _last(p, axes).expand(shared).reshape(-1) for p in parameters]
     result = torch.empty(rows.shape, dtype=dtype, device=x.device)
-    memory = None if work is None else torch.empty(_size(), dtype=work, device=x.device)
+    memory = torch.empty(_size(), dtype=work, device=x.device)
     for tile in _tiles(rows.shape[0], rows.shape[1], _size()):
         piece, target = rows[tile], result[tile]
-        given: dict[str, Tensor | None] = {}
-        if memory is not None:
-            given["work"] = memory[: piece.numel()].view(piece.shape)
-            given["out"] = target if x.dtype == dtype and dtype.itemsize >= 4 else None
-        values = kernel(piece, *(p[tile[1]] if p.ndim else p for p in flat), **given)
+        own = memory[: piece.numel()].view(piece.shape)
+        out = target if x.dtype == dtype and dtype.itemsize >= 4 else None
+        values = kernel(piece, *(p[tile[1]] if p.ndim else p for p in flat), work=own, out=out)
         if values is not target:
             target.copy_(values)
     return result.view(x.shape)
