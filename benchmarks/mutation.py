@@ -1,10 +1,10 @@
 """How many small faults in the kernels the tests notice, for docs/mutation.md: mutation testing.
 
-``nox -s mutation`` runs it (some twenty minutes on two cores). cosmic-ray makes the faults: at each place that is drawn, one
-of the changes that it knows there. Each is put into a copy of the package, on which the conformance suite runs and,
-where that passes, the package's own tests of these kernels. ``--sample`` is the number of places for each package (0:
-all of them), ``--packages`` a choice of packages. What survives has to stand in ``mutation_explained.toml``, or it is
-an error.
+``nox -s mutation`` runs it (some twenty minutes on two cores). cosmic-ray makes the faults: at each place that is
+drawn, one of the changes that it knows there. Each is put into a copy of the package, on which the conformance suite
+runs and, where that passes, the package's own tests of these kernels. ``--sample`` is the number of places for each
+package (0: all of them), ``--packages`` a choice of packages. What survives has to stand in
+``mutation_explained.toml``, or it is an error.
 """
 
 import argparse
