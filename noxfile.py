@@ -83,7 +83,8 @@ def conformance(session: nox.Session) -> None:
     python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
     pytest = (python, "-m", "pytest", "-n", "auto", "--dist", "worksteal")
     self_test = "tests/conformance/test_suite.py"
-    session.run(*pytest, "tests/conformance", f"--ignore={self_test}", *session.posargs)
+    where = () if any(argument.startswith("tests/") for argument in session.posargs) else ("tests/conformance",)
+    session.run(*pytest, *where, f"--ignore={self_test}", *session.posargs)
     if not session.posargs:
         session.run(*pytest, self_test)
 

@@ -138,6 +138,16 @@ def test_n7_constant_population(backend: Backend, dtype: str, std: float) -> Non
 
 
 @pytest.mark.clause("N7")
+def test_n7_the_centre_counts_too(backend: Backend, dtype: str) -> None:
+    # 2^-16 is a deviation beside the mean, but none beside the centre.
+    array = backend.asarray([1.0, 2.0, 30.0], dtype)
+    for center, expected in ((64.0, -math.inf), (-64.0, math.inf)):
+        z = backend.cdf.standardize(array, 0.125, 2.0**-16, center_at=center)
+        assert_close(backend, z, [expected] * 3, 0.0, [1.0, 2.0, 30.0])
+    assert np.isfinite(backend.to_numpy(backend.cdf.standardize(array, 0.125, 2.0**-4))).all()
+
+
+@pytest.mark.clause("N7")
 def test_n7_one_constant_pixel(backend: Backend, dtype: str) -> None:
     maps = backend.asarray([[[1.0, 1.0], [math.e, math.e]]], dtype)
     std = backend.asarray([[0.0, 1.0], [0.0, 1.0]], oracle.arithmetic(dtype))

@@ -80,3 +80,6 @@ def test_n8_unfitted_is_never_a_number(backend: Backend, dtype: str) -> None:
     record = backend.min_max.init()
     found = backend.min_max.normalize(backend.asarray([0.0, 1.0], dtype), 0.5, record.min, record.max)
     assert_close(backend, found, [math.nan, math.nan], 0.0, [0.0, 1.0])
+    for function in (backend.min_max.normalize, backend.min_max.margin, backend.min_max.denormalize):
+        found = function(backend.asarray([0.0, 1.0], dtype), 0.5, 0.75, 0.25)
+        assert_close(backend, found, [math.nan, math.nan], 0.0, [0.0, 1.0])

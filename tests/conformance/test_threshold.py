@@ -78,7 +78,7 @@ def test_t2_infinite_scores(backend: Backend, dtype: str) -> None:
 
 
 @pytest.mark.clause("T3")
-@pytest.mark.parametrize("values", [[0.3, 2.0, 1.7, 1.7], [0.0, 0.0], [-3.0, -1.0], [5.0], [0.0, -0.0, 6e-8]])
+@pytest.mark.parametrize("values", [[0.3, 2.0, 1.7, 1.7], [0.0, 0.0], [-3.0, -1.0], [-0.5], [5.0], [0.0, -0.0, 6e-8]])
 def test_t3_all_normal_never_flags_a_normal(backend: Backend, dtype: str, values: list[float]) -> None:
     scores = backend.asarray([*values, math.nan], dtype)
     thresholds = [
@@ -92,6 +92,15 @@ def test_t3_all_normal_never_flags_a_normal(backend: Backend, dtype: str, values
         # As near above as a number can be that is not subnormal.
         assert found > largest
         assert found <= max(oracle.next_up(largest, oracle.arithmetic(dtype)), 2.0**-126)
+
+
+@pytest.mark.clause("T2", "T5")
+def test_t2_one_anomaly_is_enough(backend: Backend) -> None:
+    scores = backend.asarray([0.25, 6.0, 0.5, 0.75], backend.usual_dtype)
+    labels = backend.asarray([0, 1, 0, 0], "int32")
+    record = backend.threshold.update(backend.threshold.init(), scores, labels)
+    for threshold in (backend.threshold.adaptive(scores, labels), backend.threshold.streamed_adaptive(record)):
+        assert backend.to_numpy(backend.threshold.flag(scores, threshold)).tolist() == [False, True, False, False]
 
 
 @pytest.mark.clause("T3", "T5")
@@ -115,6 +124,20 @@ def test_t3_no_threshold_is_subnormal(backend: Backend, dtype: str) -> None:
         found = number(backend, backend.threshold.normal_quantile(scores))
         assert found > largest
         assert found == 0.0 or abs(found) >= 2.0 ** (-1022 if dtype == "float64" else -126)
+    tiny = 2.0**-126
+    for normal, anomalous in ((-tiny, tiny / 2), (0.0, tiny / 4), (-1.0, -tiny / 2), (tiny / 2, 1.0)):
+        scores = backend.asarray([normal, anomalous], "float32")
+        record = backend.threshold.init()
+        record = backend.threshold.update(record, scores, backend.asarray([0, 1], "int32"))
+        for threshold in (
+            backend.threshold.streamed_adaptive(record),
+            backend.threshold.streamed_normal_quantile(record),
+        ):
+            found = number(backend, threshold)
+            assert found == 0.0 or abs(found) >= tiny
+    # A quantile is no threshold: it is where the numbers are.
+    record = backend.threshold.update(backend.threshold.init(), backend.asarray([tiny / 4] * 3, "float32"))
+    assert 0 <= number(backend, backend.threshold.streamed_quantile(record, 0.5)) <= tiny / 4
 
 
 @pytest.mark.clause("T3")
@@ -204,7 +227,7 @@ def test_t5_streamed_threshold_is_nearly_the_best(backend: Backend, dtype: str, 
 
 @pytest.mark.clause("T5", "T3")
 def test_t5_normals_alone_are_never_flagged(backend: Backend, dtype: str) -> None:
-    for values in ([0.0, 0.0], [-5.0, -2.0], [0.25, 6.5], [-0.0, 6e-8], [-math.inf, -1.0]):
+    for values in ([0.0, 0.0], [-5.0, -2.0], [-0.5, -0.25], [0.25, 6.5], [-0.0, 6e-8], [-math.inf, -1.0]):
         scores = backend.asarray(values, dtype)
         record = backend.threshold.update(backend.threshold.init(), scores)
         for threshold in (

@@ -24,6 +24,14 @@ def cases() -> list[tuple[list[int], list[int], int]]:
         flagged = [n - 2 - k for k in range(4)]
         found.append(([a, a - 1, a - 1, a - 2], flagged, a + 2))
         found.append(([a - 3, a - 1, a, a - 2], flagged[::-1], a + 2))
+    # k / 2^31 lies between a / b and c / d, which differ by less than 2^-58: k b = 2^31 a - 1, k d = 2^31 c + 3.
+    for b in range(2**29 + 1, 2**29 + 41, 2):
+        d, k = -3 * b % 2**31, pow(-b, -1, 2**31)
+        if max(d, k) < 2**30:
+            pair = [((k * b + 1) >> 31, b - 1), ((k * d - 3) >> 31, d - 1)]
+            for order in (pair, pair[::-1]):
+                hits, flagged = map(list, zip(*order, strict=True))
+                found.append((hits, flagged, 1))
     found.append(([1, 2, 3, 4], [2, 4, 6, 8], 0))  # equal: the last of them
     found.append(([0, 0, 0], [1, 2, 3], 5))  # none is above zero
     rng = np.random.default_rng(3)

@@ -65,6 +65,8 @@ def write(path: str | os.PathLike[str], fit: FittedState) -> None:
     contiguous = {name: np.array(tensors[name], order="C") for name in sorted(tensors)}
     text = json.dumps(about | {"digest": _digest(about, contiguous)})
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder to save to does not exist", str(target.parent))
     if target.exists() and not (target.is_file() or target.is_dir()):  # it would be gone afterwards
         raise OSError(errno.EINVAL, "not a regular file, which a save would replace", str(target))
     _replace(target, save(contiguous, metadata={_KEY: text}))
@@ -127,7 +129,10 @@ def read(path: str | os.PathLike[str]) -> FittedState:
             size = sum(_check_tensor(name, claims[name], about) for name in sorted(claims))
             arrays = load(start + text + file.read(size + 1))  # safetensors checks that this is the end
         if _digest(about, arrays) != about["digest"]:
-            raise FileFormatError("the file is damaged: its digest is another. Copy it again, or save it again.")
+            raise FileFormatError(
+                "the file is damaged, or was edited: its contents do not match its digest. Copy it again, or load what "
+                "it was saved from and change that (with_threshold)."
+            )
         return _fit(about, expected, arrays)
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
