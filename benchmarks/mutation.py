@@ -66,8 +66,7 @@ PACKAGES = {
         (*_KERNELS, "threshold/streamed.py", "_tensors.py", "_blocks.py", "_log_tail.py"),
         (
             *(f"torch/test_{name}" for name in ("blocks", "log_tail", "metrics", "thresholds")),
-            "interchange/test_f1",
-            "interchange/test_signatures",
+            *(f"interchange/test_{name}" for name in ("f1", "signatures")),
         ),
     ),
     "jax": Package(
@@ -75,8 +74,7 @@ PACKAGES = {
         (*_KERNELS, "threshold/streamed.py", "_arrays.py", "_counter.py", "_double.py"),
         (
             *(f"jax/test_{name}" for name in ("counter", "double", "streaming", "tracing", "thresholds")),
-            "interchange/test_f1",
-            "interchange/test_signatures",
+            *(f"interchange/test_{name}" for name in ("f1", "signatures")),
         ),
     ),
 }

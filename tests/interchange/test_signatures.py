@@ -4,11 +4,11 @@ import inspect
 from typing import Any
 
 import pytest
+from conformance.backend import CDF_FUNCTIONS, DECISION_FUNCTIONS, MIN_MAX_FUNCTIONS, THRESHOLD_FUNCTIONS
 
 import anomnorm_core
 import anomnorm_jax
 import anomnorm_torch
-from conformance.backend import CDF_FUNCTIONS, DECISION_FUNCTIONS, MIN_MAX_FUNCTIONS, THRESHOLD_FUNCTIONS
 
 FUNCTIONS = {
     "min_max": MIN_MAX_FUNCTIONS,
