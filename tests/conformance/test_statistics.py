@@ -179,6 +179,23 @@ def test_s6_a_pixel_without_valid_values_takes_the_pooled_moments(backend: Backe
     assert std[0][0] == pytest.approx(math.sqrt((std_1**2 + std_2**2) / 2), rel=10 * backend.moments_rtol)
 
 
+@pytest.mark.clause("S4", "S6")
+@pytest.mark.dtypes(("float64", "float32"))
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=["image", "pixel"])
+def test_s4_the_first_scores_may_be_invalid(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+    # The deviation is a thousandth of the mean: logarithms must keep their digits without a first score to start from.
+    first, second = oracle.rounded(8488197554176000.0, dtype), oracle.rounded(8956955116699648.0, dtype)
+    mean, std = oracle.moments([first, second])
+    streams = ([[0.0, math.nan, first, second]], [[-1.0, first], [math.inf, second]], [[0.0], [0.0, first, second]])
+    for batches in streams:
+        record = backend.cdf.init(shape)
+        for values in batches:
+            array = np.reshape(values, (-1,) + (1,) * len(shape)) + np.zeros(shape)
+            record = backend.cdf.update(record, backend.asarray(array, dtype))
+        for found, expected in zip(backend.cdf.mean_std(record), (mean, std), strict=True):
+            np.testing.assert_allclose(backend.to_numpy(found), np.full(shape, expected), rtol=backend.moments_rtol)
+
+
 @pytest.mark.clause("S6", "N8")
 def test_s6_nothing_but_invalid_values_is_an_error(backend: Backend) -> None:
     scores = backend.asarray([math.nan, math.inf, -math.inf], backend.usual_dtype)

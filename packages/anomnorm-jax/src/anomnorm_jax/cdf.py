@@ -80,8 +80,8 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     taken = jnp.ones(x.shape[:1], dtype=bool) if where is None else jnp.asarray(where, dtype=bool)
     require_mask(taken.shape, x.shape[0])
     # Distances from a point near the mean keep the digits that the logarithm itself would lose to its size: from the
-    # mean so far or, in the first batch, from the first image.
-    first = jnp.where(_valid(x[0]) & taken[0], x[0], 1.0)
+    # mean so far or, in the first batch, from the first valid score.
+    first = _first_valid(x, varying(taken, x), record.count > 0)
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
     # Not jnp.log, which takes subnormal numbers for zero on a CPU.
     reference = jnp.where(record.count > 0, record.mean.astype(x.dtype), _log_ratio(first, zero, one))
@@ -111,6 +111,22 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
 
 def _valid(x: Array) -> Array:
     return jnp.isfinite(x) & positive(x)
+
+
+def _first_valid(x: Array, taken: Array, known: Array) -> Array:
+    """The first valid value along the first axis; 1 where there is none, and anything where the mean is ``known``."""
+
+    def search(x: Array, taken: Array) -> Array:
+        valid = _valid(x) & taken.reshape((-1,) + (1,) * (x.ndim - 1))
+        position = jnp.argmax(valid, axis=0)
+        return jnp.where(jnp.any(valid, axis=0), jnp.take_along_axis(x, position[None], axis=0)[0], 1.0)
+
+    # Nearly always the first image has it, and the others need not be looked at.
+    at_once = jnp.all(known | (_valid(x[0]) & taken[0]))
+    found: Array = jax.lax.cond(
+        at_once, lambda x, taken: jnp.where(_valid(x[0]) & taken[0], x[0], 1.0), search, x, taken
+    )
+    return found
 
 
 def _distance(x: Array, valid: Array, reference: Array) -> Array:
