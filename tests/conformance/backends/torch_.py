@@ -20,7 +20,7 @@ from conformance.backend import (
     Description,
 )
 
-torch._dynamo.config.recompile_limit = 256
+torch._dynamo.config.recompile_limit = 1024
 torch._dynamo.config.accumulated_recompile_limit = 1024
 torch._dynamo.config.fail_on_recompile_limit_hit = True  # else the compiled variant would silently test the eager one
 
