@@ -259,12 +259,13 @@ def _expected(about: Mapping[str, Any], names: set[str]) -> dict[str, list[str]]
 
 def _check_tensor(name: str, claim: Any, about: Mapping[str, Any]) -> int:
     """How many bytes a tensor has, after a check that its type and shape are those of a normalizer's."""
-    dtype, shape = (claim.get(key) if isinstance(claim, dict) else None for key in ("dtype", "shape"))
+    dtype: Any = claim.get("dtype") if isinstance(claim, dict) else None
+    claimed: Any = claim.get("shape") if isinstance(claim, dict) else None
     allowed = "float64" if name.endswith("threshold") else about["dtype"]
     if not isinstance(dtype, str) or _DTYPES.get(dtype) != allowed:
         raise FileFormatError(f"{name} has dtype {_shown(dtype)[1:-1]}; {allowed} is needed.")
     per_pixel = about["method"] == Method.CDF and name in ("pixel_mean", "pixel_std")
-    shape = tuple(shape) if isinstance(shape, list) else (shape,)
+    shape: tuple[Any, ...] = tuple(claimed) if isinstance(claimed, list) else (claimed,)
     positive = all(type(length) is int and length > 0 for length in shape)
     if not positive or len(shape) != (2 if per_pixel else 0):
         raise FileFormatError(f"{name} has shape {_shown(shape)}; {'(H, W)' if per_pixel else '()'} is needed.")
