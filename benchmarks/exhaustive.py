@@ -141,7 +141,8 @@ def run() -> None:
     """Do what is left to do, with a progress bar, and write down what was found."""
     PROGRESS.mkdir(exist_ok=True)
     stamp = PROGRESS / "versions.json"
-    present = json.dumps(_versions())
+    versions = _versions()
+    present = json.dumps(versions)
     if stamp.exists() and stamp.read_text(encoding="utf-8") != present:
         raise SystemExit(f"{PROGRESS} was begun with other versions or sources; delete it to begin anew.")
     stamp.write_text(present, encoding="utf-8")
@@ -161,7 +162,7 @@ def run() -> None:
             found = json.loads(_place(check, block).read_text(encoding="utf-8"))
             before = total.get(check)
             total[check] = found if before is None else {name: merged(before[name], found[name]) for name in found}
-    result = {"versions": _versions(), "numbers": 2 * LARGEST + 1, "found": total, "nan": not_a_number()}
+    result = {"versions": versions, "numbers": 2 * LARGEST + 1, "found": total, "nan": not_a_number()}
     FOUND.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(PROGRESS)  # the next run begins anew
 

@@ -10,7 +10,6 @@ package (0: all of them), ``--packages`` a choice of packages. What survives has
 import argparse
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -51,11 +50,11 @@ class Package(NamedTuple):
     own_tests: tuple[str, ...]
 
 
-_KERNELS = ("min_max.py", "cdf.py", "threshold/decision.py", "threshold/_f1.py", "threshold/exact.py")
+_KERNELS = ("min_max.py", "cdf.py", *(f"threshold/{name}.py" for name in ("decision", "_f1", "exact", "streamed")))
 PACKAGES = {
     "core": Package(
         "numpy",
-        (*_KERNELS, "threshold/streamed.py", "_arrays.py"),
+        (*_KERNELS, "_arrays.py"),
         (
             *(f"core/test_{name}" for name in ("any_library", "dtypes", "streaming", "policy", "checks")),
             *(f"interchange/test_{name}" for name in ("core_on_jax", "f1", "signatures")),
@@ -63,7 +62,7 @@ PACKAGES = {
     ),
     "torch": Package(
         "torch-eager",
-        (*_KERNELS, "threshold/streamed.py", "_tensors.py", "_blocks.py", "_log_tail.py"),
+        (*_KERNELS, "_tensors.py", "_blocks.py", "_log_tail.py"),
         (
             *(f"torch/test_{name}" for name in ("blocks", "log_tail", "metrics", "thresholds")),
             *(f"interchange/test_{name}" for name in ("f1", "signatures")),
@@ -71,7 +70,7 @@ PACKAGES = {
     ),
     "jax": Package(
         "jax-jit",
-        (*_KERNELS, "threshold/streamed.py", "_arrays.py", "_counter.py", "_double.py"),
+        (*_KERNELS, "_arrays.py", "_counter.py", "_double.py"),
         (
             *(f"jax/test_{name}" for name in ("counter", "double", "streaming", "tracing", "thresholds")),
             *(f"interchange/test_{name}" for name in ("f1", "signatures")),
@@ -121,8 +120,9 @@ def faults(package: str, seed: int, sample: int) -> tuple[list[Fault], int]:
     """
     places: dict[tuple[str, Any, Any], list[tuple[Any, int, str]]] = {}
     operators = [get_operator(name) for name in operator_names() if name != "core/NoOp"]
-    for module in PACKAGES[package].modules:
-        nodes = list(ast_nodes(get_ast((source(package) / module).read_text(encoding="utf-8"))))
+    texts = {name: (source(package) / name).read_text(encoding="utf-8") for name in PACKAGES[package].modules}
+    for module, text in texts.items():
+        nodes = list(ast_nodes(get_ast(text)))
         for operator in operators:
             if operator.arguments():
                 continue
@@ -133,18 +133,19 @@ def faults(package: str, seed: int, sample: int) -> tuple[list[Fault], int]:
                     places.setdefault((module, *span), []).append((operator, occurrence, name))
     drawn = []
     for (module, *span), changes in places.items():
-        lines = (source(package) / module).read_text(encoding="utf-8").splitlines()
         (first, begin), (_, end) = span
-        about = f"{seed} {module} {changes[0][-1]} {lines[first - 1].strip()} {lines[first - 1][begin:end]}"
+        line = texts[module].splitlines()[first - 1]
+        about = f"{seed} {module} {changes[0][-1]} {line.strip()} {line[begin:end]}"
         number = int.from_bytes(hashlib.sha256(about.encode()).digest()[:8], "big")
         drawn.append((number, begin, module, changes))
     drawn.sort(key=lambda draw: draw[:2])
-    valid = (_fault(package, module, *changes[number % len(changes)]) for number, _, module, changes in drawn)
-    return list(islice((fault for fault in valid if fault is not None), sample or None)), len(places)
+    made = (
+        _fault(package, module, texts[module], *changes[number % len(changes)]) for number, _, module, changes in drawn
+    )
+    return list(islice((fault for fault in made if fault is not None), sample or None)), len(places)
 
 
-def _fault(package: str, module: str, operator: Any, occurrence: int, function: str) -> Fault | None:
-    before = (source(package) / module).read_text(encoding="utf-8")
+def _fault(package: str, module: str, before: str, operator: Any, occurrence: int, function: str) -> Fault | None:
     after = mutate_code(before, operator(), occurrence)
     try:
         compile(after, module, "exec")
@@ -170,10 +171,10 @@ def outcome(fault: Fault, copies: Queue[Path]) -> Outcome:
 
 def _noticed(package: str, copy: Path) -> str:
     backends, _, own = PACKAGES[package]
-    if _run(copy, "-c", f"import anomnorm_{package}"):
-        return "import"
     pytest = ("-m", "pytest", "-x", "-q", "--tb=no", "--no-header")
     try:
+        if _run(copy, "-c", f"import anomnorm_{package}"):
+            return "import"
         if _run(copy, *pytest, *CONFORMANCE, "--backends", backends):
             return "conformance"
         return "own tests" if _run(copy, *pytest, *(f"tests/{name}.py" for name in own)) else ""
@@ -237,7 +238,7 @@ def page(found: list[Outcome], places: dict[str, int], seed: int) -> tuple[str, 
         if not noticed:
             change = f"`{fault.was}` became `{fault.now}`"
             lines.append(f"- `{name}`, `{fault.function}`: {change}. {why or '**Not explained.**'}")
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n", missing
+    return "\n".join(lines) + "\n", missing
 
 
 def main() -> None:

@@ -50,3 +50,8 @@ def assert_close(
 def random_values(dtype: str, values: np.ndarray) -> list[float]:
     """Round to ``dtype`` without any array library's help."""
     return [oracle.rounded(float(value), dtype) for value in values]
+
+
+def order_slack(backend: Backend, value: float, dtype: str) -> float:
+    """By how much a larger score may give less than the unit score ``value`` (clause N5)."""
+    return backend.order_slack.get(dtype, 0) * oracle.ulp(value, dtype)

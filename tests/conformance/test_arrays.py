@@ -79,7 +79,7 @@ def test_n9_inputs_are_left_alone(backend: Backend, dtype: str, function: str) -
 @pytest.mark.clause("N12", "S1")
 @pytest.mark.dtypes(("float32",))
 @pytest.mark.parametrize(
-    "layout", [lambda a: a[::2], lambda a: a.mT, lambda a: a[1:3, 2]], ids=["rows", "mT", "column"]
+    "layout", [lambda a: a[::2, :], lambda a: a.mT, lambda a: a[1:3, 2]], ids=["rows", "mT", "column"]
 )
 def test_n12_any_layout_in_memory(backend: Backend, dtype: str, layout: Callable[[Any], Any]) -> None:
     values = np.reshape(np.linspace(0.125, 1.875, 24), (4, 6))
@@ -88,8 +88,10 @@ def test_n12_any_layout_in_memory(backend: Backend, dtype: str, layout: Callable
     for function in ("min_max.normalize", "cdf.standardize", "cdf.normalize"):
         found, expected = (backend.to_numpy(_functions(backend)[function](array)) for array in (view, copied))
         assert np.max(np.abs(found - expected)) <= backend.batch_slack * oracle.ulp(np.max(np.abs(expected)), dtype)
+    if view.ndim > 1:  # image scores have one axis
+        view, copied = view[:, 1], copied[:, 1]
     for module in (backend.min_max, backend.cdf):
-        found, expected = (module.update(module.init(), array.reshape(-1)) for array in (view, copied))
+        found, expected = (module.update(module.init(), array) for array in (view, copied))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(backend.to_numpy(one), backend.to_numpy(other), rtol=1e-6)
 

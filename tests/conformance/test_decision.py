@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conformance import oracle
+from conformance.assertions import order_slack
 from conformance.backend import Backend
 
 # 0.1 and pi are numbers of no binary type, and are rounded to float32 (float64 for float64 scores) on every backend.
@@ -86,7 +87,7 @@ def _check_order(backend: Backend, normalize: Normalize, values: list[float], th
     u = backend.to_numpy(normalize(backend.asarray(values, dtype), threshold))
     assert np.all((u >= 0) & (u <= 1))
     falls = u[:-1] - u[1:]
-    slack = np.array([backend.order_slack.get(dtype, 0) * oracle.ulp(float(value), dtype) for value in u[:-1]])
+    slack = np.array([order_slack(backend, float(value), dtype) for value in u[:-1]])
     worst = int(np.argmax(falls - slack))
     assert np.all(falls <= slack), f"{backend.id}: {values[worst]!r} -> {u[worst]!r}, next -> {u[worst + 1]!r}"
 

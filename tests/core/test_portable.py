@@ -285,18 +285,18 @@ def test_safetensors_without_a_normalizer_are_refused(tmp_path: Path) -> None:
 @pytest.mark.clause("P3")
 @pytest.mark.parametrize("shape", [[0, 2**62], [2**63, 0], [2**20, 2**20], [2**64, 1], [-1, -1], ["1", 1], [1.0, 1], 4])
 def test_odd_and_huge_maps_are_refused_before_they_are_read(shape: Any, tmp_path: Path) -> None:
-    save_cdf_with_map = tmp_path / "n"
-    write(save_cdf_with_map, pixel_mean=MAP, pixel_std=MAP)
-    content = save_cdf_with_map.read_bytes()
+    path = tmp_path / "n"
+    write(path, pixel_mean=MAP, pixel_std=MAP)
+    content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     for name in ("pixel_mean", "pixel_std"):
         header[name]["shape"] = shape
     text = json.dumps(header).encode()
-    save_cdf_with_map.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
-    os.truncate(save_cdf_with_map, 2**42)  # there, but empty
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    os.truncate(path, 2**42)  # there, but empty
     with pytest.raises(FileFormatError, match="pixel_mean has shape"):
-        Normalizer.load(save_cdf_with_map)
+        Normalizer.load(path)
 
 
 @pytest.mark.clause("P3")
@@ -312,7 +312,7 @@ import sys
 from anomnorm_core import FileFormatError, Normalizer
 
 print("reading", flush=True)
-while not sys.stdin.closed:
+while True:
     try:
         Normalizer.load(sys.argv[1])
     except FileFormatError:
@@ -326,7 +326,7 @@ def test_a_plain_copy_over_the_file_does_not_kill_readers(tmp_path: Path) -> Non
     large.save(tmp_path / "new")
     large.save(tmp_path / "n")
     command = [sys.executable, "-c", READER, str(tmp_path / "n")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
         assert reader.stdout is not None
         try:
             reader.stdout.readline()

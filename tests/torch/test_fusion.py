@@ -47,3 +47,23 @@ def test_another_number_compiles_nothing_anew(kernel: Callable[..., Tensor]) -> 
         with torch._dynamo.config.patch(error_on_recompile=True):
             found += [compiled(x, *numbers) for numbers in ((1.1, 0.2, 2.3), (0.8, -0.3, 1.7))]
     torch.testing.assert_close(found[-1], kernel(x, 0.8, -0.3, 1.7), rtol=0, atol=2.0**-20)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        KERNELS["z"],
+        lambda x, t, mean, std: cdf.standardize(x, mean, std, t),
+        lambda x, t, mean, std: cdf.standardize_around(x, t, mean, std)[0],
+        lambda x, t, mean, std: cdf.denormalize(x / 2, t, mean, std),
+        lambda x, t, *_: cdf.log_survival(x, t),
+    ],
+    ids=["z", "z from a centre", "z around", "raw score", "log survival"],
+)
+def test_n9_a_constant_is_rounded_as_a_number_is(kernel: Callable[..., Tensor]) -> None:
+    """Near a centre of 0.1 a result shows whether 0.1 went into float64 with or without its rounding to float32."""
+    x = torch.linspace(0.5, 2.0, 4100)
+    torch._dynamo.reset()
+    compiled = torch.compile(kernel, fullgraph=True, dynamic=False)
+    for numbers in ((1.0, 0.1, 6.0), (0.1, 0.7, 0.3)):
+        torch.testing.assert_close(compiled(x, *numbers), kernel(x, *numbers), rtol=2.0**-22, atol=0)

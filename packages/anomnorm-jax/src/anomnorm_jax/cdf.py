@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import require_count, require_mask, require_resolution, require_same_shape
-from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples
+from anomnorm_jax._arrays import arithmetic, below_half, less, parameter, positive, samples, selection
 from anomnorm_jax._double import log_ratio, two_sum
 from anomnorm_jax._sharding import automatic, varying
 
@@ -117,7 +117,7 @@ def _first_valid(x: Array, taken: Array, known: Array) -> Array:
     """The first valid value along the first axis; 1 where there is none, and anything where the mean is ``known``."""
 
     def search(x: Array, taken: Array) -> Array:
-        valid = _valid(x) & taken.reshape((-1,) + (1,) * (x.ndim - 1))
+        valid = _valid(x) & selection(taken, x)
         position = jnp.argmax(valid, axis=0)
         return jnp.where(jnp.any(valid, axis=0), jnp.take_along_axis(x, position[None], axis=0)[0], 1.0)
 
@@ -136,7 +136,7 @@ def _distance(x: Array, valid: Array, reference: Array) -> Array:
 
 def _moments(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
     """Count, and mean and m2 of the distances from ``reference`` with their tails, of the first axis of ``x``."""
-    valid = _valid(x) & taken.reshape((-1,) + (1,) * (x.ndim - 1))
+    valid = _valid(x) & selection(taken, x)
     count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
     distance = _distance(x, valid, reference[None])
     divisor = jnp.maximum(count, 1).astype(x.dtype)

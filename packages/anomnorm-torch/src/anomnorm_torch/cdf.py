@@ -201,12 +201,13 @@ def _scaling(
     center = location if center_at is None else parameter(center_at, like).to(dtype)
     largest = torch.finfo(scale.dtype).max
     known = numbers(location, scale, center)
-    # A mean that was never fitted must show also where the centre makes it cancel: the difference is 0 or NaN.
+    # A mean that was never fitted must show also where the centre makes it cancel: the product is 0 or NaN. (As a
+    # difference from itself, PyTorch's compiler would lose the rounding to float32 of a constant.)
     if known is not None and known[1] > STD_FLOOR * max(abs(known[0]), abs(known[2])):
         return center, scale.new_full((), min(1.0 / known[1], largest) + (known[0] - known[0]))
     floor = STD_FLOOR * torch.maximum(location.abs(), center.abs())
     constant = scale <= floor
-    factor = torch.where(constant, math.inf, scale.reciprocal().clamp(max=largest)) + (location - location)
+    factor = torch.where(constant, math.inf, scale.reciprocal().clamp(max=largest)) + location * 0.0
     if at_hand(constant) and not bool(constant.any()):
         return center, factor
     return center, factor, torch.where(constant, floor, -1.0)
@@ -358,7 +359,7 @@ def denormalize(
     center = location if center_at is None else parameter(center_at, u).to(dtype)
     z = t + torch.special.ndtri(u.to(dtype))
     # Without a deviation every z-score is the centre, also an infinite one.
-    x = (center + torch.where(scale == 0, 0.0, scale * z)).exp() + (location - location)
+    x = (center + torch.where(scale == 0, 0.0, scale * z)).exp() + location * 0.0
     return torch.where((u >= 0) & (u <= 1), x, math.nan).to(result)
 
 
