@@ -284,6 +284,7 @@ def main() -> None:
         NOTES.read_text(encoding="utf-8"),
     ]
     names = tuple(name for name in BACKENDS if not options.quick or name != "torch-compiled")  # which takes minutes
+    print("\n".join(text))
     for line in chain(tables(1000 if options.quick else 200_000, names), () if options.quick else exhaustive.table()):
         text.append(line)
         print(line, flush=True)
