@@ -3,12 +3,13 @@
 ``nox -s mutation`` runs it (some twenty minutes on two cores). cosmic-ray makes the faults: at each place that is
 drawn, one of the changes that it knows there. Each is put into a copy of the package, on which the conformance suite
 runs and, where that passes, the package's own tests of these kernels. ``--sample`` is the number of places for each
-package (0: all of them), ``--packages`` a choice of packages. What survives has to stand in
-``mutation_explained.toml``, or it is an error.
+package (0: all of them), ``--packages`` a choice of packages; the others keep the outcome of their last run, which
+stands in ``mutation.json``. What survives has to stand in ``mutation_explained.toml``, or it is an error.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mutation.md"
 EXPLAINED = Path(__file__).with_name("mutation_explained.toml")
+FOUND = Path(__file__).with_name("mutation.json")
 CONFORMANCE = tuple(
     f"tests/conformance/test_{name}.py"
     for name in ("decision", "min_max", "cdf", "threshold", "statistics", "arrays", "adversarial", "companions")
@@ -185,7 +187,15 @@ def _noticed(package: str, copy: Path) -> str:
 def _run(copy: Path, *arguments: str) -> bool:
     """Whether a process of its own fails."""
     # The copy comes before the installed package; files compiled from another fault are not to be taken for this one.
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        # What a fault leaves alone is compiled once.
+        "JAX_COMPILATION_CACHE_DIR": str(copy / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = (sys.executable, *arguments)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False)
     return done.returncode != 0
@@ -196,13 +206,13 @@ def look(package: str, drawn: list[Fault]) -> Iterator[Outcome]:
     copies: Queue[Path] = Queue()
     jobs = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        for job in range(jobs):
-            copy = Path(folder, str(job))
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source(package), copy / f"anomnorm_{package}", ignore=ignored)
-            copies.put(copy)
-        if failed := _noticed(package, copies.queue[0]):
+        first = Path(folder, "0")
+        shutil.copytree(source(package), first / f"anomnorm_{package}", ignore=shutil.ignore_patterns("__pycache__"))
+        if failed := _noticed(package, first):
             raise SystemExit(f"anomnorm-{package}: {failed} fails without any fault")
+        copies.put(first)
+        for job in range(1, jobs):
+            copies.put(shutil.copytree(first, Path(folder, str(job))))
         yield from pool.map(lambda fault: outcome(fault, copies), drawn)
 
 
@@ -212,33 +222,46 @@ def explained() -> dict[tuple[str, ...], str]:
     return {tuple(entry[key] for key in ("module", "function", "was", "now")): entry["why"] for entry in entries}
 
 
-def page(found: list[Outcome], places: dict[str, int], seed: int) -> tuple[str, int]:
-    """The report, and how many survivors nobody has explained, or explanations are wrong."""
+def summary(found: list[Outcome], places: int, seed: int) -> dict[str, Any]:
+    """What is kept of a package's run."""
+    count = Counter(result.noticed for result in found)
+    return {
+        "cosmic-ray": version("cosmic-ray"),
+        "seed": seed,
+        "places": places,
+        "noticed": {way: count[way] for way in WAYS},
+        "survived": [_key(result.fault) for result in found if not result.noticed],
+    }
+
+
+def _key(fault: Fault) -> tuple[str, ...]:
+    return (f"{fault.package}/{fault.module}", fault.function, fault.was, fault.now)
+
+
+def page(runs: dict[str, dict[str, Any]]) -> str:
+    """The report on the packages' runs."""
+    run = next(iter(runs.values()))
     lines = [
         "# Mutation testing",
         "",
-        f"Written by `nox -s mutation`: small faults (cosmic-ray {version('cosmic-ray')}) in the kernels of each"
-        f" package, one at each place drawn (seed {seed}), and which tests noticed them first. *import*: the package"
-        " does not load any more. *conformance*: the suite that all backends pass. *own tests*: where that passes, the"
-        " package's tests of its kernels.",
+        f"Written by `nox -s mutation`: small faults (cosmic-ray {run['cosmic-ray']}) in the kernels of each"
+        f" package, one at each place drawn (seed {run['seed']}), and which tests noticed them first. *import*: the"
+        " package does not load any more. *conformance*: the suite that all backends pass. *own tests*: where that"
+        " passes, the package's tests of its kernels.",
         "",
         "| package | places | drawn | noticed at import | by conformance | by own tests | by not ending | survived |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for package in places:
-        count = Counter(result.noticed for result in found if result.fault.package == package)
-        cells = [places[package], count.total(), *(count[way] for way in WAYS)]
+    for package, run in runs.items():
+        count = run["noticed"]
+        cells = [run["places"], sum(count.values()), *(count[way] for way in WAYS)]
         lines.append(f"| anomnorm-{package} | {' | '.join(map(str, cells))} |")
-    reasons, missing = explained(), 0
+    reasons = explained()
     lines += ["", "## What survived, and why", ""]
-    for fault, noticed in found:
-        name = f"{fault.package}/{fault.module}"
-        why = reasons.get((name, fault.function, fault.was, fault.now))
-        missing += (why is None) == (noticed == "")
-        if not noticed:
-            change = f"`{fault.was}` became `{fault.now}`"
-            lines.append(f"- `{name}`, `{fault.function}`: {change}. {why or '**Not explained.**'}")
-    return "\n".join(lines) + "\n", missing
+    for name, function, was, now in chain.from_iterable(run["survived"] for run in runs.values()):
+        why = reasons.get((name, function, was, now), "**Not explained.**")
+        lines.append(f"- `{name}`, `{function}`: `{was}` became `{now}`. {why}")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -248,22 +271,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", default=",".join(PACKAGES))
     options = parser.parse_args()
-    found: list[Outcome] = []
-    places = {}
+    runs = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.exists() else {}
+    reasons, wrong = explained(), 0
     for package in options.packages.split(","):
-        drawn, places[package] = faults(package, options.seed, options.sample)
+        drawn, places = faults(package, options.seed, options.sample)
         print(f"anomnorm-{package}: first the tests without any fault, then {len(drawn)} faults", flush=True)
+        found = []
         for result in tqdm(look(package, drawn), total=len(drawn), desc=package):
             found.append(result)
+            wrong += (_key(result.fault) in reasons) == bool(result.noticed)
             if not result.noticed:
-                fault = result.fault
-                tqdm.write(f"survived: {fault.package}/{fault.module} {fault.function}: {fault.was}  ->  {fault.now}")
-    text, missing = page(found, places, options.seed)
-    print(text)
-    if options.packages == ",".join(PACKAGES) and not 0 < options.sample < SAMPLE:
-        PAGE.write_text(text, encoding="utf-8")
-    if missing:
-        raise SystemExit(f"{missing} faults survived unexplained, or were noticed although {EXPLAINED.name} names them")
+                tqdm.write(" | ".join(("survived", *_key(result.fault))))
+        runs[package] = summary(found, places, options.seed)
+        if not 0 < options.sample < SAMPLE:
+            FOUND.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+            PAGE.write_text(page(runs), encoding="utf-8")
+    print(page(runs))
+    if wrong:
+        raise SystemExit(f"{wrong} faults survived unexplained, or were noticed although {EXPLAINED.name} names them")
 
 
 if __name__ == "__main__":
