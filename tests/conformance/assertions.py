@@ -52,6 +52,13 @@ def random_values(dtype: str, values: np.ndarray) -> list[float]:
     return [oracle.rounded(float(value), dtype) for value in values]
 
 
+def flushed(backend: Backend, dtype: str, span: float) -> float:
+    """What a backend without subnormal numbers adds to the error of a min-max score (clause N13)."""
+    if backend.subnormal or span == 0:
+        return 0.0
+    return {"float64": 2.0**-1022, "float32": 2.0**-126}[oracle.arithmetic(dtype)] / span
+
+
 def order_slack(backend: Backend, value: float, dtype: str) -> float:
     """By how much a larger score may give less than the unit score ``value`` (clause N5)."""
     return backend.order_slack.get(dtype, 0) * oracle.ulp(value, dtype)

@@ -62,6 +62,7 @@ class Backend(ABC):
     normalizer: Any  # normalizer: a class with the constructors and methods of anomnorm_core.Normalizer
     order_slack: ClassVar[Mapping[str, int]] = {}  # clause N5, by dtype: how many ulp a larger score may lose
     tail_error: float = 0.0  # clause N3: absolute error of unit scores of less than 2^-24, beside the relative one
+    subnormal: bool = True  # clause N13: whether it computes with subnormal numbers, or takes them for zero
     batch_slack: int = 1  # clause N12: how many ulp the value of a score may depend on its batch
     moments_rtol: float = 1e-6  # clause S4: 1e-6 with float64 accumulators, 1e-5 with compensated float32
     exceptions: ClassVar[Mapping[str, str]] = {}  # test id pattern: reason. Strict: one that passes is a failure

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conformance import oracle
-from conformance.assertions import assert_close, random_values, unit_tolerance
+from conformance.assertions import assert_close, flushed, random_values, unit_tolerance
 from conformance.backend import Backend
 
 GOLDEN = [
@@ -25,6 +25,22 @@ def test_n1_golden_rows(
 ) -> None:
     found = backend.min_max.normalize(backend.asarray(scores, dtype), threshold, low, high)
     assert_close(backend, found, expected, unit_tolerance(dtype), scores)
+
+
+@pytest.mark.clause("N13", "N1", "N4")
+@pytest.mark.dtypes(("float64", "float32", "bfloat16"))
+@pytest.mark.parametrize("exponent", [0, 12, 24])
+def test_n13_ranges_near_the_smallest_number(backend: Backend, dtype: str, exponent: int) -> None:
+    least = {"float64": 2.0**-1022, "float32": 2.0**-126}[oracle.arithmetic(dtype)]
+    span = least * 2.0**exponent
+    for threshold in (0.0, least, span):
+        scores = random_values(dtype, threshold + span * np.linspace(-0.75, 0.75, 61))
+        expected = [oracle.min_max(x, threshold, 0.0, span) for x in scores]
+        parameters = [backend.asarray(value, oracle.arithmetic(dtype)) for value in (threshold, 0.0, span)]
+        found = backend.min_max.normalize(backend.asarray(scores, dtype), *parameters)
+        assert_close(backend, found, expected, unit_tolerance(dtype) + flushed(backend, dtype, span), scores)
+        for x, unit in zip(scores, backend.to_numpy(found).tolist(), strict=True):
+            assert (unit >= 0.5) == (x >= threshold), x
 
 
 @pytest.mark.clause("N1", "N4")

@@ -22,6 +22,7 @@ class JaxJit(Backend):
     cdf = cdf
     threshold = threshold
     normalizer = Normalizer
+    subnormal = False  # XLA on CPU
     batch_slack = 2
     order_slack: ClassVar = {"float64": 16, "float32": 2}  # XLA's erfc
     moments_rtol = 1e-5
