@@ -52,6 +52,24 @@ def _development(session: nox.Session, *more: str) -> str:
     return str(python)
 
 
+def _pytest(session: nox.Session, python: str, *arguments: str) -> None:
+    """Run tests on all cores, each worker with one thread, and keep what compilers make for the next run.
+
+    Tests of one group (``xdist_group``) share what is expensive, so one worker takes them.
+    """
+    cache = ROOT / ".nox" / "cache"
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    workers = ("-n", "auto", "--dist", "loadgroup")
+    session.run(python, "-m", "pytest", *workers, *arguments, env=environment, external=True)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting (ruff)."""
@@ -74,19 +92,23 @@ def tests(session: nox.Session) -> None:
     """Run the unit tests of the three packages, the code blocks of README and docs, and the demo."""
     python = _development(session)
     default = ("tests/core", "tests/torch", "tests/jax", "tests/interchange", "tests/docs")
-    session.run(python, "-m", "pytest", "-n", "auto", *(session.posargs or default))
+    chosen = any(argument.startswith("tests/") for argument in session.posargs)
+    _pytest(session, python, *(() if chosen else default), *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
-    """Prove that all backends compute the same; ``-- --backends jax`` for one, ``-- --deep`` with more inputs."""
+    """Prove that all backends compute the same; ``-- --full`` all directly, ``--backends jax`` one, ``--deep`` more."""
     python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
-    pytest = (python, "-m", "pytest", "-n", "auto", "--dist", "worksteal")
-    self_test = "tests/conformance/test_suite.py"
-    where = () if any(argument.startswith("tests/") for argument in session.posargs) else ("tests/conformance",)
-    session.run(*pytest, *where, f"--ignore={self_test}", *session.posargs)
-    if not session.posargs:
-        session.run(*pytest, self_test)
+    chosen = any(argument.startswith("tests/") for argument in session.posargs)
+    _pytest(session, python, *(() if chosen else ("tests/conformance",)), *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def full(session: nox.Session) -> None:
+    """Run the whole matrix, for nights and releases: all backends directly on all dtypes, and the slow tests."""
+    session.notify("tests", ["--full"])
+    session.notify("conformance", ["--full"])
 
 
 @nox.session(python=["3.12", "3.13"])
@@ -134,11 +156,11 @@ def coverage(session: nox.Session) -> None:
     """Measure which lines and branches of the packages the tests reach; less than 95 percent is a failure."""
     python = _development(session, "pytest-cov")
     # The verdict is that of both runs together.
-    pytest = (python, "-m", "pytest", "-n", "auto", "--cov", "--cov-report=", "--cov-fail-under=0")
-    session.run(*pytest, "tests/core", "tests/torch", "tests/jax", "tests/interchange")
+    cov = ("--cov", "--cov-report=", "--cov-fail-under=0")
+    _pytest(session, python, *cov, "tests/core", "tests/torch", "tests/jax", "tests/interchange")
     backends = ("--backends", "numpy,torch-eager,jax-jit")
     conformance = ("tests/conformance", "--ignore=tests/conformance/test_suite.py", *backends)
-    session.run(*pytest, "--cov-append", *conformance)
+    _pytest(session, python, *cov, "--cov-append", *conformance)
     session.run(python, "-m", "coverage", "report", *session.posargs)
 
 

@@ -94,12 +94,12 @@ def hooks() -> dict[str, Callable[[], Any]]:
     return found
 
 
-def main() -> None:
-    """Measure, and print what was found."""
+def measure(arguments: list[str] | None = None) -> dict[str, Any]:
+    """What is found, as the command line or ``arguments`` say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package", choices=("torch", "jax"))
     parser.add_argument("--repetitions", type=int, default=1000)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     use_cores(1)
     finished: Callable[[Any], object] = lambda _: None  # noqa: E731
     if options.package == "torch":
@@ -112,8 +112,8 @@ def main() -> None:
 
         finished = jax.block_until_ready
         found = {name: seconds(call, options.repetitions, finished) for name, call in hooks().items()}
-    json.dump({name: 1e6 * value for name, value in found.items()}, sys.stdout)
+    return {name: 1e6 * value for name, value in found.items()}
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(measure(), sys.stdout)

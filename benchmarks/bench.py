@@ -179,11 +179,11 @@ def draw(found: Found, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure everything; write the page, or print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few repetitions, and print instead of writing")
-    quick = parser.parse_args().quick
+    quick = parser.parse_args(arguments).quick
     repetitions, batches, imports = ("3", "50", 1) if quick else ("25", "1000", 9)
     one = {name: worker("kernels.py", name, "--repetitions", repetitions) for name in BACKENDS}
     found: Found = {name: result["work"] for name, result in one.items()}
@@ -233,7 +233,7 @@ def main() -> None:
     for package in ("torch", "jax"):
         results = worker("batches.py", package, "--repetitions", batches)
         text += [f"| {name} | {value:.1f} |" for name, value in results.items()]
-    small = ("--side", "32", "--batches", "2") if quick else ()
+    small = ("--side", "32", "--batches", "2", "--repetitions", "1") if quick else ()
     images = "16 images of 3 x 32 x 32" if quick else "128 images of 3 x 256 x 256 (64 in JAX)"
     text += ["", *loop_table(images, worker("loop.py", *small), worker("loop_jax.py", *small))]
     for package in ("torch", "jax"):

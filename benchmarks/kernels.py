@@ -145,14 +145,14 @@ def jax_jitted() -> dict[str, Ways]:
 BACKENDS = {"torch": torch_eager, "torch-compiled": torch_compiled, "jax": jax_jitted}
 
 
-def main() -> None:
-    """Measure, and print what was found."""
+def measure(arguments: list[str] | None = None) -> dict[str, Any]:
+    """What is found, as the command line or ``arguments`` say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backend", choices=BACKENDS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--peak", action="store_true", help="peak bytes instead of times")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     use_cores(options.threads)
     finished: Callable[[Any], object] = lambda _: None  # noqa: E731
     if options.backend == "jax":
@@ -176,8 +176,8 @@ def main() -> None:
         for work, ways in BACKENDS[options.backend]().items()
     }
     package = options.backend.split("-")[0]
-    json.dump({"work": found, "copy": copy, "version": f"{package} {version(package)}"}, sys.stdout)
+    return {"work": found, "copy": copy, "version": f"{package} {version(package)}"}
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(measure(), sys.stdout)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 
+WIDTHS = (64, 64, 64, 128, 128, 256, 256, 512, 512)  # channels after the stem and after each block
 CALLBACKS = {"without": None, "min-max": MinMaxNormalizationCallback, "CDF": CdfNormalizationCallback}
 
 
@@ -42,9 +43,8 @@ class Detector(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
-        blocks = [Block(a, b, 1 if a == b else 2) for a, b in pairwise(widths)]
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        blocks = [Block(a, b, 1 if a == b else 2) for a, b in pairwise(WIDTHS)]
+        self.stem = nn.Sequential(nn.Conv2d(3, WIDTHS[0], 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
         self.features = nn.Sequential(*blocks)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -62,13 +62,13 @@ class Detector(pl.LightningModule):
         return None
 
 
-def main() -> None:
-    """Measure, and print what was found."""
+def measure(arguments: list[str] | None = None) -> dict[str, Any]:
+    """What is found, as the command line or ``arguments`` say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -95,8 +95,8 @@ def main() -> None:
                 start = time.perf_counter()
                 run()
                 times[name][stage].append(time.perf_counter() - start)
-    json.dump({name: {s: median(seen[1:]) for s, seen in stages.items()} for name, stages in times.items()}, sys.stdout)
+    return {name: {s: median(seen[1:]) for s, seen in stages.items()} for name, stages in times.items()}
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(measure(), sys.stdout)

@@ -21,6 +21,7 @@ from jax import Array
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook
 
 Batch = dict[str, Array]
+WIDTHS = (64, 64, 64, 128, 128, 256, 256, 512, 512)  # channels after the stem and after each block
 
 
 class Block(nnx.Module):
@@ -42,9 +43,8 @@ class Detector(nnx.Module):
     """Features whose size is a map; the scores say nothing, which takes as long as if they did."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
-        self.stem = nnx.Conv(3, 64, (7, 7), 2, rngs=rngs)
-        self.blocks = nnx.List([Block(a, b, 1 if a == b else 2, rngs) for a, b in pairwise(widths)])
+        self.stem = nnx.Conv(3, WIDTHS[0], (7, 7), 2, rngs=rngs)
+        self.blocks = nnx.List([Block(a, b, 1 if a == b else 2, rngs) for a, b in pairwise(WIDTHS)])
 
     def __call__(self, images: Array) -> tuple[Array, Array]:
         x = nnx.max_pool(nnx.relu(self.stem(images)), (3, 3), (2, 2), padding="SAME")
@@ -55,13 +55,13 @@ class Detector(nnx.Module):
         return maps.max((1, 2)), maps
 
 
-def main() -> None:
-    """Measure, and print what was found."""
+def measure(arguments: list[str] | None = None) -> dict[str, Any]:
+    """What is found, as the command line or ``arguments`` say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rng, side = np.random.default_rng(0), options.side
     images = [rng.normal(size=(8, side, side, 3)).astype("f4") for _ in range(options.batches)]
     batches = [{"image": jnp.asarray(part), "label": jnp.arange(8) % 4 == 0} for part in images]
@@ -116,9 +116,8 @@ def main() -> None:
                 begin = time.perf_counter()
                 jax.block_until_ready((run(name), states.get(name)))
                 times[name][stage].append(time.perf_counter() - begin)
-    found = {name: {stage: median(seen[1:]) for stage, seen in all_.items() if seen} for name, all_ in times.items()}
-    json.dump(found, sys.stdout)
+    return {name: {stage: median(seen[1:]) for stage, seen in all_.items() if seen} for name, all_ in times.items()}
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(measure(), sys.stdout)

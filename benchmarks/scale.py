@@ -66,12 +66,12 @@ def streamed(record: Any, update: Any, batches: list[Any], sizes: list[int], fin
     return {"rows": found, "slope": float(np.polyfit(x, y, 1)[0])}
 
 
-def main() -> None:
-    """Measure, and print what was found."""
+def measure(arguments: list[str] | None = None) -> dict[str, Any]:
+    """What is found, as the command line or ``arguments`` say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package", choices=("torch", "jax"))
     parser.add_argument("--largest", type=int, default=6, help="power of ten of the largest number of maps")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     use_cores(1)
     statistics, array, finished = torch_statistics() if options.package == "torch" else jax_statistics()
     rng = np.random.default_rng(0)
@@ -83,8 +83,8 @@ def main() -> None:
         found[name] = streamed(empty, update, batches, sizes, finished)
         found[name]["merge"] = seconds(lambda m=merge, r=record: m(r, r), 25, finished)
         found[name]["bytes"] = sum(np.asarray(field).nbytes for field in record)
-    json.dump(found, sys.stdout)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(measure(), sys.stdout)

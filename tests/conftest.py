@@ -1,4 +1,4 @@
-"""How many inputs hypothesis makes up."""
+"""How much of the tests runs: the usual verdict, or everything."""
 
 from typing import Any
 
@@ -8,6 +8,14 @@ from hypothesis import HealthCheck, settings
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--deep", action="store_true", help="2,000 made-up inputs for each such test instead of 25")
+    parser.addoption("--full", action="store_true", help="all backends on all tests and dtypes, and the slow tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,8 @@
-"""A training run in one or several processes, as a program: rank 0 writes what was fitted, each rank what it predicted.
+"""Training runs in one or several processes, as a program: each rank writes what was fitted, and what it predicted.
 
-``python tests/distributed_run.py FOLDER '{"kind": "cdf", "strategy": "ddp", "devices": 2}'``
+``python tests/distributed_run.py '[[FOLDER, {"kind": "cdf", "strategy": "ddp", "devices": 2}], ...]'``, one run after the
+other. Lightning starts the other processes, or whoever starts this program did, as ``torchrun`` does, with ``LOCAL_RANK``
+in the environment; then all runs share one process group.
 """
 
 import json
@@ -127,5 +129,6 @@ def main(folder: Path, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    for folder, options in json.loads(sys.argv[1]):
+        torch.manual_seed(0)
+        main(Path(folder), options)

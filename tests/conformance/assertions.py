@@ -56,7 +56,7 @@ def flushed(backend: Backend, dtype: str, span: float) -> float:
     """What a backend without subnormal numbers adds to the error of a min-max score (clause N13)."""
     if backend.subnormal or span == 0:
         return 0.0
-    return {"float64": 2.0**-1022, "float32": 2.0**-126}[oracle.arithmetic(dtype)] / span
+    return oracle.smallest_normal(oracle.arithmetic(dtype)) / span
 
 
 def order_slack(backend: Backend, value: float, dtype: str) -> float:

@@ -54,6 +54,9 @@ class Backend(ABC):
 
     name: str  # the library: "torch"
     variant: str = ""  # "eager"; may be empty
+    aim: str = ""  # of a wrong backend: the tests that it is for have names that begin with this
+    same_as: str = ""  # the id of the backend that this one is compiled from: its results have to be the same
+    compared: tuple[str, ...] = ()  # the dtypes in which they are compared by default; empty: all that it has
     dtypes: tuple[str, ...]  # floating dtypes it computes in, of "float64", "float32", "float16", "bfloat16"
     parts: tuple[str, ...] = ("kernels",)  # of PARTS
     min_max: Any  # kernels: has the functions of MIN_MAX_FUNCTIONS
@@ -113,6 +116,16 @@ class Backend(ABC):
         )
         return result
 
+    def program(
+        self, function: Callable[[Any, dict[str, Any]], dict[str, Any]], kept: Any, example: dict[str, Any]
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """``function(kept, inputs)`` as this variant runs it: compiled or exported once, for inputs like ``example``.
+
+        Batches of scores may have another size than those of the example.
+        """
+        del example
+        return lambda inputs: function(kept, inputs)
+
     def context(self, dtype: str) -> AbstractContextManager[Any]:
         """Entered around a test that computes in ``dtype``."""
         return nullcontext()
@@ -134,9 +147,9 @@ def available() -> list[str]:
 
 
 def load(request: str) -> list[Backend]:
-    """Backends for one item of ``--backends``: a name (all variants), an id (one variant), or ``mutant:<name>``."""
-    if request.startswith("mutant:"):
-        return [import_module(_MUTANTS).MUTANTS[request.removeprefix("mutant:")]()]
+    """Backends for one item of ``--backends``: a name (all variants), an id (one variant), or ``mutants``."""
+    if request == "mutants":
+        return [mutant() for mutant in import_module(_MUTANTS).MUTANTS.values()]
     providers: dict[str, Callable[[], Any]] = {
         point.name: point.load for point in entry_points(group=ENTRY_POINT_GROUP)
     }

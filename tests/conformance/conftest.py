@@ -39,10 +39,20 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == _PROPERTY and (report.when == "call" or report.failed):
-                backend, *clauses = str(value).split()
-                word = "xfail" if hasattr(report, "wasxfail") else report.outcome
+                backend, how, *clauses = str(value).split()
+                word = _word(report)
                 for clause in clauses:
-                    self._results[backend, clause].append(word)
+                    self._results[backend, clause].append("same" if (how, word) == ("same", "passed") else word)
+
+
+def _word(report: pytest.TestReport) -> str:
+    """How a test ended; a failure that is no failed assertion is an error."""
+    if hasattr(report, "wasxfail"):
+        return "xfail"
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if report.failed and crash is not None and not crash.message.startswith(("assert", "AssertionError", "Failed")):
+        return "error"
+    return report.outcome
 
 
 def _selected(config: pytest.Config) -> list[Backend]:
@@ -56,29 +66,48 @@ def _selected(config: pytest.Config) -> list[Backend]:
     return config.stash[_BACKENDS]
 
 
+# Half types take as many tests and programs as float32: by default where one of these clauses speaks of them.
+_CLAUSES_OF_HALF_TYPES = {"N4", "N9"}
+_HALF_TYPES = {"float16", "bfloat16"}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" not in metafunc.fixturenames:
+    """Parametrize ``backend``, all that are tested directly, or ``variant``, those compared with another backend."""
+    (fixture,) = {"backend", "variant"}.intersection(metafunc.fixturenames) or {None}
+    if fixture is None:
         return
     (needed,) = {mark.args[0] for mark in metafunc.definition.iter_markers("needs")} or {"kernels"}
     if needed not in PARTS:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: needs {needed!r}, which is none of {PARTS}")
+    full = metafunc.config.getoption("--full")
     backends = [backend for backend in _selected(metafunc.config) if needed in backend.parts]
+    if fixture == "variant":
+        backends = [backend for backend in backends if backend.same_as]
+    elif not full:
+        backends = [backend for backend in backends if not backend.same_as]
     if "dtype" in metafunc.fixturenames:
         wanted = {mark.args[0] for mark in metafunc.definition.iter_markers("dtypes")}
+        clauses = {clause for mark in metafunc.definition.iter_markers("clause") for clause in mark.args}
+        left_out = set() if full or fixture == "variant" or clauses & _CLAUSES_OF_HALF_TYPES else _HALF_TYPES
         cases = [
             pytest.param(backend, dtype, id=f"{backend.id}-{dtype}")
             for backend in backends
-            for dtype in backend.dtypes
-            if not wanted or any(dtype in names for names in wanted)
+            for dtype in (backend.dtypes if full or not backend.compared else backend.compared)
+            if (not wanted or any(dtype in names for names in wanted)) and dtype not in left_out
         ]
-        metafunc.parametrize(("backend", "dtype"), cases, scope="session", indirect=["backend"])
+        metafunc.parametrize((fixture, "dtype"), cases, scope="session", indirect=[fixture])
     else:
         cases = [pytest.param(backend, id=backend.id) for backend in backends]
-        metafunc.parametrize("backend", cases, scope="session", indirect=True)
+        metafunc.parametrize(fixture, cases, scope="session", indirect=True)
 
 
 @pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def variant(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
 
@@ -94,7 +123,8 @@ def _context(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _backend_of(item: pytest.Item) -> Backend | None:
-    backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = parameters.get("backend", parameters.get("variant"))
     return backend if isinstance(backend, Backend) else None
 
 
@@ -103,11 +133,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     own = [(item, backend) for item in items if item.path.parent == here and (backend := _backend_of(item))]
     if not own:
         return
+    missed = {id(item) for item, backend in own if not item.name.startswith(f"test_{backend.aim}")}
+    items[:] = [item for item in items if id(item) not in missed]
+    own = [(item, backend) for item, backend in own if id(item) not in missed]
     for item, backend in own:
         clauses = _clauses(item)
-        if not clauses or not item.name.startswith(f"test_{clauses[0].lower()}_"):
+        direct = "backend" in item.callspec.params  # type: ignore[attr-defined]
+        begins = clauses[0].lower() if direct and clauses else "same"
+        if not clauses or not item.name.startswith(f"test_{begins}_"):
             raise pytest.UsageError(f"{item.nodeid}: mark the clauses it checks, and begin its name with the first")
-        item.user_properties.append((_PROPERTY, " ".join((backend.id, *clauses))))
+        # What is compiled once serves all tests of a backend in one dtype: one worker takes them.
+        dtype = item.callspec.params.get("dtype", backend.usual_dtype)  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(f"{backend.id}-{dtype}"))
+        item.user_properties.append((_PROPERTY, " ".join((backend.id, "direct" if direct else "same", *clauses))))
     whole_suite = all("::" not in arg and Path(arg.split("::")[0]).suffix != ".py" for arg in config.args)
     for backend in _selected(config):
         mine = [item for item, owner in own if owner is backend]
@@ -131,12 +169,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     backends = sorted({backend for backend, _ in results})
     clauses = sorted({clause for _, clause in results}, key=lambda clause: (clause[0], int(clause[1:])))
-    width = max(map(len, backends))
-    terminalreporter.section("clauses proven: tests passed by each backend")
+    marks = {backend.id: f"{backend.id} = {backend.same_as}" for backend in _selected(config) if backend.same_as}
+    width = max(len(marks.get(backend, backend)) for backend in backends)
+    terminalreporter.section("clauses proven: tests passed by each backend, = the same results as another one")
     terminalreporter.write_line(" " * width + "".join(f"{clause:>6}" for clause in clauses))
     for backend in backends:
         cells = (_cell(results.get((backend, clause), [])) for clause in clauses)
-        terminalreporter.write_line(f"{backend:<{width}}" + "".join(f"{cell:>6}" for cell in cells))
+        terminalreporter.write_line(f"{marks.get(backend, backend):<{width}}" + "".join(f"{cell:>6}" for cell in cells))
 
 
 def _cell(outcomes: list[str]) -> str:
@@ -144,5 +183,8 @@ def _cell(outcomes: list[str]) -> str:
         return "-"
     if "failed" in outcomes:
         return "FAIL"
-    passed = str(outcomes.count("passed"))
-    return passed + "x" if "xfail" in outcomes else passed
+    if "error" in outcomes:
+        return "ERROR"
+    passed = outcomes.count("passed")
+    cell = str(passed) if passed else "=" if "same" in outcomes else "0"
+    return cell + "x" if "xfail" in outcomes else cell

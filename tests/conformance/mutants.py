@@ -1,6 +1,7 @@
 """Backends that are wrong on purpose, each in one way that somebody has shipped: the suite must fail them.
 
-``MUTANTS`` maps a name to a backend class; ``KILLED_BY`` maps it to the clause that must notice.
+``MUTANTS`` maps a name to a backend class; ``KILLED_BY`` maps it to the clause that must notice. ``--backends mutants``
+runs all of them, each on the tests whose names begin with that clause (its ``aim``).
 """
 
 import math
@@ -233,8 +234,27 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
 }
 
 
+def _off_by_two_places(x: Array, t: float, low: float, high: float) -> Array:
+    unit = min_max.normalize(x, t, low, high)
+    return np.where(unit < 0.4, unit + unit.dtype.type(2.0**-22), unit)
+
+
+def _above(z: Array, t: float) -> Array:
+    return np.where(z == t, np.nextafter(np.asarray(0.5, z.dtype), 0), cdf.normalize(z, t)).astype(z.dtype)
+
+
+# The same for variants that have to give what NumPy gives. Their clause is where the table has to say so.
+_WRONG_VARIANTS: dict[str, tuple[str, str, Any, str]] = {
+    "variant-off-by-two-places": ("min_max", "normalize", _off_by_two_places, "N1"),
+    "variant-flags-above-the-threshold": ("cdf", "normalize", _above, "N4"),
+    "variant-ignores-where": ("cdf", "update", _ignores_where, "S1"),
+    "variant-flags-with-integers": ("threshold", "flag", lambda x, t: threshold.flag(x, t).astype(np.int64), "N4"),
+    "variant-widens": ("min_max", "margin", lambda x, *given: min_max.margin(x, *given).astype(np.float64), "N10"),
+}
+
+
 def _mutant(name: str) -> type[NumPy]:
-    module, function, replacement, _ = _WRONG[name]
+    module, function, replacement, clause = (_WRONG | _WRONG_VARIANTS)[name]
     parts: dict[str, Any] = {}
     for part, source, functions in (
         ("min_max", min_max, MIN_MAX_FUNCTIONS),
@@ -243,8 +263,10 @@ def _mutant(name: str) -> type[NumPy]:
     ):
         namespace = {each: getattr(source, each) for each in functions}
         parts[part] = SimpleNamespace(**namespace | ({function: replacement} if part == module else {}))
-    return type("Mutant", (NumPy,), {"name": "mutant", "variant": name, "dtypes": ("float64", "float32"), **parts})
+    about = {"name": "mutant", "variant": name, "dtypes": ("float64", "float32")}
+    about |= {"same_as": "numpy", "aim": "same"} if name in _WRONG_VARIANTS else {"aim": clause.lower()}
+    return type("Mutant", (NumPy,), {**about, **parts})
 
 
-MUTANTS = {name: _mutant(name) for name in _WRONG}
-KILLED_BY = {name: clause for name, (_, _, _, clause) in _WRONG.items()}
+KILLED_BY = {name: clause for name, (_, _, _, clause) in (_WRONG | _WRONG_VARIANTS).items()}
+MUTANTS = {name: _mutant(name) for name in KILLED_BY}

@@ -27,6 +27,16 @@ def arithmetic(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
+def smallest_normal(dtype: str) -> float:
+    """The smallest positive number that is not subnormal."""
+    return math.ldexp(1.0, _FORMATS[dtype][1])
+
+
+def largest(dtype: str) -> float:
+    """The largest finite number."""
+    return _FORMATS[dtype][2]
+
+
 def ulp(value: float, dtype: str) -> float:
     """Distance to the next number of larger magnitude, for the binade of ``value``."""
     digits, smallest, _ = _FORMATS[dtype]

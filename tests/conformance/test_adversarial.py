@@ -21,15 +21,12 @@ from conformance.test_cdf import z_tolerance
 
 SIZE = 6
 _WIDTH = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 32}
-_LARGEST = {"float64": 1.7976931348623157e308, "float32": 2.0**128 - 2.0**104, "float16": 65504.0}
-_LARGEST["bfloat16"] = 2.0**128 - 2.0**120
-_TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 
 def numbers(dtype: str) -> st.SearchStrategy[float]:
     """Anything that ``dtype`` holds: the odd ones often."""
-    least = _TINY[dtype] * oracle.ulp(1.0, dtype)
-    odd = [0.0, least, 3 * least, _TINY[dtype], _LARGEST[dtype], 1.0, oracle.next_up(1.0, dtype), 0.5, 2.0]
+    least, tiny = oracle.ulp(0.0, dtype), oracle.smallest_normal(dtype)
+    odd = [0.0, least, 3 * least, tiny, oracle.largest(dtype), 1.0, oracle.next_up(1.0, dtype), 0.5, 2.0]
     signed = [value * sign for value in odd for sign in (1.0, -1.0)]
     drawn = st.floats(width=_WIDTH[dtype]).map(lambda value: oracle.rounded(value, dtype))  # type: ignore[arg-type]
     return st.one_of(st.sampled_from([*signed, math.nan, math.inf, -math.inf]), drawn)
@@ -38,7 +35,8 @@ def numbers(dtype: str) -> st.SearchStrategy[float]:
 def parameters(dtype: str) -> st.SearchStrategy[float]:
     """Finite numbers of the dtype of parameters, not subnormal: no threshold is (specification, N10 and JAX)."""
     kept = oracle.arithmetic(dtype)
-    return numbers(kept).filter(lambda value: math.isfinite(value) and (value == 0 or abs(value) >= _TINY[kept]))
+    tiny = oracle.smallest_normal(kept)
+    return numbers(kept).filter(lambda value: math.isfinite(value) and (value == 0 or abs(value) >= tiny))
 
 
 def around(threshold: float, dtype: str) -> st.SearchStrategy[float]:
@@ -82,7 +80,7 @@ def test_n1_any_scores_threshold_and_range(backend: Backend, dtype: str, data: s
     threshold = data.draw(parameters(dtype), label="threshold")
     low, high = sorted([data.draw(parameters(dtype), label="a"), data.draw(parameters(dtype), label="b")])
     # JAX takes a range that is subnormal for none at all.
-    assume(low == high or high - low >= _TINY[oracle.arithmetic(dtype)])
+    assume(low == high or high - low >= oracle.smallest_normal(oracle.arithmetic(dtype)))
     scores = data.draw(batch(around(threshold, dtype)), label="scores")
     found = backend.min_max.normalize(backend.asarray(scores, dtype), *arrays(backend, dtype, threshold, low, high))
     assert_unit_scores(backend, dtype, found, scores, threshold)
@@ -124,9 +122,9 @@ def test_n2_any_scores_and_moments(backend: Backend, dtype: str, data: st.DataOb
     std = oracle.rounded(data.draw(st.floats(2.0**-8, 16), label="std"), kept)
     scores = data.draw(batch(around(math.exp(mean), dtype)), label="scores")
     if dtype == "float64":  # JAX: specification, "JAX on CPU and subnormal numbers"
-        scores = [0.0 if abs(x) < _TINY[dtype] else x for x in scores]
+        scores = [0.0 if abs(x) < oracle.smallest_normal(dtype) else x for x in scores]
     exact = [oracle.z_score(x, mean, std) for x in scores]
-    assume(all(not abs(z) < math.inf or abs(z) < 0.99 * _LARGEST[dtype] for z in exact))
+    assume(all(not abs(z) < math.inf or abs(z) < 0.99 * oracle.largest(dtype) for z in exact))
     logs = [abs(math.log(x)) for x in scores if 0 < x < math.inf]
     size = max(logs, default=0.0) + abs(mean)
     finite = [math.isfinite(float(z)) for z in exact]
@@ -149,7 +147,7 @@ def test_s1_any_stream_of_ranges(backend: Backend, dtype: str, data: st.DataObje
     taken = [x for values, mask in zip(batches, masks, strict=True) for x, ok in zip(values, mask, strict=True) if ok]
     valid = [x for x in taken if math.isfinite(x)]
     # XLA on a CPU may take a subnormal number for zero when it compares.
-    near = _TINY[oracle.arithmetic(dtype)] if backend.name == "jax" else 0.0
+    near = 0.0 if backend.subnormal else oracle.smallest_normal(oracle.arithmetic(dtype))
     for record in (stream, total):
         assert backend.count(record.count) == len(valid)
         assert backend.count(record.invalid) == len(taken) - len(valid)
@@ -164,7 +162,7 @@ def test_s1_any_stream_of_ranges(backend: Backend, dtype: str, data: st.DataObje
 def test_s3_any_stream_of_moments(backend: Backend, dtype: str, data: st.DataObject) -> None:
     batches = data.draw(st.lists(batch(numbers(dtype)), min_size=1, max_size=4), label="batches")
     if dtype == "float64":
-        batches = [[0.0 if abs(x) < _TINY[dtype] else x for x in values] for values in batches]
+        batches = [[0.0 if abs(x) < oracle.smallest_normal(dtype) else x for x in values] for values in batches]
     update, merge, init = (getattr(backend.cdf, name) for name in ("update", "merge", "init"))
     stream, total = init(), init()
     for values in batches:

@@ -1,13 +1,28 @@
-"""The benchmark program runs and reports every row; what it measures is nobody's verdict."""
+"""The benchmark programs run and report every row, in this process and at tiny sizes.
 
-import subprocess
+What they measure is nobody's verdict.
+"""
+
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+TINY: dict[str, dict[str, Any]] = {
+    "kernels": {"SHAPE": (4, 1, 16, 16)},
+    "loop": {"WIDTHS": (4, 8)},
+    "loop_jax": {"WIDTHS": (4, 8)},
+    "scale": {"SIDE": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])  # programs import what lies beside them
 
 
 def rows(text: str) -> list[list[str]]:
@@ -15,12 +30,28 @@ def rows(text: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "---" not in line]
 
 
-def test_every_row_of_the_page_is_measured() -> None:
-    result = subprocess.run(
-        [sys.executable, str(FOLDER / "bench.py"), "--quick"], capture_output=True, text=True, check=False, timeout=400
-    )
-    assert result.returncode == 0, result.stderr
-    found, published = rows(result.stdout), rows(PAGE.read_text(encoding="utf-8"))
+def test_every_row_of_the_page_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bench = import_module("bench")
+
+    def worker(program: str, *arguments: str, keep_memory: bool = True) -> Any:
+        module = import_module(program.removesuffix(".py"))
+        for name, value in TINY.get(module.__name__, {}).items():
+            monkeypatch.setattr(module, name, value)
+        if hasattr(module, "use_cores"):
+            monkeypatch.setattr(module, "use_cores", lambda _: None)  # other tests need them
+        repetitions = {"kernels": ("--repetitions", "1"), "batches": ("--repetitions", "3")}
+        return module.measure([*arguments, *repetitions.get(module.__name__, ())])
+
+    monkeypatch.setattr(bench, "worker", worker)
+    monkeypatch.setattr(bench, "import_times", lambda _: dict.fromkeys(bench.IMPORTS, 1.0))
+    monkeypatch.setattr("torch.compile", lambda function: function)
+    monkeypatch.setattr(import_module("measuring").time, "sleep", lambda _: None)
+    threads = import_module("torch").get_num_threads()
+    bench.main(["--quick"])
+    import_module("torch").set_num_threads(threads)
+    found, published = rows(capsys.readouterr().out), rows(PAGE.read_text(encoding="utf-8"))
     names = [row[0] for row in found]
     assert len(names) > 40
     assert {"min-max normalize", "CDF normalize", "per-pixel moments update", "`anomnorm_jax`"} <= set(names)
@@ -28,12 +59,8 @@ def test_every_row_of_the_page_is_measured() -> None:
 
 
 def test_every_way_to_run_a_normalizer_is_compared() -> None:
-    program = FOLDER / "parity.py"
-    result = subprocess.run(
-        [sys.executable, str(program), "--quick"], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    found = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("|")][2:]
+    text = import_module("parity").page(2_000)
+    found = [line.split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
     assert [row[0].removeprefix("| ").split(",")[0] for row in found] == [*["NumPy"], *["PyTorch"] * 3, *["JAX"] * 2]
     assert all(row[1] == "0" for row in found)  # labels that differ under min-max
     page = PAGE.with_name("parity.md").read_text(encoding="utf-8")
@@ -41,14 +68,12 @@ def test_every_way_to_run_a_normalizer_is_compared() -> None:
 
 
 @pytest.mark.clause("N13")
-def test_every_backend_is_within_the_published_bounds() -> None:
-    program = FOLDER / "accuracy.py"
-    result = subprocess.run(
-        [sys.executable, str(program), "--quick"], capture_output=True, text=True, check=False, timeout=600
-    )
-    assert result.returncode == 0, result.stderr
+def test_every_backend_is_within_the_published_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy = import_module("accuracy")
+    monkeypatch.setattr(accuracy, "SIZES", (1, 8))
+    backends = [name for name in accuracy.BACKENDS if name != "torch-compiled"]
     dtypes = ("float64", "float32", "float16", "bfloat16")
-    found = [row for row in rows(result.stdout) if row[0] in dtypes]
+    found = [row for row in rows("\n".join(accuracy.tables(300, tuple(backends)))) if row[0] in dtypes]
     published = rows(PAGE.with_name("accuracy.md").read_text(encoding="utf-8"))
     expected = [row[:2] for row in published if row[0] in dtypes and "compiled" not in row[1]]
     assert [row[:2] for row in found] == expected
@@ -56,23 +81,19 @@ def test_every_backend_is_within_the_published_bounds() -> None:
     assert all(float(row[-1]) <= 1.0 for row in found), found  # the share of the bound
 
 
-def test_a_block_of_every_float32_number_is_looked_at() -> None:
-    program = (
-        "import sys; sys.path[:0] = ['benchmarks', 'tests']; import exhaustive as e; e.BLOCK = 2**12\n"
-        "e.BACKENDS = ('numpy', 'torch-eager', 'jax-jit'); e.KEYS = range(-e.LARGEST, e.LARGEST, e.BLOCK)\n"
-        "assert e.numbers(-2, 1).tolist() == [-2.0**-148, -2.0**-149, 0.0, 2.0**-149]\n"
-        "one = e.KEYS.index(0x3F800000 // e.BLOCK * e.BLOCK - e.LARGEST % e.BLOCK)\n"
-        "for check in e.CHECKS:\n"
-        "    parts = [e.look((check, block))[2] for block in (0, one, one + 1, len(e.KEYS) - 1)]\n"
-        "    for name in e.BACKENDS:\n"
-        "        total = parts[0][name]\n"
-        "        for part in parts[1:]: total = e.merged(total, part[name])\n"
-        "        assert total['decisions'] == 0\n"
-        "        assert check == 'decision' or (0 < total['error'] <= 2**-23 and total['outside'] == 0)\n"
-        "print('fine')"
-    )
-    root = FOLDER.parent
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300, cwd=root
-    )
-    assert result.stdout.strip() == "fine", result.stderr
+def test_a_block_of_every_float32_number_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    exhaustive = import_module("exhaustive")
+    monkeypatch.setattr(exhaustive, "BLOCK", 2**12)
+    monkeypatch.setattr(exhaustive, "BACKENDS", ("numpy", "torch-eager", "jax-jit"))
+    keys = range(-exhaustive.LARGEST, exhaustive.LARGEST, 2**12)
+    monkeypatch.setattr(exhaustive, "KEYS", keys)
+    assert exhaustive.numbers(-2, 1).tolist() == [-(2.0**-148), -(2.0**-149), 0.0, 2.0**-149]
+    one = keys.index(0x3F800000 // 2**12 * 2**12 - exhaustive.LARGEST % 2**12)
+    for check in exhaustive.CHECKS:
+        parts = [exhaustive.look((check, block))[2] for block in (0, one, one + 1, len(keys) - 1)]
+        for name in exhaustive.BACKENDS:
+            total = parts[0][name]
+            for part in parts[1:]:
+                total = exhaustive.merged(total, part[name])
+            assert total["decisions"] == 0
+            assert check == "decision" or (0 < total["error"] <= 2**-23 and total["outside"] == 0)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("demo")  # which runs once
+
 DEMO = Path(__file__).parents[2] / "examples" / "digits" / "demo.py"
 
 

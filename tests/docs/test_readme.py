@@ -12,23 +12,41 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 FENCE = re.compile(r"(<!-- continue -->\n)?^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
-def _programs() -> list[object]:
-    # A block stands for itself, unless the page says that it continues the one above.
-    programs = []
-    for page in PAGES:
-        blocks: list[str] = []
-        for continues, code in FENCE.findall(page.read_text()):
-            blocks = [*blocks, code] if continues else [code]
-            name = f"{page.relative_to(ROOT)}-{len(programs)}"
-            programs.append(pytest.param("\n".join(blocks), id=name))
+def _programs(page: Path) -> list[str]:
+    """What can be pasted: each block for itself, or after those that the page says it continues."""
+    programs: list[str] = []
+    for continues, code in FENCE.findall(page.read_text()):
+        # The longer one contains the shorter one.
+        programs = [*programs[:-1], programs[-1] + "\n" + code] if continues else [*programs, code]
     return programs
 
 
-@pytest.mark.parametrize("program", _programs())
-def test_code_blocks_run_as_pasted(program: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120
-    )
+# Each program as the main module of an own namespace and folder; a process for each would import everything anew.
+RUNNER = """
+import os, sys, tempfile, traceback, types
+for number, program in enumerate(open(sys.argv[1]).read().split(chr(0))):
+    os.chdir(tempfile.mkdtemp())
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        exec(compile(program, f"<program {number}>", "exec"), main.__dict__)
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(f"program {number}:\\n{program}")
+"""
+
+
+def test_blocks_that_continue_are_run_with_those_before() -> None:
+    page = next(page for page in PAGES if page.name == "jax.md")
+    programs = _programs(page)
+    assert len(programs) < len(FENCE.findall(page.read_text()))
+    assert all("import" in program for program in programs)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _programs(page)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_blocks_run_as_pasted(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "programs").write_text("\0".join(_programs(page)))
+    command = [sys.executable, "-c", RUNNER, str(tmp_path / "programs")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,16 +1,17 @@
 """A validation run with hooks over one or several devices and processes, as a program that prints what was found.
 
-``python sharded_run.py KIND DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. AXES are "Auto", where
+``python sharded_run.py DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. AXES are "Auto", where
 the compiler finds the shardings, or "Explicit", where they are part of the types.
 """
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import jax
 
-kind, devices, axes, *process = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+devices, axes, *process = int(sys.argv[1]), *sys.argv[2:]
 jax.config.update("jax_num_cpu_devices", devices)
 if process:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -41,18 +42,15 @@ def globally(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 batches = [globally({name: part[i : i + 8] for name, part in DATA.items()}) for i in range(0, 32, 8)]
-hook: Any = CdfNormalizationHook(progress=False) if kind == "cdf" else MinMaxNormalizationHook()
-
-
-def run(update: Any) -> dict[str, Any]:
+def run(hook: Any, update: Any) -> dict[str, Any]:
     """What a run finds whose batches go through ``update``."""
     state = hook.setup(batches[0])
-    if kind == "cdf":
+    if isinstance(hook, CdfNormalizationHook):
         state = hook.on_validation_epoch_start(state, lambda batch: batch, batches)
     else:
         state = hook.on_validation_epoch_start(state)
     for batch in batches:
-        state = update(state, batch)
+        state = update(hook, state, batch)
     state = hook.on_validation_epoch_end(state)
     result = hook.on_predict_batch_end(state, batches[1])
     assert result["pred_scores"].sharding.is_equivalent_to(split, 1)
@@ -65,12 +63,12 @@ def run(update: Any) -> dict[str, Any]:
     }
 
 
-def jitted(state: Any, batch: Any) -> Any:
+def jitted(hook: Any, state: Any, batch: Any) -> Any:
     return hook.on_validation_batch_end(state, batch)[0]
 
 
-@jax.jit
-def mapped(state: Any, batch: Any) -> Any:
+@partial(jax.jit, static_argnums=0)
+def mapped(hook: Any, state: Any, batch: Any) -> Any:
     """The same with an axis name: each shard begins from nothing, and all of them are merged into the state."""
 
     def shard(begun: Any, part: Any) -> Any:
@@ -115,16 +113,17 @@ def split_selection() -> bool:
     )
 
 
-def moved() -> bool:
+def moved(hook: Any) -> bool:
     """Whether a state that Orbax restored with its maps split over the devices scores like the one that was saved."""
     import tempfile
 
     import orbax.checkpoint as ocp
 
     state = hook.setup(batches[0])
-    state = hook.on_validation_epoch_start(state, *(() if kind == "min-max" else (lambda batch: batch, batches)))
+    passed = (lambda batch: batch, batches) if isinstance(hook, CdfNormalizationHook) else ()
+    state = hook.on_validation_epoch_start(state, *passed)
     for batch in batches:
-        state = jitted(state, batch)
+        state = jitted(hook, state, batch)
     state = hook.on_validation_epoch_end(state)
     rows, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("batch"), PartitionSpec()))
     fresh = hook.setup(batches[0])
@@ -136,15 +135,18 @@ def moved() -> bool:
         checkpointer.save(f"{folder}/state", hook.to_arrays(state))
         checkpointer.wait_until_finished()
         restored = hook.restore(fresh, checkpointer.restore(f"{folder}/state", template))
-    if kind == "cdf":
+    if passed:
         assert restored.pixel.mean.sharding.is_equivalent_to(rows, 2)
     found, expected = (hook.on_predict_batch_end(each, batches[1]) for each in (restored, state))
     return all(bool((found[name] == expected[name]).all()) for name in expected)
 
 
-found: dict[str, Any] = {"jit": run(jitted), "shard_map": run(mapped)}
+HOOKS = {"min-max": MinMaxNormalizationHook(), "cdf": CdfNormalizationHook(progress=False)}
+found: dict[str, Any] = {
+    kind: {"jit": run(hook, jitted), "shard_map": run(hook, mapped)} for kind, hook in HOOKS.items()
+}
 if not process:
     found["selected"] = split_selection()
     if axes == "Auto":  # else statistics and batches split over the same devices do not go together
-        found["moved"] = moved()
+        found["moved"] = all(moved(hook) for hook in HOOKS.values())
 print(json.dumps(found))

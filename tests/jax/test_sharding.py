@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 PROGRAM = Path(__file__).parent / "sharded_run.py"
+pytestmark = pytest.mark.xdist_group("sharding")  # runs are shared
+
 KINDS = pytest.mark.parametrize("kind", ["min-max", "cdf"])
 
 
@@ -30,8 +32,16 @@ def finish(process: "subprocess.Popen[str]") -> Any:
 
 
 @lru_cache
-def run(kind: str, devices: int, axes: str = "Auto") -> Any:
-    return finish(start(kind, devices, axes))
+def run(devices: int, axes: str = "Auto") -> Any:
+    return finish(start(devices, axes))
+
+
+@lru_cache
+def run_two_processes() -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [finish(process) for process in [start(2, "Auto", port, rank) for rank in (0, 1)]]
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -62,11 +72,11 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.clause("L8", "T2", "T5")
 @KINDS
-@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+@pytest.mark.parametrize("axes", ["Auto", pytest.param("Explicit", marks=pytest.mark.full)])
 def test_a_batch_over_four_devices(kind: str, axes: str) -> None:
-    one, four = run(kind, 1), run(kind, 4, axes)
+    one, four = run(1), run(4, axes)
     for way in ("jit", "shard_map"):
-        assert_same(four[way], one["jit"])
+        assert_same(four[kind][way], one[kind]["jit"])
     assert four["selected"]
     assert four.get("moved", axes == "Explicit")  # a checkpoint onto another sharding
 
@@ -74,12 +84,6 @@ def test_a_batch_over_four_devices(kind: str, axes: str) -> None:
 @pytest.mark.clause("L8", "T2", "T5")
 @KINDS
 def test_two_processes_of_two_devices(kind: str) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [start(kind, 2, "Auto", port, rank) for rank in (0, 1)]
-    one = run(kind, 1)
-    for process in processes:
-        found = finish(process)
+    for found in run_two_processes():
         for way in ("jit", "shard_map"):
-            assert_same(found[way], one["jit"])
+            assert_same(found[kind][way], run(1)[kind]["jit"])

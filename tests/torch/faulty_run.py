@@ -1,13 +1,15 @@
-"""A training of three epochs that saves its last checkpoint, and can die at a stage of the second, as a program.
+"""Trainings of three epochs that save their last checkpoint, and can die at a stage of the second, as a program.
 
-``python faulty_run.py KIND FOLDER [STAGE]``: without a stage, it goes on from the last checkpoint, if there is one, to
-the end, and prints the statistics.
+``python faulty_run.py '[["cdf", FOLDER, STAGE], ...]'``: each training in a process of its own (forked, so that nothing is
+imported again), one after the other. Without a stage (null) it goes on from the last checkpoint, if there is one, to the
+end. Prints for each of them how its process ended, what it left in the folder, and the statistics.
 """
 
 import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,6 @@ from anomnorm_torch.life_cycle import validation_run
 from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
 from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
 
-kind, folder = sys.argv[1], Path(sys.argv[2])
-stage = sys.argv[3] if len(sys.argv) > 3 else None
 RNG = np.random.default_rng(83)
 LABELS = np.arange(12) % 3 == 1
 SCORES = np.exp(RNG.normal(size=12) + LABELS)
@@ -33,7 +33,6 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "min-max": (MinMaxNormalizationCallback, MinMax),
     "cdf": (CdfNormalizationCallback, AnomalyScoreDistribution),
 }
-callback_class, statistics_class = CLASSES[kind]
 
 
 def die_in_second_epoch(owner: Any, name: str, module: ScriptedModule) -> None:
@@ -51,24 +50,48 @@ def die_in_second_epoch(owner: Any, name: str, module: ScriptedModule) -> None:
     setattr(owner, name, deadly)
 
 
-# What each stage calls.
-STAGES: dict[str, tuple[Any, str]] = {
-    "collection": (statistics_class, "update"),
-    "update": (validation_run.ValidationRun, "add"),
-    "finish": (statistics_class, "finish"),
-    "threshold": (validation_run.ValidationRun, "image_threshold"),
-    "checkpoint": (NormalizationLifeCycle, "on_save_checkpoint"),
-}
+def train(kind: str, folder: Path, stage: str | None) -> dict[str, Any]:
+    callback_class, statistics_class = CLASSES[kind]
+    stages: dict[str, tuple[Any, str]] = {  # what each stage calls
+        "collection": (statistics_class, "update"),
+        "update": (validation_run.ValidationRun, "add"),
+        "finish": (statistics_class, "finish"),
+        "threshold": (validation_run.ValidationRun, "image_threshold"),
+        "checkpoint": (NormalizationLifeCycle, "on_save_checkpoint"),
+    }
+    module = ScriptedModule()
+    if stage is not None:
+        die_in_second_epoch(*stages[stage], module)
+    saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    run = trainer(callback_class(), saving, max_epochs=3, enable_checkpointing=True, num_sanity_val_steps=0)
+    training = loader(samples(SCORES[~LABELS], MAPS[~LABELS]))
+    last = folder / "last.ckpt"
+    run.fit(module, training, loader(samples(SCORES, MAPS, LABELS)), ckpt_path=last if last.exists() else None)
+    state = {name: value.tolist() for name, value in module.normalization_metrics.state_dict().items()}
+    return {"epochs": run.current_epoch, "gain": module.gain.item(), "state": state}
+
+
+def in_a_process(kind: str, folder: Path, stage: str | None) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            found = train(kind, folder, stage)
+            os.write(writing, json.dumps(found).encode())  # less than the pipe holds
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = sorted(path.name for path in folder.iterdir())
+    return {"code": code, "left": left, "found": json.loads(text) if text else None}
+
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.simplefilter("ignore")
-module = ScriptedModule()
-if stage is not None:
-    die_in_second_epoch(*STAGES[stage], module)
-saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-run = trainer(callback_class(), saving, max_epochs=3, enable_checkpointing=True, num_sanity_val_steps=0)
-training = loader(samples(SCORES[~LABELS], MAPS[~LABELS]))
-last = folder / "last.ckpt"
-run.fit(module, training, loader(samples(SCORES, MAPS, LABELS)), ckpt_path=last if last.exists() else None)
-state = {name: value.tolist() for name, value in module.normalization_metrics.state_dict().items()}
-print(json.dumps({"epochs": run.current_epoch, "gain": module.gain.item(), "state": state}))
+print(json.dumps([in_a_process(kind, Path(folder), stage) for kind, folder, stage in json.loads(sys.argv[1])]))

@@ -1,11 +1,14 @@
 """Two processes fit what one fits (clause L8), started either way, with real Trainers in processes of their own."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
-import time
+import warnings
 from functools import lru_cache
 from pathlib import Path
+from subprocess import PIPE
 from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
@@ -21,34 +24,77 @@ from anomnorm_core import AnomnormError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 from anomnorm_torch.life_cycle.processes import distinct
 
+# Runs are shared.
+pytestmark = pytest.mark.xdist_group("processes")
+
 KINDS = pytest.mark.parametrize("kind", ["min-max", "cdf"])
+ONE_KIND_IS_ENOUGH = pytest.mark.parametrize("kind", [pytest.param("min-max", marks=pytest.mark.full), "cdf"])
+OTHER_RUNS: dict[str, dict[str, Any]] = {
+    "fitted on validation data": {"kind": "cdf", "callback": {"source": "validation"}, "subset": True},
+    # Just above a score is elsewhere in float64.
+    "float64": {
+        "kind": "min-max",
+        "callback": {"threshold": "normal_quantile", "normal_quantile": 0.8},
+        "double": True,
+    },
+    "a sampler of one's own": {"kind": "cdf", "callback": {"threshold": 1.0}, "subset": True},
+    "validated without training": {"kind": "cdf", "callback": {"threshold": 1.0}, "subset": True, "validate": True},
+    "batches": {"kind": "cdf", "batch_sampler": True},
+}
+RUNS = OTHER_RUNS | {
+    "min-max": {"kind": "min-max"},
+    "min-max, sparse": {"kind": "min-max", "sparse": True},
+    "cdf": {"kind": "cdf"},
+    "cdf, sparse": {"kind": "cdf", "sparse": True},
+}
 
 
-def start(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the program in ``folder``; a run that hangs is an error."""
-    command = [sys.executable, str(Path(distributed_run.__file__)), str(folder), json.dumps(options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+def start(*jobs: tuple[Path, dict[str, Any]], **environment: str) -> "subprocess.Popen[str]":
+    """Run the program."""
+    text = json.dumps([(str(folder), options) for folder, options in jobs])
+    command = [sys.executable, distributed_run.__file__, text]
+    return subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=PIPE, env=os.environ | environment)
+
+
+def finish(process: "subprocess.Popen[str]", *, fails: bool = False) -> None:
+    """Wait for it; a run that hangs is an error."""
+    try:
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert (process.returncode != 0) == fails, errors[-4000:]
+
+
+def written(folder: Path, ranks: int) -> Any:
+    """What the ranks of a finished run wrote."""
+    fitted, predicted = (
+        [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(ranks)]
+        for name in ("fitted", "predicted")
+    )
+    return SimpleNamespace(fitted=fitted, predicted=predicted)
 
 
 @lru_cache
-def run(kind: str, strategy: str, sparse: bool, more: str = "{}", epochs: int = 1) -> Any:
-    """What the ranks of a finished run wrote."""
+def one_process(name: str, epochs: int = 1) -> Any:
+    """A run in this process."""
     folder = Path(mkdtemp())
-    devices = 1 if strategy == "auto" else 2
-    result = start(
-        folder,
-        kind=kind,
-        strategy=strategy,
-        devices=devices,
-        sparse=sparse,
-        epochs=epochs,
-        **json.loads(more),
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    ranks = range(devices)
-    fitted = [json.loads((folder / f"fitted_{rank}.json").read_text()) for rank in ranks]
-    predicted = [json.loads((folder / f"predicted_{rank}.json").read_text()) for rank in ranks]
-    return SimpleNamespace(fitted=fitted, predicted=predicted, folder=folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distributed_run.main(folder, RUNS[name] | {"strategy": "auto", "devices": 1, "epochs": epochs})
+    return written(folder, 1)
+
+
+@lru_cache
+def two_processes() -> dict[str, Any]:
+    """All runs in two processes, which are started as ``torchrun`` starts them."""
+    jobs = {name: (Path(mkdtemp()), options | {"strategy": "ddp", "devices": 2}) for name, options in RUNS.items()}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    for process in [start(*jobs.values(), LOCAL_RANK=str(rank), RANK=str(rank), **address) for rank in (0, 1)]:
+        finish(process)
+    return {name: written(folder, 2) for name, (folder, _) in jobs.items()}
 
 
 def assert_same_fit(found: Any, expected: Any) -> None:
@@ -76,55 +122,45 @@ def assert_same_predictions(found: Any, expected: Any) -> None:
 
 @pytest.mark.clause("L8", "T2", "T5")
 @KINDS
-@pytest.mark.parametrize(
-    ("strategy", "sparse"),
-    [("ddp", False), ("ddp", True), ("ddp_spawn", True)],
-    ids=["launched", "launched, maps and masks on one rank", "spawned, maps and masks on one rank"],
-)
-def test_two_processes_fit_what_one_fits(kind: str, strategy: str, sparse: bool) -> None:
+@pytest.mark.parametrize("where", ["", ", sparse"], ids=["everywhere", "maps and masks on one rank"])
+def test_two_processes_fit_what_one_fits(kind: str, where: str) -> None:
     # 21 and 11 samples: a sampler for two processes repeats the first one, which is an outlier.
-    one, two = run(kind, "auto", sparse), run(kind, strategy, sparse)
+    one, two = one_process(kind + where), two_processes()[kind + where]
     assert_same_fit(two, one)
     assert_same_predictions(two, one)
     name = "count" if kind == "min-max" else "image_count"
-    training = distributed_run.data(distributed_run.TRAINING, 0, sparse=sparse)
+    training = distributed_run.data(distributed_run.TRAINING, 0, sparse=bool(where))
     labels = [int(sample.get("label", 0)) for sample in training]
     assert one.fitted[0]["state"][name] == (distributed_run.VALIDATION if kind == "min-max" else labels.count(0))
 
 
+@pytest.mark.clause("L8")
+@ONE_KIND_IS_ENOUGH
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_processes_that_lightning_starts(kind: str, strategy: str, tmp_path: Path) -> None:
+    finish(start((tmp_path, {"kind": kind, "strategy": strategy, "devices": 2})))
+    two = written(tmp_path, 2)
+    assert_same_fit(two, one_process(kind))
+    assert_same_predictions(two, one_process(kind))
+
+
 @pytest.mark.clause("L8", "T3")
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("cdf", {"callback": {"source": "validation"}, "subset": True}),
-        # Just above a score is elsewhere in float64.
-        ("min-max", {"callback": {"threshold": "normal_quantile", "normal_quantile": 0.8}, "double": True}),
-        ("cdf", {"callback": {"threshold": 1.0}, "subset": True}),
-        ("cdf", {"callback": {"threshold": 1.0}, "subset": True, "validate": True}),
-        ("cdf", {"batch_sampler": True}),
-    ],
-    ids=["fitted on validation data", "float64", "a sampler of one's own", "validated without training", "batches"],
-)
-def test_other_runs_in_two_processes(kind: str, options: dict[str, Any]) -> None:
-    one, two = (run(kind, strategy, False, json.dumps(options)) for strategy in ("auto", "ddp"))
-    assert_same_fit(two, one)
-    assert_same_predictions(two, one)
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_other_runs_in_two_processes(name: str) -> None:
+    assert_same_fit(two_processes()[name], one_process(name))
+    assert_same_predictions(two_processes()[name], one_process(name))
 
 
 @pytest.mark.clause("L8", "L6")
-@KINDS
+@ONE_KIND_IS_ENOUGH
 def test_a_killed_worker_ends_the_run_and_the_last_checkpoint_resumes_it(kind: str, tmp_path: Path) -> None:
-    started = time.monotonic()
-    dead = start(tmp_path, kind=kind, strategy="ddp", devices=2, epochs=2, kill=1)  # in the second epoch's validation
-    assert dead.returncode != 0
-    assert time.monotonic() - started < 120  # the process group gives up after 30 seconds
+    options = {"kind": kind, "strategy": "ddp", "devices": 2, "epochs": 2}
+    # It dies in the second epoch's validation; the process group gives up after 30 seconds.
+    finish(start((tmp_path, options | {"kill": 1})), fails=True)
     assert not (tmp_path / "fitted_0.json").exists()
-    resumed = start(
-        tmp_path, kind=kind, strategy="ddp", devices=2, epochs=2, test=False, resume=str(tmp_path / "last.ckpt")
-    )
-    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    finish(start((tmp_path, options | {"test": False, "resume": str(tmp_path / "last.ckpt")})))
     found = SimpleNamespace(fitted=[json.loads((tmp_path / f"fitted_{rank}.json").read_text()) for rank in (0, 1)])
-    assert_same_fit(found, run(kind, "auto", False, epochs=2))
+    assert_same_fit(found, one_process(kind, epochs=2))
 
 
 @pytest.mark.clause("L8")

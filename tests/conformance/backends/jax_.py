@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -52,9 +53,15 @@ class JaxJit(Backend):
     def context(self, dtype: str) -> AbstractContextManager[Any]:
         return jax.enable_x64(dtype == "float64")
 
+    def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
+        compiled = jax.jit(function)
+        return lambda inputs: compiled(kept, inputs)
+
 
 class JaxEager(JaxJit):
     variant = "eager"
+    same_as = "jax-jit"
+    compared = ("float32",)  # eight times as many programs as jit has
 
     def context(self, dtype: str) -> AbstractContextManager[Any]:
         return self._eager(dtype)
@@ -69,6 +76,7 @@ class JaxExported(JaxJit):
     """`jax.export` with a symbolic batch, serialized and read back, thresholds as arguments."""
 
     variant = "exported"
+    same_as = "jax-jit"
     parts = ("normalizer",)
 
     def __init__(self) -> None:
@@ -102,6 +110,16 @@ class JaxExported(JaxJit):
             # The normalizer stays alive with its program, so that its id stays its own.
             self._programs[key] = (normalizer, jax.export.deserialize(exported.serialize()))
         return self._programs[key][1].call(*inputs)  # type: ignore[no-any-return]
+
+
+    def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
+        (batch,) = jax.export.symbolic_shape("batch")
+        shapes = {
+            name: jax.ShapeDtypeStruct((batch, *value.shape[1:])[: value.ndim], value.dtype)
+            for name, value in example.items()
+        }
+        exported = jax.export.export(jax.jit(partial(function, kept)))(shapes)
+        return jax.export.deserialize(exported.serialize()).call
 
 
 BACKENDS = (JaxEager, JaxJit, JaxExported)

@@ -74,6 +74,7 @@ _PER_BATCH = ("update", "merge")
 
 class TorchCompiled(TorchEager):
     variant = "compiled"
+    same_as = "torch-eager"
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     cdf = _compiled(cdf, CDF_FUNCTIONS, ("init", "mean_std"))
     threshold = _compiled(
@@ -86,6 +87,10 @@ class TorchCompiled(TorchEager):
         # The normalizer is an argument, so that another one of the same kind compiles nothing anew.
         return _compiled_call(normalizer, args, kwargs)
 
+    def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
+        compiled = torch.compile(function, fullgraph=True, dynamic=True)
+        return lambda inputs: compiled(kept, inputs)
+
 
 def _call(normalizer: Normalizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return normalizer.forward(*args, **kwargs)
@@ -94,10 +99,23 @@ def _call(normalizer: Normalizer, args: tuple[Any, ...], kwargs: dict[str, Any])
 _compiled_call = torch.compile(_call, fullgraph=True, dynamic=True)
 
 
+class _Program(torch.nn.Module):
+    """A function of normalizers and inputs as a module, which is what can be exported."""
+
+    def __init__(self, function: Callable[..., Any], normalizers: dict[str, Normalizer]) -> None:
+        super().__init__()
+        self.function, self.kinds = function, list(normalizers)
+        self.normalizers = torch.nn.ModuleList(normalizers.values())
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.function(dict(zip(self.kinds, self.normalizers, strict=True)), inputs)  # type: ignore[no-any-return]
+
+
 class TorchExported(TorchEager):
     """`torch.export` with a dynamic batch, thresholds as inputs."""
 
     variant = "exported"
+    same_as = "torch-eager"
     parts = ("normalizer",)
 
     def __init__(self) -> None:
@@ -127,7 +145,12 @@ class TorchExported(TorchEager):
             self._programs[key] = (normalizer, self._export(normalizer, inputs, companions))
         return self._run(self._programs[key][1], inputs, companions)
 
-    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> Any:
+    def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
+        module = _Program(function, kept)
+        program = self._export(module, example)
+        return lambda inputs: self._run(program, inputs)
+
+    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> Any:
         batch = torch.export.Dim("batch")
         # An example of two samples: sizes 0 and 1 would be taken for constants.
         example = {
@@ -135,12 +158,18 @@ class TorchExported(TorchEager):
             for name, value in inputs.items()
         }
         dynamic = {name: {} if name.endswith("threshold") else {0: batch} for name in inputs}
+        if companions is None:
+            return torch.export.export(normalizer, (example,), dynamic_shapes=(dynamic,))
         kwargs = {**example, "companions": companions}
         return torch.export.export(
             normalizer, (), kwargs, dynamic_shapes={**dynamic, "companions": (None,) * len(companions)}
         )
 
-    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> dict[str, Any]:
+    def _run(
+        self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None
+    ) -> dict[str, Any]:
+        if companions is None:
+            return program.module()(inputs)  # type: ignore[no-any-return]
         return program.module()(**inputs, companions=companions)  # type: ignore[no-any-return]
 
 
@@ -151,7 +180,7 @@ class TorchOnnx(TorchExported):
     dtypes = ("float32",)
     tail_error = 2.0**-24  # ONNX has Erf and no Erfc
 
-    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> Any:
+    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> Any:
         import onnxruntime
 
         program = super()._export(normalizer, inputs, companions)
@@ -161,13 +190,16 @@ class TorchOnnx(TorchExported):
         model = io.BytesIO()
         assert exported is not None
         exported.save(model)
-        names = list(normalizer(**inputs, companions=companions))
+        given = normalizer(inputs) if companions is None else normalizer(**inputs, companions=companions)
+        names = list(given)
         return onnxruntime.InferenceSession(model.getvalue()), names
 
-    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...]) -> dict[str, Any]:
+    def _run(
+        self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None
+    ) -> dict[str, Any]:
         session, names = program
         feed = {name: value.numpy() for name, value in inputs.items()}
-        found = session.run(None, {node.name: feed[node.name] for node in session.get_inputs()})
+        found = session.run(None, {node.name: feed[node.name.removeprefix("inputs_")] for node in session.get_inputs()})
         return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
 
 

@@ -110,6 +110,8 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
 
 
 def _valid(x: Array) -> Array:
+    if x.dtype == jnp.float64:  # subnormal numbers have no logarithm in XLA on a CPU
+        return jnp.isfinite(x) & (x >= jnp.finfo(x.dtype).tiny)
     return jnp.isfinite(x) & positive(x)
 
 
@@ -122,10 +124,8 @@ def _first_valid(x: Array, taken: Array, known: Array) -> Array:
         return jnp.where(jnp.any(valid, axis=0), jnp.take_along_axis(x, position[None], axis=0)[0], 1.0)
 
     # Nearly always the first image has it, and the others need not be looked at.
-    at_once = jnp.all(known | (_valid(x[0]) & taken[0]))
-    found: Array = jax.lax.cond(
-        at_once, lambda x, taken: jnp.where(_valid(x[0]) & taken[0], x[0], 1.0), search, x, taken
-    )
+    here = _valid(x[0]) & taken[0]
+    found: Array = jax.lax.cond(jnp.all(known | here), lambda x, _: jnp.where(here, x[0], 1.0), search, x, taken)
     return found
 
 

@@ -1,0 +1,255 @@
+"""Programs that run everything on one corpus, for variants that have to give what another one gives.
+
+Compiling takes a hundred times as long as computing. So a variant (compiled, exported, ...) that is made from the same
+source as a reference (eager) is compiled once for each dtype, as a program of all functions, and its results are
+compared with those of the reference, which every other test compares with the oracle.
+
+A program is a function of what stays (empty records, fitted normalizers) and of inputs by name, all of them arrays, the
+parameters of shape (), so that other parameters compile nothing anew. Its results have names too.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from conformance import oracle
+from conformance.assertions import random_values
+from conformance.backend import Backend
+
+SIZE = 256  # of a batch of scores
+MAPS = (4, 1, 3, 5)
+Inputs = dict[str, Any]
+Results = dict[str, Any]
+Program = Callable[[Any, Inputs], Results]
+
+# Which clauses the results of a name are about: the longest prefix counts.
+CLAUSES: dict[str, tuple[str, ...]] = {
+    "flag": ("N4", "N6", "T4"),
+    "min_max.normalize": ("N1", "N4", "N5", "N6", "N7", "N8", "N12", "N13"),
+    "min_max.margin": ("N10", "N12"),
+    "min_max.denormalize": ("N11",),
+    "cdf.standardize": ("N2", "N6", "N7", "N8", "N12", "N13"),
+    "cdf.normalize": ("N3", "N4", "N5", "N6", "N12", "N13"),
+    "cdf.log_survival": ("N10", "N12"),
+    "cdf.denormalize": ("N11",),
+    "min_max.update": ("S1", "S2", "S6"),
+    "cdf.update": ("S1", "S3", "S4", "S6"),
+    "threshold.update": ("S1", "T5"),
+    "normalizer": ("N1", "N2", "N3", "N4", "N6", "N10", "N12", "N13", "T4", "T6", "P4"),
+}
+
+
+class Case(NamedTuple):
+    """One set of parameters, rounded to the dtype in which they are kept."""
+
+    name: str
+    threshold: float  # raw
+    low: float
+    high: float
+    mean: float
+    std: float
+    center: float
+    z_threshold: float
+
+
+_NAN, _INF = math.nan, math.inf
+CASES = (
+    Case("usual", 0.5, -7.0, 50.0, 0.0, 1.0, 0.25, 0.0),
+    Case("thresholds of no binary type", 0.1, 0.0, 1e-3, 1.5, 0.3, 0.0, 0.1),
+    Case("negative", -3.0, -7.0, 50.0, -4.0, 0.02, 1.25, -1.5),
+    Case("narrow", 1000.0, 999.0, 1001.5, 0.35, 3.5e-4, 0.35, 3.0),
+    Case("constant", 20.0, 20.0, 20.0, math.log(20.0), 0.0, math.log(20.0), 0.0),
+    Case("wide", 0.0, -3e38, 3.2e38, 5.0, 80.0, -2.0, 13.6),
+    Case("unfitted", 0.5, _INF, -_INF, _NAN, _NAN, 0.0, math.pi),
+    Case("backwards", 0.5, 0.75, 0.25, 0.125, _NAN, 64.0, -9.0),
+)
+
+
+def around(value: float, dtype: str, count: int = 12) -> list[float]:
+    """A number and its neighbours, in order."""
+    values = [oracle.rounded(oracle.rounded(value, oracle.arithmetic(dtype)), dtype)]
+    for _ in range(count):
+        values = [oracle.next_down(values[0], dtype), *values, oracle.next_up(values[-1], dtype)]
+    return [x for x in values if math.isfinite(x)]
+
+
+def corpus(case: Case, dtype: str) -> Inputs:
+    """Scores near the thresholds, near where they are flagged, far out, and those that are no numbers."""
+    rng = np.random.default_rng(17)
+    kept = oracle.arithmetic(dtype)
+    rounded = {name: oracle.rounded(value, kept) for name, value in case._asdict().items() if name != "name"}
+    odd = [_NAN, _INF, -_INF, 0.0, -0.0, -1.0, oracle.largest(dtype), -oracle.largest(dtype)]
+    odd += [oracle.smallest_normal(dtype), 1.0, oracle.next_up(1.0, dtype)]
+    mean, std = (value if math.isfinite(value) else 1.0 for value in (case.mean, case.std))
+    low, high = (value if math.isfinite(value) else 1.0 for value in (case.low, case.high))
+    binades = [case.threshold + sign * 2.0**-e for e in range(0, 60, 2) for sign in (-1, 1)]
+    x = [*odd, *around(case.threshold, dtype), *around(low, dtype, 2), *around(high, dtype, 2)]
+    x += random_values(dtype, np.array([*binades, *rng.uniform(min(low, high), max(low, high), 50)]))
+    near = np.exp(np.clip(rng.normal(mean, 2 * min(std, 8.0), SIZE), -80, 80))
+    z = [*odd, *around(case.z_threshold, dtype)]
+    z += random_values(dtype, np.array([*np.linspace(-40, 40, 60), *rng.normal(case.z_threshold, 3, SIZE)]))
+    unit = random_values(dtype, np.array([0.0, 0.5, 1.0, -0.25, 1.5, _NAN, _INF, *np.linspace(0.001, 0.999, SIZE - 7)]))
+    maps = np.exp(rng.normal(min(abs(mean), 2.0), 0.7, MAPS))
+    maps.flat[:5] = 0.0, _NAN, _INF, -1.0, 2.0
+    shape = MAPS[-2:]
+    scores = {
+        "x": np.array((x + random_values(dtype, near))[:SIZE]),
+        "z": np.array(z[:SIZE]),
+        "unit": np.array(unit),
+        "maps": np.reshape(random_values(dtype, maps.ravel()), MAPS),
+    }
+    parameters: Inputs = {name: np.float64(value) for name, value in rounded.items()} | {
+        "pixel_mean": np.reshape(random_values(kept, rng.normal(0.5, 0.2, 15)), shape),
+        "pixel_std": np.reshape(random_values(kept, rng.uniform(0.2, 0.6, 15)), shape),
+    }
+    selections: Inputs = {
+        "where": rng.random(SIZE) < 0.7,
+        "labels": rng.random(SIZE) < 0.3,
+        "map_where": np.array([True, False, True, True]),
+        "masks": rng.random(MAPS) < 0.3,
+    }
+    return scores | parameters | selections
+
+
+_SCORES = ("x", "z", "unit", "maps", "pred_scores", "anomaly_maps")
+
+
+def as_arrays(backend: Backend, inputs: Inputs, dtype: str) -> Inputs:
+    """The inputs in the backend's arrays: scores in ``dtype``, parameters in that in which they are kept."""
+
+    def converted(name: str, value: Any) -> Any:
+        if np.asarray(value).dtype == bool:
+            return backend.asarray(value, "bool")
+        return backend.asarray(value, dtype if name in _SCORES else oracle.arithmetic(dtype))
+
+    return {name: converted(name, value) for name, value in inputs.items()}
+
+
+def empty_records(backend: Backend) -> dict[str, Any]:
+    """What the program of all kernels starts from."""
+    records = {"range": backend.min_max.init(), "moments": backend.cdf.init(), "maps": backend.cdf.init(MAPS[-2:])}
+    return records | ({"histogram": backend.threshold.init()} if "thresholds" in backend.parts else {})
+
+
+def kernels(backend: Backend) -> Program:
+    """Every function of the parts "kernels" and "thresholds" that works on batches."""
+    min_max, cdf, threshold = backend.min_max, backend.cdf, backend.threshold
+
+    def program(empty: dict[str, Any], given: Inputs) -> Results:
+        x, z, unit, maps = (given[name] for name in ("x", "z", "unit", "maps"))
+        t, limits = given["threshold"], (given["low"], given["high"])
+        moments, pixels = (given["mean"], given["std"]), (given["pixel_mean"], given["pixel_std"])
+        raw_t = abs(t) + 1
+        around_z, around_t = cdf.standardize_around(x, raw_t, *moments)
+        results = {
+            "flag": threshold.flag(x, t),
+            "flag z": threshold.flag(z, given["z_threshold"]),
+            "flag around": threshold.flag(around_z, around_t),
+            "min_max.normalize": min_max.normalize(x, t, *limits),
+            "min_max.normalize maps": min_max.normalize(maps, t, *limits),
+            "min_max.margin": min_max.margin(x, t, *limits),
+            "min_max.denormalize": min_max.denormalize(unit, t, *limits),
+            "cdf.standardize": cdf.standardize(x, *moments),
+            "cdf.standardize center": cdf.standardize(x, *moments, center_at=given["center"]),
+            "cdf.standardize around": around_z,
+            "cdf.standardize around threshold": around_t,
+            "cdf.standardize maps": cdf.standardize(maps, *pixels),
+            "cdf.standardize maps center": cdf.standardize(maps, *pixels, center_at=given["center"]),
+            "cdf.normalize z": cdf.normalize(z, given["z_threshold"]),
+            "cdf.normalize around": cdf.normalize(around_z, around_t),
+            "cdf.log_survival z": cdf.log_survival(z, given["z_threshold"]),
+            "cdf.denormalize": cdf.denormalize(unit, given["z_threshold"], *moments, center_at=given["center"]),
+        }
+        records = {
+            "min_max.update": min_max.update(empty["range"], x, where=given["where"]),
+            "min_max.update maps": min_max.update(empty["range"], maps, where=given["map_where"]),
+            "cdf.update": cdf.update(empty["moments"], x, where=given["where"]),
+            "cdf.update maps": cdf.update(empty["maps"], maps, where=given["map_where"]),
+        }
+        records["min_max.update again"] = min_max.merge(records["min_max.update maps"], records["min_max.update"])
+        records["cdf.update again"] = cdf.merge(cdf.update(records["cdf.update"], abs(z)), records["cdf.update"])
+        if "histogram" in empty:
+            first = threshold.update(empty["histogram"], x, given["labels"], where=given["where"])
+            second = threshold.update(first, maps, given["masks"])
+            records["threshold.update"] = threshold.merge(second, first)
+        return results | {
+            f"{name}.{field}": value for name, record in records.items() for field, value in record._asdict().items()
+        }
+
+    return program
+
+
+# Each kind of normalizer with its own thresholds, with those of the call, or with one that the other level follows.
+CALLS = {
+    "min-max": (("threshold", "pixel_threshold"), ("margin",)),
+    "min-max-follows": (("threshold",), ()),
+    "cdf": ((), ("z", "log_survival")),
+    "cdf-raw": ((), ("z", "log_survival")),
+    "cdf-pixel": (("threshold", "pixel_threshold"), ()),
+    "cdf-follows": (("threshold",), ()),
+}
+
+
+def normalizers(fitted: Mapping[str, Any], given: Inputs) -> Results:
+    """What the fitted normalizers say."""
+    arrays = given["pred_scores"], given["anomaly_maps"]
+    results = {}
+    for kind, normalizer in fitted.items():
+        thresholds, extras = CALLS[kind]
+        found = normalizer(*arrays, **{name: given[name] for name in thresholds}, companions=extras)
+        results |= {f"normalizer {kind}/{field}": value for field, value in found.items()}
+    return results
+
+
+def normalizer_inputs(backend: Backend, dtype: str) -> Iterator[Inputs]:
+    """Batches of two sizes, the second around several thresholds, image scores and pixels alike."""
+    rng = np.random.default_rng(6)
+    odd = [0.0, -1.0, _INF, -_INF, _NAN]
+    scores = [*random_values(dtype, np.exp(rng.normal(0.1, 0.8, size=11))), *odd]
+    maps = np.reshape(random_values(dtype, np.exp(rng.normal(0.2, 0.7, size=16 * 6))), (16, 1, 2, 3))
+    maps[3, 0, 1] = _NAN, 0.0, _INF
+    # Where the raw scores have the z-score of the threshold: exp(mean + std t), with the moments of the normalizers.
+    for t in (1.75, 0.1, -0.7):
+        values = [*around(t, dtype, 20), *around(math.exp(0.125 + 0.375 * t), dtype, 20)]
+        near = np.repeat(np.reshape(values, (-1, 1, 1, 1)), 6, axis=1).reshape(-1, 1, 2, 3)
+        for given_scores, given_maps in ((scores, maps), (values, near)):
+            inputs = {"pred_scores": np.array(given_scores), "anomaly_maps": given_maps}
+            limits = {name: np.float64(t) for name in ("threshold", "pixel_threshold")}
+            yield as_arrays(backend, inputs | limits, dtype)
+
+
+def tolerances(name: str, case: Case | None, inputs: Inputs, expected: np.ndarray, dtype: str, slack: int) -> Any:
+    """How far a variant's results may be from its reference's: what may depend on a batch does (clause N12).
+
+    Args:
+        name: of the results.
+        case: of the parameters, for the kernels.
+        inputs: by name, as NumPy arrays.
+        expected: the reference's results.
+        dtype: of the scores.
+        slack: how many ulp of a result may depend on the code that a compiler takes for it.
+    """
+    size = np.maximum(np.abs(np.nan_to_num(expected, posinf=0.0, neginf=0.0)), oracle.smallest_normal(dtype))
+    ulps = np.ldexp(1.0, np.frexp(size)[1] - 1) * oracle.ulp(1.0, dtype)
+    kept = oracle.ulp(1.0, oracle.arithmetic(dtype))
+    if "log_survival" in name:
+        # Phi(z) turns the rounding of z into about z^2 as many ulp.
+        z = inputs.get("z", np.array(8.0))
+        return np.maximum(4, slack) * ulps * (1 + np.minimum(np.nan_to_num(np.abs(z), posinf=0.0), 40.0) ** 2)
+    if "_z" in name or "standardize" in name:
+        std = case.std if case is not None else 0.25
+        std = std if case is not None and "maps" not in name and std > 0 else 0.2
+        logs = 2 * oracle.ulp(100.0, "float64") / std if dtype == "float64" else 2.0**-34 / std
+        return slack * ulps + logs
+    if "margin" in name:
+        return slack * ulps
+    if name.startswith("min_max.denormalize"):
+        assert case is not None
+        return 4 * kept * np.nanmax(np.abs(np.nan_to_num([case.threshold, case.high - case.low], posinf=0.0))) + ulps
+    if name.startswith("cdf.denormalize"):
+        assert case is not None
+        exponent = abs(case.center) + np.nan_to_num(case.std) * (40.0 + abs(case.z_threshold))
+        return size * (8 * exponent + 64) * kept + ulps
+    return np.maximum(slack * ulps, 2.0**-24 if dtype != "float64" else 8 * 2.0**-52)

@@ -1,0 +1,122 @@
+"""Variants made from the source of another one (compiled, exported, ...) give what that one gives, on one corpus."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conformance import programs
+from conformance.backend import Backend, load
+from conformance.programs import CALLS, CASES, CLAUSES, Inputs, Results
+from conformance.test_normalizer import fitted
+
+KERNELS = [group for group in CLAUSES if group != "normalizer"]
+
+
+@lru_cache
+def reference_of(variant: Backend) -> Backend:
+    """The backend whose results the variant has to give."""
+    return next(backend for backend in load(variant.same_as) if backend.id == variant.same_as)
+
+
+def _read(backend: Backend, results: Results) -> dict[str, tuple[Any, np.ndarray]]:
+    return {name: (backend.describe(value), backend.to_numpy(value)) for name, value in results.items()}
+
+
+def _kernel_results(backend: Backend, dtype: str) -> list[dict[str, tuple[Any, np.ndarray]]]:
+    with backend.context(dtype):
+        given = [programs.as_arrays(backend, programs.corpus(case, dtype), dtype) for case in CASES]
+        program = backend.program(programs.kernels(backend), programs.empty_records(backend), given[0])
+        return [_read(backend, program(inputs)) for inputs in given]
+
+
+def _normalizer_results(backend: Backend, dtype: str) -> tuple[list[Inputs], list[dict[str, tuple[Any, np.ndarray]]]]:
+    with backend.context(dtype):
+        given = list(programs.normalizer_inputs(backend, dtype))
+        normalizers = {kind: fitted(backend, dtype, kind) for kind in CALLS}
+        program = backend.program(programs.normalizers, normalizers, given[0])
+        inputs = [{name: backend.to_numpy(value) for name, value in each.items()} for each in given]
+        return inputs, [_read(backend, program(each)) for each in given]
+
+
+# A program is compiled once, whatever is asserted about its results.
+kernel_results = lru_cache(_kernel_results)
+normalizer_results = lru_cache(_normalizer_results)
+
+
+def _differences(
+    name: str,
+    case: Any,
+    inputs: Inputs,
+    found: tuple[Any, np.ndarray],
+    expected: tuple[Any, np.ndarray],
+    variant: Backend,
+    dtype: str,
+) -> list[str]:
+    if found[0] != expected[0]:
+        return [f"{name}: {found[0]}, expected {expected[0]}"]
+    values, wanted = found[1], expected[1]
+    if values.dtype != np.float64:
+        return [] if np.array_equal(values, wanted) else [f"{name}: {np.sum(values != wanted)} values differ"]
+    if name.partition(".")[2].partition(".")[2] or ".update" in name:  # a record: ranges exactly, moments nearly
+        rtol = 0.0 if name.startswith(("min_max", "threshold")) else variant.moments_rtol
+        near = np.isclose(values, wanted, rtol=rtol, atol=10 * rtol, equal_nan=True)
+    else:
+        allowed = programs.tolerances(name, case, inputs, wanted, dtype, variant.batch_slack) + variant.tail_error
+        with np.errstate(invalid="ignore"):
+            near = (values == wanted) | (np.abs(values - wanted) <= allowed) | (np.isnan(values) & np.isnan(wanted))
+    wrong = np.argwhere(~near)[:3].tolist()
+    return [f"{name}{index}: {values[tuple(index)]!r}, expected {wanted[tuple(index)]!r}" for index in wrong]
+
+
+GROUPS = pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.clause(*CLAUSES[group])) for group in KERNELS]
+)
+
+
+@pytest.mark.needs("kernels")
+@GROUPS
+def test_same_results_of_every_function(variant: Backend, dtype: str, group: str) -> None:
+    wrong, seen = [], 0
+    pairs = zip(CASES, kernel_results(variant, dtype), kernel_results(reference_of(variant), dtype), strict=True)
+    for case, found, expected in pairs:
+        assert found.keys() == expected.keys()
+        for name in (each for each in found if each.startswith(group)):
+            seen += 1
+            lines = _differences(name, case, programs.corpus(case, dtype), found[name], expected[name], variant, dtype)
+            wrong += [f"{case.name}: {line}" for line in lines]
+    assert not wrong, f"{variant.id} {dtype}: {len(wrong)} results differ\n" + "\n".join(wrong[:8])
+    assert seen or group.startswith("threshold")  # a part that a backend may lack
+
+
+@pytest.mark.needs("kernels")
+@pytest.mark.clause("N4", "N5", "N6")
+def test_same_sides_of_the_threshold(variant: Backend, dtype: str) -> None:
+    """To the last bit within the variant's own results too, whatever the reference says."""
+    for case, found in zip(CASES, kernel_results(variant, dtype), strict=True):
+        pairs = [("min_max.normalize", "flag"), ("cdf.normalize z", "flag z"), ("cdf.normalize around", "flag around")]
+        for unit, flagged in pairs:
+            if case.name in ("unfitted", "backwards") and unit != "cdf.normalize z":
+                assert np.isnan(found[unit][1]).all()
+                continue
+            units = found[unit][1]
+            assert np.array_equal(units >= 0.5, found[flagged][1]), f"{variant.id}: {case.name}: {unit}"
+            assert np.all((units >= 0) & (units <= 1) | np.isnan(units))
+
+
+@pytest.mark.needs("normalizer")
+@pytest.mark.dtypes(("float64", "float32"))  # every function above has been compared in the half types
+@pytest.mark.clause(*CLAUSES["normalizer"])
+@pytest.mark.parametrize("kind", CALLS)
+def test_same_results_of_normalizers(variant: Backend, dtype: str, kind: str) -> None:
+    inputs, all_found = normalizer_results(variant, dtype)
+    wrong = []
+    for given, found, expected in zip(inputs, all_found, normalizer_results(reference_of(variant), dtype)[1], strict=True):
+        assert found.keys() == expected.keys()
+        for name in (each for each in found if each.startswith(f"normalizer {kind}/")):
+            wrong += _differences(name, None, given, found[name], expected[name], variant, dtype)
+        for unit, flagged in (("pred_scores", "pred_labels"), ("anomaly_maps", "pred_masks")):
+            units, flags = (found[f"normalizer {kind}/{field}"][1] for field in (unit, flagged))
+            assert np.array_equal(units >= 0.5, flags), f"{variant.id}: {kind}: {unit}"
+    assert not wrong, f"{variant.id} {dtype}: {len(wrong)} results differ\n" + "\n".join(wrong[:8])
