@@ -56,7 +56,7 @@ class Backend(ABC):
     variant: str = ""  # "eager"; may be empty
     aim: str = ""  # of a wrong backend: the tests that it is for have names that begin with this
     same_as: str = ""  # the id of the backend that this one is compiled from: its results have to be the same
-    compared: tuple[str, ...] = ()  # the dtypes in which they are compared by default; empty: all that it has
+    compared: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by part, the dtypes in which they are by default; else all
     dtypes: tuple[str, ...]  # floating dtypes it computes in, of "float64", "float32", "float16", "bfloat16"
     parts: tuple[str, ...] = ("kernels",)  # of PARTS
     min_max: Any  # kernels: has the functions of MIN_MAX_FUNCTIONS

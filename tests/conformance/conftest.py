@@ -60,7 +60,9 @@ def _selected(config: pytest.Config) -> list[Backend]:
         request = config.getoption("--backends", default="all")
         names = available() if request == "all" else [name.strip() for name in request.split(",")]
         try:
-            config.stash[_BACKENDS] = [backend for name in names for backend in load(name)]
+            backends = [backend for name in names for backend in load(name)]
+            # What is compiled takes longest, and comes first, so that no worker waits for it in the end.
+            config.stash[_BACKENDS] = sorted(backends, key=lambda backend: not backend.same_as)
         except LookupError as error:
             raise pytest.UsageError(str(error)) from None
     return config.stash[_BACKENDS]
@@ -92,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = [
             pytest.param(backend, dtype, id=f"{backend.id}-{dtype}")
             for backend in backends
-            for dtype in (backend.dtypes if full or not backend.compared else backend.compared)
+            for dtype in (backend.dtypes if full else backend.compared.get(needed, backend.dtypes))
             if (not wanted or any(dtype in names for names in wanted)) and dtype not in left_out
         ]
         metafunc.parametrize((fixture, "dtype"), cases, scope="session", indirect=[fixture])
@@ -128,6 +130,7 @@ def _backend_of(item: pytest.Item) -> Backend | None:
     return backend if isinstance(backend, Backend) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     own = [(item, backend) for item in items if item.path.parent == here and (backend := _backend_of(item))]

@@ -42,7 +42,10 @@ def test_blocks_that_continue_are_run_with_those_before() -> None:
     assert all("import" in program for program in programs)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _programs(page)], ids=lambda page: str(page.relative_to(ROOT)))
+PAGES_WITH_CODE = [page for page in PAGES if _programs(page)]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks_run_as_pasted(page: Path, tmp_path: Path) -> None:
     (tmp_path / "programs").write_text("\0".join(_programs(page)))
     command = [sys.executable, "-c", RUNNER, str(tmp_path / "programs")]

@@ -1,7 +1,7 @@
 """A validation run with hooks over one or several devices and processes, as a program that prints what was found.
 
-``python sharded_run.py DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. AXES are "Auto", where
-the compiler finds the shardings, or "Explicit", where they are part of the types.
+``python sharded_run.py WAYS DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. WAYS are "jit",
+"shard_map" or both with a comma between; AXES are "Auto", where the compiler finds the shardings, or "Explicit", where they are part of the types.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-devices, axes, *process = int(sys.argv[1]), *sys.argv[2:]
+chosen, devices, axes, *process = sys.argv[1].split(","), int(sys.argv[2]), *sys.argv[3:]
 jax.config.update("jax_num_cpu_devices", devices)
 if process:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -42,6 +42,8 @@ def globally(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 batches = [globally({name: part[i : i + 8] for name, part in DATA.items()}) for i in range(0, 32, 8)]
+
+
 def run(hook: Any, update: Any) -> dict[str, Any]:
     """What a run finds whose batches go through ``update``."""
     state = hook.setup(batches[0])
@@ -142,10 +144,9 @@ def moved(hook: Any) -> bool:
 
 
 HOOKS = {"min-max": MinMaxNormalizationHook(), "cdf": CdfNormalizationHook(progress=False)}
-found: dict[str, Any] = {
-    kind: {"jit": run(hook, jitted), "shard_map": run(hook, mapped)} for kind, hook in HOOKS.items()
-}
-if not process:
+WAYS: dict[str, Any] = {"jit": jitted, "shard_map": mapped}
+found: dict[str, Any] = {kind: {way: run(hook, WAYS[way]) for way in chosen} for kind, hook in HOOKS.items()}
+if "shard_map" in chosen and not process:
     found["selected"] = split_selection()
     if axes == "Auto":  # else statistics and batches split over the same devices do not go together
         found["moved"] = all(moved(hook) for hook in HOOKS.values())

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 
 PROGRAM = Path(__file__).parent / "sharded_run.py"
-pytestmark = pytest.mark.xdist_group("sharding")  # runs are shared
-
 KINDS = pytest.mark.parametrize("kind", ["min-max", "cdf"])
 
 
@@ -32,16 +30,16 @@ def finish(process: "subprocess.Popen[str]") -> Any:
 
 
 @lru_cache
-def run(devices: int, axes: str = "Auto") -> Any:
-    return finish(start(devices, axes))
+def run(ways: str, devices: int, axes: str = "Auto") -> Any:
+    return finish(start(ways, devices, axes))
 
 
 @lru_cache
-def run_two_processes() -> list[Any]:
+def run_two_processes(way: str) -> list[Any]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    return [finish(process) for process in [start(2, "Auto", port, rank) for rank in (0, 1)]]
+    return [finish(process) for process in [start(way, 2, "Auto", port, rank) for rank in (0, 1)]]
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -74,7 +72,7 @@ def assert_same(found: Any, expected: Any) -> None:
 @KINDS
 @pytest.mark.parametrize("axes", ["Auto", pytest.param("Explicit", marks=pytest.mark.full)])
 def test_a_batch_over_four_devices(kind: str, axes: str) -> None:
-    one, four = run(1), run(4, axes)
+    one, four = run("jit", 1), run("jit,shard_map", 4, axes)
     for way in ("jit", "shard_map"):
         assert_same(four[kind][way], one[kind]["jit"])
     assert four["selected"]
@@ -83,7 +81,7 @@ def test_a_batch_over_four_devices(kind: str, axes: str) -> None:
 
 @pytest.mark.clause("L8", "T2", "T5")
 @KINDS
-def test_two_processes_of_two_devices(kind: str) -> None:
-    for found in run_two_processes():
-        for way in ("jit", "shard_map"):
-            assert_same(found[kind][way], run(1)[kind]["jit"])
+@pytest.mark.parametrize("way", ["jit", pytest.param("shard_map", marks=pytest.mark.full)])
+def test_two_processes_of_two_devices(kind: str, way: str) -> None:
+    for found in run_two_processes(way):
+        assert_same(found[kind][way], run("jit", 1)[kind]["jit"])

@@ -58,7 +58,7 @@ def options(kind: Any, *values: Any, **more: Any) -> Any:
 
 @pytest.mark.clause("T1", "T2", "T5", "P2")
 @KINDS
-@pytest.mark.parametrize("option", [None, "adaptive"])
+@pytest.mark.parametrize("option", [None, pytest.param("adaptive", marks=pytest.mark.full)])
 def test_the_threshold_of_the_best_f1_is_found_at_both_levels(kind: Any, option: str | None) -> None:
     hook = options(kind, option)
     state = validated(hook, DATA)
@@ -79,8 +79,15 @@ def test_the_threshold_of_the_best_f1_is_found_at_both_levels(kind: Any, option:
 
 @pytest.mark.clause("T3")
 @KINDS
-@pytest.mark.parametrize("given", [{}, {"threshold": "normal_quantile"}])
-@pytest.mark.parametrize("quantile", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("given", "quantile"),
+    [
+        ({}, 1.0),
+        ({"threshold": "normal_quantile"}, 0.6),
+        pytest.param({}, 0.6, marks=pytest.mark.full),
+        pytest.param({"threshold": "normal_quantile"}, 1.0, marks=pytest.mark.full),
+    ],
+)
 def test_normals_alone_place_the_threshold_above_their_quantile(kind: Any, given: Any, quantile: float) -> None:
     hook = options(kind, **given, normal_quantile=quantile)
     state = validated(hook, DATA | {"label": 0 * LABELS, "mask": 0 * MASKS})
@@ -264,7 +271,7 @@ def test_states_of_workers_merge(kind: Any) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [pytest.param(False, marks=pytest.mark.full), True])
 def test_hooks_that_search_work_under_strict_promotion_and_x64(kind: Any, x64: bool) -> None:
     hook = options(kind)
     expected = hook.thresholds(validated(hook, DATA))
@@ -314,7 +321,7 @@ def test_batches_without_maps_without_scores_and_without_samples(kind: Any) -> N
 
 
 @KINDS
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.full), "int32"])
 @pytest.mark.filterwarnings("ignore:.*not positive where a logarithm", "ignore:the scores lie so close")
 def test_scores_of_other_dtypes(kind: Any, dtype: str) -> None:
     hook = options(kind)

@@ -1,8 +1,8 @@
 """Trainings of three epochs that save their last checkpoint, and can die at a stage of the second, as a program.
 
-``python faulty_run.py '[["cdf", FOLDER, STAGE], ...]'``: each training in a process of its own (forked, so that nothing is
-imported again), one after the other. Without a stage (null) it goes on from the last checkpoint, if there is one, to the
-end. Prints for each of them how its process ended, what it left in the folder, and the statistics.
+``python faulty_run.py '[["cdf", FOLDER, STAGE], ...]'``: each training in a process of its own (forked, so that nothing
+is imported again), one after the other. Without a stage (null) it goes on from the last checkpoint, if there is one, to
+the end. Prints for each of them how its process ended, what it left in the folder, and the statistics.
 """
 
 import json

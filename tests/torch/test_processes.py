@@ -136,7 +136,7 @@ def test_two_processes_fit_what_one_fits(kind: str, where: str) -> None:
 
 @pytest.mark.clause("L8")
 @ONE_KIND_IS_ENOUGH
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "ddp_spawn"])
 def test_processes_that_lightning_starts(kind: str, strategy: str, tmp_path: Path) -> None:
     finish(start((tmp_path, {"kind": kind, "strategy": strategy, "devices": 2})))
     two = written(tmp_path, 2)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ _PER_BATCH = ("update", "merge")
 class TorchCompiled(TorchEager):
     variant = "compiled"
     same_as = "torch-eager"
+    compared: ClassVar = {"kernels": ("float64", "float32", "bfloat16"), "normalizer": ("float32",)}
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     cdf = _compiled(cdf, CDF_FUNCTIONS, ("init", "mean_std"))
     threshold = _compiled(
@@ -165,9 +166,7 @@ class TorchExported(TorchEager):
             normalizer, (), kwargs, dynamic_shapes={**dynamic, "companions": (None,) * len(companions)}
         )
 
-    def _run(
-        self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None
-    ) -> dict[str, Any]:
+    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> dict[str, Any]:
         if companions is None:
             return program.module()(inputs)  # type: ignore[no-any-return]
         return program.module()(**inputs, companions=companions)  # type: ignore[no-any-return]
@@ -194,9 +193,7 @@ class TorchOnnx(TorchExported):
         names = list(given)
         return onnxruntime.InferenceSession(model.getvalue()), names
 
-    def _run(
-        self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None
-    ) -> dict[str, Any]:
+    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> dict[str, Any]:
         session, names = program
         feed = {name: value.numpy() for name, value in inputs.items()}
         found = session.run(None, {node.name: feed[node.name.removeprefix("inputs_")] for node in session.get_inputs()})

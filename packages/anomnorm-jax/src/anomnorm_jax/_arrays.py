@@ -72,7 +72,7 @@ def positive(x: Array) -> Array:
     A float32 counts from the smallest subnormal number on (see `_double`); a float64 from the smallest normal one,
     because XLA's own logarithm takes the others for zero.
     """
-    return x > 0 if x.dtype == jnp.float64 else less(jnp.zeros_like(x), x)
+    return x >= 2.0**-1022 if x.dtype == jnp.float64 else less(jnp.zeros_like(x), x)
 
 
 def samples(scores: Array, shape: tuple[int, ...]) -> Array:

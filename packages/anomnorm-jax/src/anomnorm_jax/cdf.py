@@ -110,8 +110,6 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
 
 
 def _valid(x: Array) -> Array:
-    if x.dtype == jnp.float64:  # subnormal numbers have no logarithm in XLA on a CPU
-        return jnp.isfinite(x) & (x >= jnp.finfo(x.dtype).tiny)
     return jnp.isfinite(x) & positive(x)
 
 
