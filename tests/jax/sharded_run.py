@@ -1,7 +1,8 @@
 """A validation run with hooks over one or several devices and processes, as a program that prints what was found.
 
 ``python sharded_run.py WAYS DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. WAYS are "jit",
-"shard_map" or both with a comma between; AXES are "Auto", where the compiler finds the shardings, or "Explicit", where they are part of the types.
+"shard_map" or both with a comma between; AXES are "Auto", where the compiler finds the shardings, or "Explicit", where
+they are part of the types.
 """
 
 import json
