@@ -63,13 +63,8 @@ def _z(exact: np.ndarray, dtype: str, parameters: Parameters) -> np.ndarray:
     return ulp(exact, dtype) + 2.0**-34 / std
 
 
-def _log_survival(exact: np.ndarray, dtype: str, _: Parameters) -> np.ndarray:
-    return (5 if DTYPES[dtype] > 20 else 6) * ulp(exact, dtype)
-
-
 UNIT_BOUND = {"float64": "2^-50", "float32": "2^-23", "float16": "2^-23 + 2^-12", "bfloat16": "2^-23 + 2^-9"}
 Z_BOUND = dict.fromkeys(DTYPES, "1 ulp + 2^-34 / std") | {"float64": "2 ulp + 4 ulp(L) / std"}
-LOG_BOUND = {"float64": "5 ulp", "float32": "5 ulp", "float16": "6 ulp", "bfloat16": "6 ulp"}
 FUNCTIONS = (
     Function(
         "min-max, unit score",
@@ -101,16 +96,6 @@ FUNCTIONS = (
         ((0.0,), (2.5,), (-1.0,)),
         _unit,
         UNIT_BOUND,
-    ),
-    Function(
-        "CDF, log survival from the threshold up",
-        lambda backend, x, p: backend.cdf.log_survival(x, *p),
-        lambda x, p: oracle.log_survival(x, *p),
-        lambda x, p: special.log_ndtr(p[0] - x),
-        lambda rng, n, p: p[0] + np.concatenate([rng.uniform(0, 40, n), rng.exponential(0.01, n // 8)]),
-        ((0.0,), (2.5,), (-1.0,)),
-        _log_survival,
-        LOG_BOUND,
     ),
 )
 
@@ -150,12 +135,9 @@ def points(function: Function, dtype: str, count: int, parameters: Parameters) -
         x = np.array(oracle.all_16_bit(dtype))
         if "z-score" in function.name:
             x = x[x > 0]
-        if "log" in function.name:
-            x = x[(x >= parameters[0]) & (x - parameters[0] < 1e4)]
         return x
     rng = np.random.default_rng(7)
-    x = np.unique(rounded(function.inputs(rng, count, parameters), dtype))
-    return x[x >= parameters[0]] if "log" in function.name else x
+    return np.unique(rounded(function.inputs(rng, count, parameters), dtype))
 
 
 def measure(function: Function, backend: Backend, dtype: str, count: int) -> Row:
@@ -179,9 +161,8 @@ def measure(function: Function, backend: Backend, dtype: str, count: int) -> Row
         errors.append(error)
         relative.append(error / ulp(exact, dtype))
         share = max(share, float((error / function.allowed(exact, dtype, parameters).astype(np.float64)).max()))
-        direction = -1 if "log" in function.name else 1
         with np.errstate(invalid="ignore"):  # infinity minus infinity
-            inversions += int(np.sum(direction * np.diff(found) < 0))
+            inversions += int(np.sum(np.diff(found) < 0))
         total += len(x)
         for size in SIZES:
             for start in (0, len(x) // 2 + 1):

@@ -37,7 +37,7 @@ EXPLAINED = Path(__file__).with_name("mutation_explained.toml")
 FOUND = Path(__file__).with_name("mutation.json")
 CONFORMANCE = tuple(
     f"tests/conformance/test_{name}.py"
-    for name in ("decision", "min_max", "cdf", "threshold", "statistics", "arrays", "adversarial", "companions")
+    for name in ("decision", "min_max", "cdf", "threshold", "statistics", "arrays", "adversarial", "extras")
 )
 SAMPLE = 30  # places for each package, at least, for the page
 SECONDS = 300  # for the tests of one fault
@@ -64,9 +64,9 @@ PACKAGES = {
     ),
     "torch": Package(
         "torch-eager",
-        (*_KERNELS, "_tensors.py", "_blocks.py", "_log_tail.py"),
+        (*_KERNELS, "_tensors.py", "_blocks.py"),
         (
-            *(f"torch/test_{name}" for name in ("blocks", "log_tail", "metrics", "thresholds")),
+            *(f"torch/test_{name}" for name in ("blocks", "metrics", "thresholds")),
             *(f"interchange/test_{name}" for name in ("f1", "signatures")),
         ),
     ),

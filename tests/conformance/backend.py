@@ -23,7 +23,6 @@ CDF_FUNCTIONS = (
     "standardize",
     "standardize_around",
     "normalize",
-    "log_survival",
     "denormalize",
 )
 DECISION_FUNCTIONS = ("flag",)
@@ -108,11 +107,11 @@ class Backend(ABC):
         *,
         threshold: Any = None,
         pixel_threshold: Any = None,
-        companions: tuple[str, ...] = (),
+        extras: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         """Call a normalizer, or what was exported from it. Thresholds are arrays of shape ()."""
         result: dict[str, Any] = normalizer(
-            pred_scores, anomaly_maps, threshold=threshold, pixel_threshold=pixel_threshold, companions=companions
+            pred_scores, anomaly_maps, threshold=threshold, pixel_threshold=pixel_threshold, extras=extras
         )
         return result
 

@@ -181,11 +181,6 @@ def _clipped_margin(x: Array, t: float, low: float, high: float) -> Array:
     return np.clip(min_max.margin(x, t, low, high), -0.5, 0.5)
 
 
-def _log_of_the_rest(z: Array, t: float) -> Array:
-    with np.errstate(all="ignore"):
-        return np.log(1 - cdf.normalize(z, t))
-
-
 def _forgets_the_threshold(u: Array, t: float, low: float, high: float) -> Array:
     return min_max.denormalize(u, 0.5 * (low + high), low, high) + 0 * t
 
@@ -227,7 +222,6 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "labels-by-sample-ignored": ("threshold", "update", _labels_by_sample_ignored, "T5"),
     "32-bit-counts": ("threshold", "merge", _32_bit_counts, "T5"),
     "margin-is-clipped": ("min_max", "margin", _clipped_margin, "N10"),
-    "log-of-the-rest": ("cdf", "log_survival", _log_of_the_rest, "N10"),
     "inverse-forgets-the-threshold": ("min_max", "denormalize", _forgets_the_threshold, "N11"),
     "raw-decision-after-rounding": ("cdf", "standardize_around", _plain_z, "N4"),
     "range-begins-at-zero": ("min_max", "init", _init_at_zero, "S2"),

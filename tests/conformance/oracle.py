@@ -120,15 +120,6 @@ def moments(scores: Iterable[float]) -> tuple[float, float]:
     return float(mean), float(mpmath.sqrt(variance))
 
 
-def log_survival(z: float, threshold: float) -> float:
-    """Clause N10."""
-    if math.isnan(z):
-        return math.nan
-    if math.isinf(z):
-        return -math.inf if z > 0 else 0.0
-    return float(mpmath.log(mpmath.erfc((mpmath.mpf(z) - mpmath.mpf(threshold)) / mpmath.sqrt(2)) / 2))
-
-
 def normal_quantile(u: float) -> mpmath.mpf:
     """The inverse of the normal CDF, for 0 < u < 1."""
     return mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(u) - 1)

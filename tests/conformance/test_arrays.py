@@ -22,7 +22,6 @@ def _functions(backend: Backend) -> dict[str, Callable[[Any], Any]]:
         "min_max.margin": lambda x: backend.min_max.margin(x, 0.5, 0.0, 2.0),
         "min_max.denormalize": lambda u: backend.min_max.denormalize(u, 0.5, 0.0, 2.0),
         "cdf.standardize_around": lambda x: backend.cdf.standardize_around(x, 0.6, 0.5, 0.25)[0],
-        "cdf.log_survival": lambda z: backend.cdf.log_survival(z, 0.5),
         "cdf.denormalize": lambda u: backend.cdf.denormalize(u, 0.5, 0.5, 0.25),
     }
 
@@ -37,7 +36,6 @@ FUNCTIONS = pytest.mark.parametrize(
         "cdf.standardize centred",
         "cdf.standardize_around",
         "cdf.normalize",
-        "cdf.log_survival",
         "cdf.denormalize",
     ],
 )

@@ -227,27 +227,29 @@ def test_t4_raw_units(backend: Backend) -> None:
 
 @pytest.mark.clause("N10", "L5")
 @KINDS
-def test_n10_companions(backend: Backend, dtype: str, kind: str) -> None:
+def test_n10_extras(backend: Backend, dtype: str, kind: str) -> None:
     scores, maps = sample(dtype)
     arrays = backend.asarray(scores, dtype), backend.asarray(maps, dtype)
-    names = ("margin",) if kind == "min-max" else ("z", "log_survival")
-    result = backend.score(fitted(backend, dtype, kind), *arrays, companions=names)
+    name = "margin" if kind == "min-max" else "z"
+    result = backend.score(fitted(backend, dtype, kind), *arrays, extras=(name,))
     keys = {"pred_scores", "anomaly_maps", "pred_labels", "pred_masks"}
-    assert set(result) == keys | {f"{field}_{name}" for field in ("pred_scores", "anomaly_maps") for name in names}
-    z_t = z_of("cdf", IMAGE_THRESHOLD, None) if kind == "cdf-raw" else IMAGE_THRESHOLD
+    assert set(result) == keys | {f"pred_scores_{name}", f"anomaly_maps_{name}"}
     low, high = RANGE
-    for name in names:
-        found = result[f"pred_scores_{name}"]
-        assert backend.describe(found) == backend.describe(arrays[0])
-        z = [z_of(kind, x, None) for x in scores]
-        if name == "margin":
-            exact = [(x - IMAGE_THRESHOLD) / (high - low) for x in scores]
-        else:
-            exact = z if name == "z" else [oracle.log_survival(each, z_t) for each in z]
-        # The rounding of z counts |z| times in the logarithm of the tail.
-        sizes = [max(abs(value), 1.0) * (1 + abs(each)) for value, each in zip(exact, z, strict=True)]
-        tolerances = [6 * oracle.ulp(size if math.isfinite(size) else 1.0, dtype) for size in sizes]
-        assert_close(backend, found, [oracle.rounded(value, dtype) for value in exact], tolerances, scores)
+    margin = [(x - IMAGE_THRESHOLD) / (high - low) for x in scores]
+    image = margin if kind == "min-max" else [z_of(kind, x, None) for x in scores]
+    low, high = PIXEL_RANGE
+    pixels = maps.ravel().tolist()
+    margin = [(x - PIXEL_THRESHOLD) / (high - low) for x in pixels]
+    pixel = margin if kind == "min-max" else [z_of(kind, x, i) for i, x in enumerate(pixels)]
+    for field, array, inputs, exact in (
+        ("pred_scores", arrays[0], scores, image),
+        ("anomaly_maps", arrays[1], pixels, pixel),
+    ):
+        found = result[f"{field}_{name}"]
+        assert backend.describe(found) == backend.describe(array)
+        sizes = [max(abs(value), 1.0) if math.isfinite(value) else 1.0 for value in exact]
+        tolerances = [6 * oracle.ulp(size, dtype) for size in sizes]
+        assert_close(backend, found, [oracle.rounded(value, dtype) for value in exact], tolerances, inputs)
 
 
 @pytest.mark.clause("N10")
@@ -257,7 +259,7 @@ def test_n10_raw_values_are_not_copied(backend: Backend) -> None:
     dtype = backend.usual_dtype
     scores, maps = backend.asarray([1.0, 2.0], dtype), backend.asarray(np.ones((2, 2, 3)), dtype)
     for kind in ("min-max", "cdf"):
-        result = fitted(backend, dtype, kind)(scores, maps, companions=["raw"])
+        result = fitted(backend, dtype, kind)(scores, maps, extras=["raw"])
         assert result["pred_scores_raw"] is scores
         assert result["anomaly_maps_raw"] is maps
 
@@ -300,9 +302,9 @@ def test_l5_wrong_inputs_are_refused(backend: Backend) -> None:
     with pytest.raises(ResolutionError, match=r"3, 2.*\(2, 3\)"):
         fitted(backend, dtype, "cdf")(scores, backend.asarray(np.ones((2, 3, 2)), dtype))
     with pytest.raises(OptionError, match="no 'z'"):
-        fitted(backend, dtype, "min-max")(scores, companions=["z"])
-    with pytest.raises(OptionError, match="companions='q'"):
-        fitted(backend, dtype, "cdf")(scores, companions=["q"])
+        fitted(backend, dtype, "min-max")(scores, extras=["z"])
+    with pytest.raises(OptionError, match="extras='q'"):
+        fitted(backend, dtype, "cdf")(scores, extras=["q"])
     with pytest.raises(OptionError, match="no z-scores"):
         fitted(backend, dtype, "min-max").standardize(scores)
     for normalizer in (fitted(backend, dtype, "min-max"), fitted(backend, dtype, "cdf")):
@@ -366,9 +368,9 @@ def test_n3_in_two_steps_as_in_one(backend: Backend, dtype: str, kind: str) -> N
     scores, maps = sample(dtype)
     arrays = backend.asarray(scores, dtype), backend.asarray(maps, dtype)
     normalizer = fitted(backend, dtype, kind)
-    one = normalizer(*arrays, companions=["z", "log_survival"])
+    one = normalizer(*arrays, extras=["z"])
     z = normalizer.standardize(*arrays)
-    two = normalizer.normalize_standardized(z["pred_scores"], z["anomaly_maps"], companions=["z", "log_survival"])
+    two = normalizer.normalize_standardized(z["pred_scores"], z["anomaly_maps"], extras=["z"])
     assert set(one) == set(two)
     for name, value in one.items():
         assert np.array_equal(backend.to_numpy(value), backend.to_numpy(two[name]), equal_nan=True), name
@@ -383,22 +385,21 @@ def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 @pytest.mark.clause("N10")
 @pytest.mark.dtypes(("float64", "float32"))
-@pytest.mark.parametrize(("kind", "names"), [("min-max", ("margin",)), ("cdf", ("z", "log_survival"))])
-def test_n10_auroc_of_companions_is_that_of_the_raw_scores(
+@pytest.mark.parametrize(("kind", "names"), [("min-max", ("margin",)), ("cdf", ("z",))])
+def test_n10_auroc_of_extras_is_that_of_the_raw_scores(
     backend: Backend, dtype: str, kind: str, names: tuple[str, ...]
 ) -> None:
     # Many scores so far out that the unit score is exactly 1.
     rng = np.random.default_rng(7)
     labels = rng.random(400) < 0.5
     raw = np.array(random_values(dtype, np.exp(rng.normal(2.5 + 2.0 * labels, 2.0))))
-    result = backend.score(fitted(backend, dtype, kind), backend.asarray(raw, dtype), companions=names)
+    result = backend.score(fitted(backend, dtype, kind), backend.asarray(raw, dtype), extras=names)
     unit = backend.to_numpy(result["pred_scores"])
     assert np.sum(unit == 1.0) > 50
     assert _auroc(unit, labels) != _auroc(raw, labels)
     for name in names:
-        companion = backend.to_numpy(result[f"pred_scores_{name}"])
-        order = -companion if name == "log_survival" else companion
-        assert _auroc(order, labels) == _auroc(raw, labels), name
+        extra = backend.to_numpy(result[f"pred_scores_{name}"])
+        assert _auroc(extra, labels) == _auroc(raw, labels), name
 
 
 @pytest.mark.clause("N7")

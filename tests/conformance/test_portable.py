@@ -22,7 +22,7 @@ def assert_same_results(backend: Backend, one: Normalizer, other: object, dtype:
     resolution = one.fitted_state().resolution or (2, 3)
     maps = np.resize(maps, (16, 1, *resolution))
     kept = "float32" if dtype == "bfloat16" else dtype  # NumPy has none
-    expected = one(np.array(scores, dtype=kept), np.array(maps, dtype=kept), companions=["raw"])
+    expected = one(np.array(scores, dtype=kept), np.array(maps, dtype=kept), extras=["raw"])
     found = backend.score(other, backend.asarray(scores, dtype), backend.asarray(maps, dtype))
     for unit, flagged in (("pred_scores", "pred_labels"), ("anomaly_maps", "pred_masks")):
         values, wanted = backend.to_numpy(found[unit]), expected[unit].astype(np.float64)

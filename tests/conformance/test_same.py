@@ -63,7 +63,7 @@ def _differences(
         rtol = 0.0 if name.startswith(("min_max", "threshold")) else variant.moments_rtol
         near = np.isclose(values, wanted, rtol=rtol, atol=10 * rtol, equal_nan=True)
     else:
-        allowed = programs.tolerances(name, case, inputs, wanted, dtype, variant.batch_slack) + variant.tail_error
+        allowed = programs.tolerances(name, case, wanted, dtype, variant.batch_slack) + variant.tail_error
         with np.errstate(invalid="ignore"):
             near = (values == wanted) | (np.abs(values - wanted) <= allowed) | (np.isnan(values) & np.isnan(wanted))
     wrong = np.argwhere(~near)[:3].tolist()

@@ -54,9 +54,9 @@ def test_a_file_gives_the_same_labels_and_unit_scores_in_another_package(
     normalizer = fitted(writer, kind)
     normalizer.save(tmp_path / "n.safetensors")
     loaded = PACKAGES[reader].Normalizer.load(tmp_path / "n.safetensors")
-    companion = ["margin"] if kind == "min-max" else ["z"]
-    own = normalizer(MAKE[writer](TEST), MAKE[writer](TEST_MAPS), companions=companion)
-    other = loaded(MAKE[reader](TEST), MAKE[reader](TEST_MAPS), companions=companion)
+    extra = ["margin"] if kind == "min-max" else ["z"]
+    own = normalizer(MAKE[writer](TEST), MAKE[writer](TEST_MAPS), extras=extra)
+    other = loaded(MAKE[reader](TEST), MAKE[reader](TEST_MAPS), extras=extra)
     assert set(own) == set(other)
     for name in ("pred_scores", "anomaly_maps"):
         difference = np.abs(np.asarray(own[name], np.float64) - np.asarray(other[name], np.float64))

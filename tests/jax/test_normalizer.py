@@ -62,7 +62,7 @@ def test_it_is_a_pytree_whose_values_compile_nothing_anew(kind: str) -> None:
 def test_a_call_is_one_program_and_raw_values_are_not_copied() -> None:
     normalizer = normalizers()["cdf"]
     scores = jnp.asarray(SCORES)
-    result = normalizer(scores, MAPS, companions=("raw", "z"))
+    result = normalizer(scores, MAPS, extras=("raw", "z"))
     assert result["pred_scores_raw"] is scores
     text = str(jax.make_jaxpr(lambda n, x, m: n(x, m))(normalizer, scores, MAPS))
     assert "callback" not in text
@@ -101,8 +101,8 @@ def test_a_tracer_has_a_readable_repr() -> None:
 def test_strict_promotion_and_ranks() -> None:
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         for kind, normalizer in normalizers().items():
-            names = ("margin",) if kind == "min-max" else ("z", "log_survival")
-            result = normalizer(jnp.asarray(SCORES, jnp.bfloat16), MAPS, companions=names, threshold=1.0)
+            names = ("margin",) if kind == "min-max" else ("z",)
+            result = normalizer(jnp.asarray(SCORES, jnp.bfloat16), MAPS, extras=names, threshold=1.0)
             assert result["pred_scores"].dtype == jnp.bfloat16
             assert normalizer.denormalize(result["pred_scores"], result["anomaly_maps"])
         labels, masks = jnp.asarray(SCORES > 2), jnp.asarray(MAPS > 3)

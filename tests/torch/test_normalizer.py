@@ -83,9 +83,9 @@ def test_it_moves_with_its_model() -> None:
 def test_a_call_does_not_wait_for_the_device(kind: str) -> None:
     # Reading a value of a tensor without data is an error.
     normalizer = normalizers()[kind].to("meta")
-    names = ("margin", "raw") if kind == "min-max" else ("z", "log_survival", "raw")
+    names = ("margin", "raw") if kind == "min-max" else ("z", "raw")
     threshold = torch.zeros((), device="meta")
-    result = normalizer(SCORES.to("meta"), MAPS.to("meta"), threshold=threshold, companions=names)
+    result = normalizer(SCORES.to("meta"), MAPS.to("meta"), threshold=threshold, extras=names)
     assert len(result) == 4 + 2 * len(names)
     normalizer.denormalize(result["pred_scores"], result["anomaly_maps"])
 

@@ -90,11 +90,11 @@ class JaxExported(JaxJit):
         *,
         threshold: Any = None,
         pixel_threshold: Any = None,
-        companions: tuple[str, ...] = (),
+        extras: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         inputs = (pred_scores, anomaly_maps, threshold, pixel_threshold)
         shapes = [None if value is None else (str(value.dtype), value.shape[1:]) for value in inputs]
-        key = (id(normalizer), str(shapes), companions)
+        key = (id(normalizer), str(shapes), extras)
         if key not in self._programs:
             (batch,) = jax.export.symbolic_shape("batch")
             arguments = [
@@ -104,7 +104,7 @@ class JaxExported(JaxJit):
 
             @jax.jit
             def call(scores: Any, maps: Any, t: Any, pixel_t: Any) -> dict[str, Any]:
-                return normalizer(scores, maps, threshold=t, pixel_threshold=pixel_t, companions=companions)  # type: ignore[no-any-return]
+                return normalizer(scores, maps, threshold=t, pixel_threshold=pixel_t, extras=extras)  # type: ignore[no-any-return]
 
             exported = jax.export.export(call)(*arguments)
             # The normalizer stays alive with its program, so that its id stays its own.

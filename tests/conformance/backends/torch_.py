@@ -130,7 +130,7 @@ class TorchExported(TorchEager):
         *,
         threshold: Any = None,
         pixel_threshold: Any = None,
-        companions: tuple[str, ...] = (),
+        extras: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         given = {
             "pred_scores": pred_scores,
@@ -140,18 +140,18 @@ class TorchExported(TorchEager):
         }
         inputs = {name: value for name, value in given.items() if value is not None}
         shapes = {name: (str(value.dtype), tuple(value.shape[1:])) for name, value in inputs.items()}
-        key = (id(normalizer), str(shapes), companions)
+        key = (id(normalizer), str(shapes), extras)
         if key not in self._programs:
             # The normalizer stays alive with its program, so that its id stays its own.
-            self._programs[key] = (normalizer, self._export(normalizer, inputs, companions))
-        return self._run(self._programs[key][1], inputs, companions)
+            self._programs[key] = (normalizer, self._export(normalizer, inputs, extras))
+        return self._run(self._programs[key][1], inputs, extras)
 
     def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
         module = _Program(function, kept)
         program = self._export(module, example)
         return lambda inputs: self._run(program, inputs)
 
-    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> Any:
+    def _export(self, normalizer: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> Any:
         batch = torch.export.Dim("batch")
         # An example of two samples: sizes 0 and 1 would be taken for constants.
         example = {
@@ -159,17 +159,15 @@ class TorchExported(TorchEager):
             for name, value in inputs.items()
         }
         dynamic = {name: {} if name.endswith("threshold") else {0: batch} for name in inputs}
-        if companions is None:
+        if extras is None:
             return torch.export.export(normalizer, (example,), dynamic_shapes=(dynamic,))
-        kwargs = {**example, "companions": companions}
-        return torch.export.export(
-            normalizer, (), kwargs, dynamic_shapes={**dynamic, "companions": (None,) * len(companions)}
-        )
+        kwargs = {**example, "extras": extras}
+        return torch.export.export(normalizer, (), kwargs, dynamic_shapes={**dynamic, "extras": (None,) * len(extras)})
 
-    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> dict[str, Any]:
-        if companions is None:
+    def _run(self, program: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> dict[str, Any]:
+        if extras is None:
             return program.module()(inputs)  # type: ignore[no-any-return]
-        return program.module()(**inputs, companions=companions)  # type: ignore[no-any-return]
+        return program.module()(**inputs, extras=extras)  # type: ignore[no-any-return]
 
 
 class TorchOnnx(TorchExported):
@@ -179,21 +177,21 @@ class TorchOnnx(TorchExported):
     dtypes = ("float32",)
     tail_error = 2.0**-24  # ONNX has Erf and no Erfc
 
-    def _export(self, normalizer: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> Any:
+    def _export(self, normalizer: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> Any:
         import onnxruntime
 
-        program = super()._export(normalizer, inputs, companions)
+        program = super()._export(normalizer, inputs, extras)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
         model = io.BytesIO()
         assert exported is not None
         exported.save(model)
-        given = normalizer(inputs) if companions is None else normalizer(**inputs, companions=companions)
+        given = normalizer(inputs) if extras is None else normalizer(**inputs, extras=extras)
         names = list(given)
         return onnxruntime.InferenceSession(model.getvalue()), names
 
-    def _run(self, program: Any, inputs: dict[str, Any], companions: tuple[str, ...] | None = None) -> dict[str, Any]:
+    def _run(self, program: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> dict[str, Any]:
         session, names = program
         feed = {name: value.numpy() for name, value in inputs.items()}
         found = session.run(None, {node.name: feed[node.name.removeprefix("inputs_")] for node in session.get_inputs()})

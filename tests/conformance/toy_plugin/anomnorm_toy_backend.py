@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -190,23 +189,6 @@ def _standardize_around(scores: Toy, threshold: Any, mean: Any, std: Any) -> tup
     return _map(side, _standardize(scores, mean, std), scores), _number(z_t)
 
 
-def _log_survival(z: float, t: float) -> float:
-    if math.isnan(z):
-        return math.nan
-    above = z - t
-    if above < 0:
-        return math.log1p(-math.erfc(-above / math.sqrt(2)) / 2)
-    if above < 30:
-        return math.log(math.erfc(above / math.sqrt(2)) / 2)
-    if math.isinf(above):
-        return -math.inf
-    # Mills' ratio as a continued fraction, where erfc is too small for a float.
-    ratio = above
-    for k in range(60, 0, -1):
-        ratio = above + k / ratio
-    return -above * above / 2 - math.log(2 * math.pi) / 2 - math.log(ratio)
-
-
 def _raw_cdf(u: float, t: float, mean: float, std: float, center: float) -> float:
     if not (0 <= u <= 1) or math.isnan(mean) or math.isnan(std):
         return math.nan
@@ -243,7 +225,6 @@ class ToyBackend(Backend):
         standardize=_standardize,
         standardize_around=_standardize_around,
         normalize=lambda z, t: _map(_unit_cdf, z, t),
-        log_survival=lambda z, t: _map(_log_survival, z, t),
         denormalize=_denormalize,
     )
     threshold = SimpleNamespace(flag=_flag)

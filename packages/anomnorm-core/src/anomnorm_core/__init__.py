@@ -21,12 +21,12 @@ from anomnorm_core.errors import (
 )
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.normalizer import Normalizer
-from anomnorm_core.policy import Center, Companion, Method, OnInvalid, Source, ThresholdRule, Units
+from anomnorm_core.policy import Center, Extra, Method, OnInvalid, Source, ThresholdRule, Units
 
 __all__ = [
     "AnomnormError",
     "Center",
-    "Companion",
+    "Extra",
     "FileFormatError",
     "FitCheck",
     "FitWarning",

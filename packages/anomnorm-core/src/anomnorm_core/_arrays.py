@@ -76,12 +76,6 @@ def ndtr(z: Array, xp: Namespace) -> Array:
     return 0.5 * _special("erfc", xp)(z * -(0.5**0.5))
 
 
-def log_ndtr(z: Array, xp: Namespace) -> Array:
-    """Logarithm of the standard normal CDF of float64, accurate in both tails."""
-    # Near 1 the logarithm sees only the distance from 1, which ndtr itself has rounded away.
-    return xp.where(z > 0, xp.log1p(-ndtr(-z, xp)), _special("log_ndtr", xp)(z))
-
-
 def ndtri(u: Array, xp: Namespace) -> Array:
     """Inverse of the standard normal CDF of float64: -inf at 0 and +inf at 1."""
     return _special("ndtri", xp)(u)
@@ -105,7 +99,6 @@ __all__ = [
     "Namespace",
     "array_namespace",
     "below_half",
-    "log_ndtr",
     "ndtr",
     "ndtri",
     "parameter",

@@ -13,7 +13,6 @@ from anomnorm_core._arrays import (
     Namespace,
     array_namespace,
     below_half,
-    log_ndtr,
     ndtr,
     ndtri,
     parameter,
@@ -249,27 +248,6 @@ def _normalize(z: Array, threshold: Array | float, *, xp: Namespace) -> Array:
     u = ndtr(values - t, xp)
     u = xp.where(values < t, xp.minimum(u, xp.asarray(below_half(result, xp), dtype=u.dtype)), u)
     return xp.astype(u, result)
-
-
-def log_survival(z: Array, threshold: Array | float) -> Array:
-    """The logarithm of what the unit score leaves to 1: ``log(1 - Phi(z - threshold))`` (clause N10).
-
-    Where the unit score is 1 for every large ``z``, this keeps falling, so that ranking on it is ranking on ``z``.
-
-    Args:
-        z, threshold: as for `normalize`.
-
-    Returns:
-        Array of the shape and device of ``z``: ``log(1/2)`` at the threshold, smaller above. NaN stays NaN, -inf and
-        +inf give 0 and -inf.
-    """
-    return _log_survival(z, threshold, xp=array_namespace(z))
-
-
-@quiet
-def _log_survival(z: Array, threshold: Array | float, *, xp: Namespace) -> Array:
-    values, dtype, result = widen(z, xp)
-    return xp.astype(log_ndtr(parameter(threshold, values, dtype, xp) - values, xp), result)
 
 
 def denormalize(

@@ -142,7 +142,7 @@ class Scored(NamedTuple):
 
     unit: Any  # unit scores
     flagged: Any  # booleans of the same shape
-    companions: dict[str, Any]  # what else was asked for, by its name
+    extras: dict[str, Any]  # what else was asked for, by its name
 
 
 def assemble(levels: Mapping[str, Scored]) -> dict[str, Any]:
@@ -150,7 +150,5 @@ def assemble(levels: Mapping[str, Scored]) -> dict[str, Any]:
     decisions = {SCORES: MAPPING_FIELDS.pred_labels, MAPS: MAPPING_FIELDS.pred_masks}
     units = {name: level.unit for name, level in levels.items()}
     flagged = {decisions[name]: level.flagged for name, level in levels.items()}
-    companions = {
-        f"{name}_{companion}": value for name, level in levels.items() for companion, value in level.companions.items()
-    }
-    return units | flagged | companions
+    extras = {f"{name}_{extra}": value for name, level in levels.items() for extra, value in level.extras.items()}
+    return units | flagged | extras

@@ -24,7 +24,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
 from anomnorm_core.fitted_state import FittedState
 from anomnorm_core.min_max import MinMaxStatistics
-from anomnorm_core.policy import Center, Companion, Method, manual, parse_companions, require_number
+from anomnorm_core.policy import Center, Extra, Method, manual, parse_extras, require_number
 from anomnorm_core.threshold import flag
 
 
@@ -73,7 +73,7 @@ class Normalizer(FittedNormalizer):
         *,
         threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
-        companions: Iterable[Companion | str] = (),
+        extras: Iterable[Extra | str] = (),
     ) -> dict[str, np.ndarray]:
         """Unit scores, labels and masks of raw scores and maps; either may be missing.
 
@@ -83,9 +83,9 @@ class Normalizer(FittedNormalizer):
             threshold: for this call, in decision units, instead of the normalizer's own for image scores. One number.
             pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
                 scores, ``threshold``.
-            companions: what else to return for scores and maps, under the same names with ``_z``, ``_margin``,
-                ``_log_survival`` or ``_raw`` added: ``"z"`` and ``"log_survival"`` (CDF), ``"margin"`` (min-max), which
-                keep their order where the unit score is 0 or 1; ``"raw"``, the values given, not copied.
+            extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin``
+                or ``_raw`` added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the unit score
+                is 0 or 1; ``"raw"``, the values given, not copied.
 
         Returns:
             ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: unit scores of the
@@ -95,11 +95,11 @@ class Normalizer(FittedNormalizer):
             OutputError: neither scores nor maps are given, or their shapes are wrong.
             NotFittedError: maps are given, but none were fitted.
             ResolutionError: the maps do not have the fitted height and width (CDF).
-            OptionError: a companion is not one of the method.
+            OptionError: an extra is not one of the method.
         """
         raw = _values(pred_scores, anomaly_maps)
         z = {name: self._z(name, x) for name, x in raw.items()} if self._fit.method is Method.CDF else raw
-        return self._scored(z, raw, threshold, pixel_threshold, companions)
+        return self._scored(z, raw, threshold, pixel_threshold, extras)
 
     def standardize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
@@ -126,20 +126,20 @@ class Normalizer(FittedNormalizer):
         *,
         threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
-        companions: Iterable[Companion | str] = (),
+        extras: Iterable[Extra | str] = (),
     ) -> dict[str, np.ndarray]:
         """What a call gives, from the z-scores of `standardize`. ``"raw"`` gives those.
 
         Args:
             pred_scores, anomaly_maps: z-scores and maps of z-scores.
-            threshold, pixel_threshold, companions: as in a call.
+            threshold, pixel_threshold, extras: as in a call.
 
         Raises:
             OptionError, OutputError: as `standardize`.
         """
         require_cdf(self._fit.method)
         z = _values(pred_scores, anomaly_maps)
-        return self._scored(z, z, threshold, pixel_threshold, companions)
+        return self._scored(z, z, threshold, pixel_threshold, extras)
 
     def _scored(
         self,
@@ -147,10 +147,10 @@ class Normalizer(FittedNormalizer):
         raw: Mapping[str, np.ndarray],
         threshold: ArrayLike | None,
         pixel_threshold: ArrayLike | None,
-        companions: Iterable[Companion | str],
+        extras: Iterable[Extra | str],
     ) -> dict[str, np.ndarray]:
         """Unit scores and decisions of ``values`` in decision space."""
-        wanted = parse_companions(companions, self._fit.method)
+        wanted = parse_extras(extras, self._fit.method)
         result = {}
         for name, x in values.items():
             given = threshold
@@ -160,19 +160,18 @@ class Normalizer(FittedNormalizer):
         return assemble(result)
 
     def _score(
-        self, name: str, x: np.ndarray, raw: np.ndarray, threshold: ArrayLike | None, wanted: tuple[Companion, ...]
+        self, name: str, x: np.ndarray, raw: np.ndarray, threshold: ArrayLike | None, wanted: tuple[Extra, ...]
     ) -> Scored:
         t = self._threshold(x) if threshold is None else _parsed(threshold)
-        beside: dict[Companion, Callable[[], np.ndarray]] = {Companion.RAW: lambda: raw}
+        beside: dict[Extra, Callable[[], np.ndarray]] = {Extra.RAW: lambda: raw}
         if self._fit.method is Method.MIN_MAX:
             low, high = self._fit.level(LEVEL[name])
             unit = min_max.normalize(x, t, low, high)
-            beside[Companion.MARGIN] = lambda: min_max.margin(x, t, low, high)
+            beside[Extra.MARGIN] = lambda: min_max.margin(x, t, low, high)
         else:
             unit = cdf.normalize(x, t)
-            beside[Companion.Z] = lambda: x
-            beside[Companion.LOG_SURVIVAL] = lambda: cdf.log_survival(x, t)
-        return Scored(unit, flag(x, t), {str(companion): beside[companion]() for companion in wanted})
+            beside[Extra.Z] = lambda: x
+        return Scored(unit, flag(x, t), {str(extra): beside[extra]() for extra in wanted})
 
     def _threshold(self, z: np.ndarray) -> Array:
         """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""

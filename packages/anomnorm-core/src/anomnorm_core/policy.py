@@ -62,29 +62,28 @@ class Units(_Option):
     UNIT = "unit"  # unit scores as they are now: 0.5 changes nothing, 0.7 flags what is at 0.7 or above
 
 
-class Companion(_Option):
+class Extra(_Option):
     """What can be had beside the unit score, which saturates (clause N10)."""
 
     Z = "z"  # z-scores; CDF
     MARGIN = "margin"  # the unclipped distance from the threshold as a share of the range; min-max
-    LOG_SURVIVAL = "log_survival"  # the logarithm of 1 - unit score; CDF
     RAW = "raw"  # the raw values themselves, not copied
 
 
-_COMPANIONS = {
-    Method.MIN_MAX: (Companion.MARGIN, Companion.RAW),
-    Method.CDF: (Companion.Z, Companion.LOG_SURVIVAL, Companion.RAW),
+_EXTRAS = {
+    Method.MIN_MAX: (Extra.MARGIN, Extra.RAW),
+    Method.CDF: (Extra.Z, Extra.RAW),
 }
 
 
-def parse_companions(values: Iterable[Companion | str], method: Method) -> tuple[Companion, ...]:
+def parse_extras(values: Iterable[Extra | str], method: Method) -> tuple[Extra, ...]:
     """Return ``values`` as members, each once; raise `OptionError` for one that ``method`` does not have."""
     names = (values,) if isinstance(values, str) else values
-    found = tuple(dict.fromkeys(Companion.parse(name, "companions") for name in names))
-    for companion in found:
-        if companion not in _COMPANIONS[method]:
-            there = ", ".join(repr(str(name)) for name in _COMPANIONS[method])
-            raise OptionError(f"companions: {method} normalization has no {str(companion)!r}; there are {there}.")
+    found = tuple(dict.fromkeys(Extra.parse(name, "extras") for name in names))
+    for extra in found:
+        if extra not in _EXTRAS[method]:
+            there = ", ".join(repr(str(name)) for name in _EXTRAS[method])
+            raise OptionError(f"extras: {method} normalization has no {str(extra)!r}; there are {there}.")
     return found
 
 

@@ -330,30 +330,6 @@ def normalize(z: ArrayLike, threshold: ArrayLike) -> Array:
 
 
 @jax.jit
-def log_survival(z: ArrayLike, threshold: ArrayLike) -> Array:
-    """The logarithm of what the unit score leaves to 1: ``log(1 - Phi(z - threshold))`` (clause N10).
-
-    Where the unit score is 1 for every large ``z``, this keeps falling, so that ranking on it is ranking on ``z``.
-
-    Args:
-        z, threshold: as for `normalize`.
-
-    Returns:
-        Array of the shape and sharding of ``z``: ``log(1/2)`` at the threshold, smaller above. NaN stays NaN, -inf and
-        +inf give 0 and -inf.
-    """
-    values, result = arithmetic(z)
-    below = parameter(threshold, values) - values
-    # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
-    unit = 0.5 * jax.scipy.special.erfc(below * 0.5**0.5)
-    # XLA's log1p loses digits away from zero, where the logarithm itself is good.
-    upper = jnp.where(unit > 0.25, jnp.log(1.0 - unit), jnp.log1p(-unit))
-    # The default of three terms of the asymptotic series leaves float64 with an error of 1e-11.
-    terms = 10 if values.dtype == jnp.float64 else 3
-    return jnp.where(below > 0, upper, jax.scipy.special.log_ndtr(below, series_order=terms)).astype(result)
-
-
-@jax.jit
 def denormalize(
     unit: ArrayLike, threshold: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None
 ) -> Array:

@@ -25,7 +25,7 @@ from anomnorm_core.fields import (
 )
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
 from anomnorm_core.fitted_state import FittedState
-from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions, require_number
+from anomnorm_core.policy import Center, Extra, Method, Units, manual, parse_extras, require_number
 from anomnorm_jax import _counter, cdf, min_max
 from anomnorm_jax._version import __version__
 from anomnorm_jax.cdf import ScoreDistribution
@@ -137,7 +137,7 @@ class Normalizer(FittedNormalizer):
         *,
         threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
-        companions: Iterable[Companion | str] = (),
+        extras: Iterable[Extra | str] = (),
     ) -> dict[str, Array]:
         """Unit scores, labels and masks of raw scores and maps; either may be missing.
 
@@ -148,9 +148,9 @@ class Normalizer(FittedNormalizer):
                 an array of shape (), which may be traced. Another value compiles nothing anew.
             pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
                 scores, ``threshold``.
-            companions: what else to return for scores and maps, under the same names with ``_z``, ``_margin``,
-                ``_log_survival`` or ``_raw`` added: ``"z"`` and ``"log_survival"`` (CDF), ``"margin"`` (min-max), which
-                keep their order where the unit score is 0 or 1; ``"raw"``, the values given, not copied.
+            extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin``
+                or ``_raw`` added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the unit score
+                is 0 or 1; ``"raw"``, the values given, not copied.
 
         Returns:
             ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: unit scores of the
@@ -160,10 +160,10 @@ class Normalizer(FittedNormalizer):
             OutputError: neither scores nor maps are given, or their shapes are wrong.
             NotFittedError: maps are given, but none were fitted.
             ResolutionError: the maps do not have the fitted height and width (CDF).
-            OptionError: a companion is not one of the method.
+            OptionError: an extra is not one of the method.
         """
         raw = _values(pred_scores, anomaly_maps)
-        return self._scored(_call, raw, threshold, pixel_threshold, companions)
+        return self._scored(_call, raw, threshold, pixel_threshold, extras)
 
     def standardize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
@@ -191,20 +191,20 @@ class Normalizer(FittedNormalizer):
         *,
         threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
-        companions: Iterable[Companion | str] = (),
+        extras: Iterable[Extra | str] = (),
     ) -> dict[str, Array]:
         """What a call gives, from the z-scores of `standardize`. ``"raw"`` gives those.
 
         Args:
             pred_scores, anomaly_maps: z-scores and maps of z-scores.
-            threshold, pixel_threshold, companions: as in a call.
+            threshold, pixel_threshold, extras: as in a call.
 
         Raises:
             OptionError, OutputError: as `standardize`.
         """
         require_cdf(self.method)
         z = _values(pred_scores, anomaly_maps)
-        return self._scored(_decide, z, threshold, pixel_threshold, companions)
+        return self._scored(_decide, z, threshold, pixel_threshold, extras)
 
     def _scored(
         self,
@@ -212,27 +212,26 @@ class Normalizer(FittedNormalizer):
         values: dict[str, Array],
         threshold: ArrayLike | None,
         pixel_threshold: ArrayLike | None,
-        companions: Iterable[Companion | str],
+        extras: Iterable[Extra | str],
     ) -> dict[str, Array]:
-        wanted = parse_companions(companions, self.method)
-        computed = tuple(companion for companion in wanted if companion is not Companion.RAW)
+        wanted = parse_extras(extras, self.method)
+        computed = tuple(extra for extra in wanted if extra is not Extra.RAW)
         result = function(self, values, _threshold(threshold), _threshold(pixel_threshold), computed)
-        if Companion.RAW in wanted:  # outside of the jitted function, which would copy them
-            result |= {f"{name}_{Companion.RAW}": value for name, value in values.items()}
+        if Extra.RAW in wanted:  # outside of the jitted function, which would copy them
+            result |= {f"{name}_{Extra.RAW}": value for name, value in values.items()}
         return result
 
-    def _score(self, name: str, x: Array, threshold: Array | None, wanted: tuple[Companion, ...]) -> Scored:
+    def _score(self, name: str, x: Array, threshold: Array | None, wanted: tuple[Extra, ...]) -> Scored:
         t = self._own_threshold(x) if threshold is None else threshold
-        beside: dict[Companion, Callable[[], Array]] = {}
+        beside: dict[Extra, Callable[[], Array]] = {}
         if self.method is Method.MIN_MAX:
             low, high = self._level(name)
             unit = min_max.normalize(x, t, low, high)
-            beside[Companion.MARGIN] = lambda: min_max.margin(x, t, low, high)
+            beside[Extra.MARGIN] = lambda: min_max.margin(x, t, low, high)
         else:
             unit = cdf.normalize(x, t)
-            beside[Companion.Z] = lambda: x
-            beside[Companion.LOG_SURVIVAL] = lambda: cdf.log_survival(x, t)
-        return Scored(unit, flag(x, t), {str(companion): beside[companion]() for companion in wanted})
+            beside[Extra.Z] = lambda: x
+        return Scored(unit, flag(x, t), {str(extra): beside[extra]() for extra in wanted})
 
     def _own_threshold(self, z: Array) -> Array:
         """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""
@@ -296,30 +295,30 @@ def _standardize(normalizer: Normalizer, raw: Mapping[str, Array]) -> dict[str, 
     return {name: normalizer._z(name, x) for name, x in raw.items()}
 
 
-@partial(jax.jit, static_argnames="companions")
+@partial(jax.jit, static_argnames="extras")
 def _decide(
     normalizer: Normalizer,
     values: Mapping[str, Array],
     threshold: Array | None,
     pixel_threshold: Array | None,
-    companions: tuple[Companion, ...],
+    extras: tuple[Extra, ...],
 ) -> dict[str, Array]:
     """Unit scores and decisions of ``values`` in decision space."""
     own = normalizer.pixel_threshold if pixel_threshold is None else pixel_threshold
     given = {SCORES: threshold, MAPS: threshold if own is None else own}
-    return assemble({name: normalizer._score(name, values[name], given[name], companions) for name in _ordered(values)})
+    return assemble({name: normalizer._score(name, values[name], given[name], extras) for name in _ordered(values)})
 
 
-@partial(jax.jit, static_argnames="companions")
+@partial(jax.jit, static_argnames="extras")
 def _call(
     normalizer: Normalizer,
     raw: Mapping[str, Array],
     threshold: Array | None,
     pixel_threshold: Array | None,
-    companions: tuple[Companion, ...],
+    extras: tuple[Extra, ...],
 ) -> dict[str, Array]:
     values = _standardize(normalizer, raw) if normalizer.method is Method.CDF else raw
-    result: dict[str, Array] = _decide(normalizer, values, threshold, pixel_threshold, companions)
+    result: dict[str, Array] = _decide(normalizer, values, threshold, pixel_threshold, extras)
     return result
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from anomnorm_core.checks import require_count, require_resolution, require_same_shape
-from anomnorm_torch import _log_tail
 from anomnorm_torch._blocks import at_hand, columns, finite_range, in_pieces, numbers
 from anomnorm_torch._tensors import arithmetic, arithmetic_like, parameter, round_below, samples, selection, wide
 
@@ -303,32 +302,6 @@ def _normalize(
     # erfc, because torch's ndtr is 1 + erf, which loses the lower tail (it is 0 below -5.55 in float32).
     u = below.mul_(0.5**0.5).add_(side, alpha=push).erfc_().mul_(0.5)
     return round_below(u, result)
-
-
-def log_survival(z: Tensor, threshold: Tensor | float) -> Tensor:
-    """The logarithm of what the unit score leaves to 1: ``log(1 - Phi(z - threshold))`` (clause N10).
-
-    Where the unit score is 1 for every large ``z``, this keeps falling, so that ranking on it is ranking on ``z``.
-
-    Args:
-        z, threshold: as for `normalize`.
-
-    Returns:
-        Tensor of the shape and device of ``z``: ``log(1/2)`` at the threshold, smaller above. NaN stays NaN, -inf and
-        +inf give 0 and -inf.
-    """
-    values, result = arithmetic(z)
-    t = parameter(threshold, values)
-    if result != torch.float64:
-        dtype = wide(values.device)
-        return _log_tail.log_survival(values.to(dtype) - t.to(dtype)).to(result)
-    below = t - values
-    # Near 1 the logarithm sees only the distance from 1, which the CDF itself has rounded away.
-    upper = torch.log1p((below * 0.5**0.5).erfc().mul_(-0.5))
-    # log_ndtr takes that from 1, too, as long as it is not far out: 7 ulp when compiled.
-    middle = (below.clamp(min=-2.0) * -(0.5**0.5)).erfc().mul_(0.5).log_()
-    lower = torch.where(below > -1.0, middle, torch.special.log_ndtr(below))
-    return torch.where(below > 0, upper, lower)
 
 
 def denormalize(

@@ -22,7 +22,7 @@ from anomnorm_core.fields import (
 )
 from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
 from anomnorm_core.fitted_state import LEVELS, STATISTICS, FittedState
-from anomnorm_core.policy import Center, Companion, Method, Units, manual, parse_companions, require_number
+from anomnorm_core.policy import Center, Extra, Method, Units, manual, parse_extras, require_number
 from anomnorm_torch import cdf, min_max
 from anomnorm_torch._tensors import keep_dtype
 from anomnorm_torch._version import __version__
@@ -125,7 +125,7 @@ class Normalizer(FittedNormalizer, nn.Module):
         *,
         threshold: Tensor | float | None = None,
         pixel_threshold: Tensor | float | None = None,
-        companions: Iterable[Companion | str] = (),
+        extras: Iterable[Extra | str] = (),
     ) -> dict[str, Tensor]:
         """Unit scores, labels and masks of raw scores and maps; either may be missing.
 
@@ -136,9 +136,9 @@ class Normalizer(FittedNormalizer, nn.Module):
                 a tensor of shape (), which is an input of an exported program.
             pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
                 scores, ``threshold``.
-            companions: what else to return for scores and maps, under the same names with ``_z``, ``_margin``,
-                ``_log_survival`` or ``_raw`` added: ``"z"`` and ``"log_survival"`` (CDF), ``"margin"`` (min-max), which
-                keep their order where the unit score is 0 or 1; ``"raw"``, the values given, not copied.
+            extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin``
+                or ``_raw`` added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the unit score
+                is 0 or 1; ``"raw"``, the values given, not copied.
 
         Returns:
             ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: unit scores of the
@@ -148,11 +148,11 @@ class Normalizer(FittedNormalizer, nn.Module):
             OutputError: neither scores nor maps are given, or their shapes are wrong.
             NotFittedError: maps are given, but none were fitted.
             ResolutionError: the maps do not have the fitted height and width (CDF).
-            OptionError: a companion is not one of the method.
+            OptionError: an extra is not one of the method.
         """
         raw = _values(pred_scores, anomaly_maps)
         if self.method is Method.MIN_MAX:
-            return self._scored(raw, raw, threshold, pixel_threshold, companions)
+            return self._scored(raw, raw, threshold, pixel_threshold, extras)
         own = None
         z = {}
         for name, x in raw.items():
@@ -160,7 +160,7 @@ class Normalizer(FittedNormalizer, nn.Module):
                 z[name], own = cdf.standardize_around(x, self.image_raw_threshold, *self._level("image"))
             else:
                 z[name] = self._z(name, x)
-        return self._scored(z, raw, threshold, pixel_threshold, companions, own)
+        return self._scored(z, raw, threshold, pixel_threshold, extras, own)
 
     def standardize(self, pred_scores: Tensor | None = None, anomaly_maps: Tensor | None = None) -> dict[str, Tensor]:
         """The z-scores of raw scores and maps: the space in which the CDF method decides.
@@ -185,20 +185,20 @@ class Normalizer(FittedNormalizer, nn.Module):
         *,
         threshold: Tensor | float | None = None,
         pixel_threshold: Tensor | float | None = None,
-        companions: Iterable[Companion | str] = (),
+        extras: Iterable[Extra | str] = (),
     ) -> dict[str, Tensor]:
         """What a call gives, from the z-scores of `standardize`. ``"raw"`` gives those.
 
         Args:
             pred_scores, anomaly_maps: z-scores and maps of z-scores.
-            threshold, pixel_threshold, companions: as in a call.
+            threshold, pixel_threshold, extras: as in a call.
 
         Raises:
             OptionError, OutputError: as `standardize`.
         """
         require_cdf(self.method)
         z = _values(pred_scores, anomaly_maps)
-        return self._scored(z, z, threshold, pixel_threshold, companions)
+        return self._scored(z, z, threshold, pixel_threshold, extras)
 
     def _scored(
         self,
@@ -206,14 +206,14 @@ class Normalizer(FittedNormalizer, nn.Module):
         raw: Mapping[str, Tensor],
         threshold: Tensor | float | None,
         pixel_threshold: Tensor | float | None,
-        companions: Iterable[Companion | str],
+        extras: Iterable[Extra | str],
         own: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Unit scores and decisions of ``values`` in decision space; ``own`` is the image threshold where it is known.
 
         Otherwise it is looked up.
         """
-        wanted = parse_companions(companions, self.method)
+        wanted = parse_extras(extras, self.method)
         result = {}
         for name, x in values.items():
             given = own if name == SCORES and threshold is None else threshold
@@ -223,23 +223,22 @@ class Normalizer(FittedNormalizer, nn.Module):
         return assemble(result)
 
     def _score(
-        self, name: str, x: Tensor, raw: Tensor, threshold: Tensor | float | None, wanted: tuple[Companion, ...]
+        self, name: str, x: Tensor, raw: Tensor, threshold: Tensor | float | None, wanted: tuple[Extra, ...]
     ) -> Scored:
         t = self._threshold(x) if threshold is None else threshold
         if isinstance(t, Tensor):  # which stays on its device
             require_number(tuple(t.shape), "threshold")
         elif not torch.compiler.is_compiling():  # where a number may be a symbol
             t = manual(t)
-        beside: dict[Companion, Callable[[], Tensor]] = {Companion.RAW: lambda: raw}
+        beside: dict[Extra, Callable[[], Tensor]] = {Extra.RAW: lambda: raw}
         if self.method is Method.MIN_MAX:
             low, high = self._level(LEVEL[name])
             unit = min_max.normalize(x, t, low, high)
-            beside[Companion.MARGIN] = lambda: min_max.margin(x, t, low, high)
+            beside[Extra.MARGIN] = lambda: min_max.margin(x, t, low, high)
         else:
             unit = cdf.normalize(x, t)
-            beside[Companion.Z] = lambda: x
-            beside[Companion.LOG_SURVIVAL] = lambda: cdf.log_survival(x, t)
-        return Scored(unit, flag(x, t), {str(companion): beside[companion]() for companion in wanted})
+            beside[Extra.Z] = lambda: x
+        return Scored(unit, flag(x, t), {str(extra): beside[extra]() for extra in wanted})
 
     def _threshold(self, z: Tensor) -> Tensor:
         """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""
