@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
