@@ -48,7 +48,7 @@ def _development(session: nox.Session, *more: str) -> str:
     editable = [argument for package in PACKAGES for argument in ("-e", package)]
     pip = (str(python), "-m", "pip", "install", "--quiet", *CONSTRAINTS)
     # Asking pip takes a while each time: only where what is asked for has changed.
-    asked = hashlib.sha256(repr((*editable, *DEVELOPMENT_TOOLS)).encode())
+    asked = hashlib.sha256(repr((ROOT, *editable, *DEVELOPMENT_TOOLS)).encode())
     for path in (ROOT / "constraints.txt", *(ROOT / package / "pyproject.toml" for package in PACKAGES)):
         asked.update(path.read_bytes())
     installed = environment / "installed.sha256"
@@ -103,16 +103,19 @@ def tests(session: nox.Session) -> None:
     # What takes longest comes first, so that no worker waits for it in the end.
     default = ("tests/jax", "tests/docs", "tests/interchange", "tests/torch", "tests/core")
     chosen = any(argument.startswith("tests/") for argument in session.posargs)
-    # How fast a program runs is no matter here; the conformance suite has the compiler's whole work.
-    _pytest(session, python, *(() if chosen else default), *session.posargs, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    # How fast a program runs is no matter here, and numbers are compared where the compiler does its whole work.
+    quick = {} if "--full" in session.posargs else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    _pytest(session, python, *(() if chosen else default), *session.posargs, **quick)
 
 
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Prove that all backends compute the same; ``-- --full`` all directly, ``--backends jax`` one, ``--deep`` more."""
     python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
-    chosen = any(argument.startswith("tests/") for argument in session.posargs)
-    _pytest(session, python, *(() if chosen else ("tests/conformance",)), *session.posargs)
+    where = () if any(argument.startswith("tests/") for argument in session.posargs) else ("tests/conformance",)
+    # The suite tests itself where it runs as a whole.
+    one = ("--ignore=tests/conformance/test_suite.py",) if "--backends" in session.posargs else ()
+    _pytest(session, python, *where, *one, *session.posargs)
 
 
 @nox.session(venv_backend="none")

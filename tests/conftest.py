@@ -1,5 +1,7 @@
 """How much of the tests runs: the usual verdict, or everything."""
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +17,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Let JAX's compiler do its whole work, which the session ``tests`` leaves out: for tests of numerical accuracy."""
+    import jax
+
+    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.hookimpl(trylast=True)

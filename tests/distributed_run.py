@@ -1,8 +1,8 @@
 """Training runs in one or several processes, as a program: each rank writes what was fitted, and what it predicted.
 
 ``python tests/distributed_run.py '[[FOLDER, {"kind": "cdf", "strategy": "ddp", "devices": 2}], ...]'``, one run after
-the other. Lightning starts the other processes, or whoever starts this program did, as ``torchrun`` does, with
-``LOCAL_RANK`` in the environment; then all runs share one process group.
+the other. Lightning starts the other processes, or whoever starts this program has, with ``LOCAL_RANK`` and the address
+of the first in the environment; then all runs share one process group.
 """
 
 import json

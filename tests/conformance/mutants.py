@@ -237,12 +237,20 @@ def _above(z: Array, t: float) -> Array:
     return np.where(z == t, np.nextafter(np.asarray(0.5, z.dtype), 0), cdf.normalize(z, t)).astype(z.dtype)
 
 
+def _falls(z: Array, t: float) -> Array:
+    unit = cdf.normalize(z, t)
+    return np.where(z > t + 6, unit - unit.dtype.type(2.0**-20), unit).astype(unit.dtype)
+
+
 # The same for variants that have to give what NumPy gives. Their clause is where the table has to say so.
 _WRONG_VARIANTS: dict[str, tuple[str, str, Any, str]] = {
     "variant-off-by-two-places": ("min_max", "normalize", _off_by_two_places, "N1"),
     "variant-flags-above-the-threshold": ("cdf", "normalize", _above, "N4"),
+    "variant-falls": ("cdf", "normalize", _falls, "N5"),
     "variant-ignores-where": ("cdf", "update", _ignores_where, "S1"),
     "variant-flags-with-integers": ("threshold", "flag", lambda x, t: threshold.flag(x, t).astype(np.int64), "N4"),
+    "variant-loses-the-lower-tail": ("cdf", "normalize", _one_plus_erf, "N3"),
+    "variant-difference-of-squares": ("cdf", "update", _difference_of_squares, "S4"),
     "variant-widens": ("min_max", "margin", lambda x, *given: min_max.margin(x, *given).astype(np.float64), "N10"),
 }
 
@@ -258,7 +266,7 @@ def _mutant(name: str) -> type[NumPy]:
         namespace = {each: getattr(source, each) for each in functions}
         parts[part] = SimpleNamespace(**namespace | ({function: replacement} if part == module else {}))
     about = {"name": "mutant", "variant": name, "dtypes": ("float64", "float32")}
-    about |= {"same_as": "numpy", "aim": "same"} if name in _WRONG_VARIANTS else {"aim": clause.lower()}
+    about |= {"same_as": "numpy", "aim": "same_"} if name in _WRONG_VARIANTS else {"aim": f"{clause.lower()}_"}
     return type("Mutant", (NumPy,), {**about, **parts})
 
 

@@ -24,7 +24,7 @@ Inputs = dict[str, Any]
 Results = dict[str, Any]
 Program = Callable[[Any, Inputs], Results]
 
-# Which clauses the results of a name are about: the longest prefix counts.
+# Which clauses the results are about whose names begin with this.
 CLAUSES: dict[str, tuple[str, ...]] = {
     "flag": ("N4", "N6", "T4"),
     "min_max.normalize": ("N1", "N4", "N5", "N6", "N7", "N8", "N12", "N13"),
@@ -98,6 +98,8 @@ def corpus(case: Case, dtype: str) -> Inputs:
         "z": np.array(z[:SIZE]),
         "unit": np.array(unit),
         "maps": np.reshape(random_values(dtype, maps.ravel()), MAPS),
+        # The deviation is a thousandth of the mean: what a naive accumulator loses first (clause S4).
+        "steady": np.array(random_values(dtype, np.exp(rng.normal(5.0, 5e-3, SIZE)))),
     }
     parameters: Inputs = {name: np.float64(value) for name, value in rounded.items()} | {
         "pixel_mean": np.reshape(random_values(kept, rng.normal(0.5, 0.2, 15)), shape),
@@ -112,7 +114,7 @@ def corpus(case: Case, dtype: str) -> Inputs:
     return scores | parameters | selections
 
 
-_SCORES = ("x", "z", "unit", "maps", "pred_scores", "anomaly_maps")
+_SCORES = ("x", "z", "unit", "maps", "steady", "pred_scores", "anomaly_maps")
 
 
 def as_arrays(backend: Backend, inputs: Inputs, dtype: str) -> Inputs:
@@ -165,6 +167,7 @@ def kernels(backend: Backend) -> Program:
             "min_max.update maps": min_max.update(empty["range"], maps, where=given["map_where"]),
             "cdf.update": cdf.update(empty["moments"], x, where=given["where"]),
             "cdf.update maps": cdf.update(empty["maps"], maps, where=given["map_where"]),
+            "cdf.update steady": cdf.update(cdf.update(empty["moments"], given["steady"]), given["steady"]),
         }
         records["min_max.update again"] = min_max.merge(records["min_max.update maps"], records["min_max.update"])
         records["cdf.update again"] = cdf.merge(cdf.update(records["cdf.update"], abs(z)), records["cdf.update"])
@@ -245,4 +248,6 @@ def tolerances(name: str, case: Case | None, expected: np.ndarray, dtype: str, s
         assert case is not None
         exponent = abs(case.center) + np.nan_to_num(case.std) * (40.0 + abs(case.z_threshold))
         return size * (8 * exponent + 64) * kept + ulps
-    return np.maximum(slack * ulps, 2.0**-24 if dtype != "float64" else 8 * 2.0**-52)
+    if dtype == "float64":  # specification, N12: XLA's exp of vectors is another than that of numbers
+        return np.where((size < 2.0**-24) & (slack > 1), 256, 4 * slack) * ulps
+    return 4 * slack * ulps

@@ -168,6 +168,23 @@ def test_s6_invalid_pixels_are_counted_where_they_are(backend: Backend, dtype: s
     np.testing.assert_allclose([mean[0][0], std[0][0]], oracle.moments([1.0, 4.0]), rtol=backend.moments_rtol)
 
 
+@pytest.mark.clause("S6", "N13")
+@pytest.mark.dtypes(("float64", "float32"))
+@pytest.mark.parametrize("shape", [(), (1, 2)], ids=["image", "pixel"])
+def test_s6_a_subnormal_score_counts_or_is_left_out(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+    least = oracle.ulp(0.0, dtype)
+    scores = [least, 1.0, 2.0, 4.0]
+    array = np.reshape(scores, (-1, *(1 for _ in shape))) + np.zeros(shape)
+    record = backend.cdf.update(backend.cdf.init(shape), backend.asarray(array, dtype))
+    size = math.prod(shape)
+    count = backend.count(record.count) // size
+    assert count + backend.count(record.invalid) // size == 4
+    assert count in (3, 4)
+    expected = oracle.moments(scores[4 - count :])
+    for found, wanted in zip(backend.cdf.mean_std(record), expected, strict=True):
+        np.testing.assert_allclose(backend.to_numpy(found), np.full(shape, wanted), rtol=backend.moments_rtol)
+
+
 @pytest.mark.clause("S6")
 def test_s6_a_pixel_without_valid_values_takes_the_pooled_moments(backend: Backend, dtype: str) -> None:
     maps = _scores(dtype, (4, 1, 3))

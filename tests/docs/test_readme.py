@@ -23,9 +23,10 @@ def _programs(page: Path) -> list[str]:
 
 # Each program as the main module of an own namespace and folder; a process for each would import everything anew.
 RUNNER = """
-import os, sys, tempfile, traceback, types
+import os, sys, traceback, types
 for number, program in enumerate(open(sys.argv[1]).read().split(chr(0))):
-    os.chdir(tempfile.mkdtemp())
+    os.makedirs(f"{sys.argv[1]}-{number}")
+    os.chdir(f"{sys.argv[1]}-{number}")
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         exec(compile(program, f"<program {number}>", "exec"), main.__dict__)

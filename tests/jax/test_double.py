@@ -14,6 +14,8 @@ from conformance import oracle
 
 from anomnorm_jax._double import cut, divide, log_distance, log_ratio, two_sum
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # Compiled, XLA may contract products and sums into one rounding; operation by operation it cannot.
 WRAPS = pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -20,18 +20,22 @@ def start(*arguments: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: "subprocess.Popen[str]") -> Any:
+def finish(*processes: "subprocess.Popen[str]") -> list[Any]:
+    found = []
     try:
-        output, error = process.communicate(timeout=240)
+        for process in processes:
+            output, error = process.communicate(timeout=240)
+            assert process.returncode == 0, error[-3000:]
+            found.append(json.loads(output.splitlines()[-1]))
     finally:
-        process.kill()
-    assert process.returncode == 0, error[-3000:]
-    return json.loads(output.splitlines()[-1])
+        for process in processes:
+            process.kill()
+    return found
 
 
 @lru_cache
 def run(ways: str, devices: int, axes: str = "Auto") -> Any:
-    return finish(start(ways, devices, axes))
+    return finish(start(ways, devices, axes))[0]
 
 
 @lru_cache
@@ -39,7 +43,7 @@ def run_two_processes(way: str) -> list[Any]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    return [finish(process) for process in [start(way, 2, "Auto", port, rank) for rank in (0, 1)]]
+    return finish(*(start(way, 2, "Auto", port, rank) for rank in (0, 1)))
 
 
 def assert_same(found: Any, expected: Any) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from anomnorm_jax import _counter, cdf, min_max
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 BATCHES = 100_000
 
 

@@ -6,10 +6,9 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from subprocess import PIPE
-from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,19 +49,24 @@ RUNS = OTHER_RUNS | {
 
 
 def start(*jobs: tuple[Path, dict[str, Any]], **environment: str) -> "subprocess.Popen[str]":
-    """Run the program."""
+    """Run the program; its errors go into the first job's folder, where no pipe can be full."""
     text = json.dumps([(str(folder), options) for folder, options in jobs])
     command = [sys.executable, distributed_run.__file__, text]
-    return subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=PIPE, env=os.environ | environment)
+    with (jobs[0][0] / f"errors_{environment.get('RANK', 0)}.txt").open("w") as errors:
+        return subprocess.Popen(
+            command, text=True, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | environment
+        )
 
 
-def finish(process: "subprocess.Popen[str]", *, fails: bool = False) -> None:
-    """Wait for it; a run that hangs is an error."""
+def finish(folder: Path, *processes: "subprocess.Popen[str]", fails: bool = False) -> None:
+    """Wait for them; a run that hangs is an error."""
     try:
-        _, errors = process.communicate(timeout=240)
+        codes = [process.wait(timeout=240) for process in processes]
     finally:
-        process.kill()
-    assert (process.returncode != 0) == fails, errors[-4000:]
+        for process in processes:
+            process.kill()
+    errors = "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("errors_*.txt")))
+    assert any(codes) == fails, errors
 
 
 def written(folder: Path, ranks: int) -> Any:
@@ -74,27 +78,36 @@ def written(folder: Path, ranks: int) -> Any:
     return SimpleNamespace(fitted=fitted, predicted=predicted)
 
 
-@lru_cache
-def one_process(name: str, epochs: int = 1) -> Any:
-    """A run in this process."""
-    folder = Path(mkdtemp())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        distributed_run.main(folder, RUNS[name] | {"strategy": "auto", "devices": 1, "epochs": epochs})
-    return written(folder, 1)
+OneProcess = Callable[..., Any]
 
 
-@lru_cache
-def two_processes() -> dict[str, Any]:
-    """All runs in two processes, which are started as ``torchrun`` starts them."""
-    jobs = {name: (Path(mkdtemp()), options | {"strategy": "ddp", "devices": 2}) for name, options in RUNS.items()}
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> OneProcess:
+    """Runs by name, in this process."""
+
+    @lru_cache
+    def run(name: str, epochs: int = 1) -> Any:
+        folder = tmp_path_factory.mktemp("one")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            distributed_run.main(folder, RUNS[name] | {"strategy": "auto", "devices": 1, "epochs": epochs})
+        return written(folder, 1)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All runs by name, in two processes that find each other by their environment."""
+    folders = {name: tmp_path_factory.mktemp("two") for name in RUNS}
+    jobs = [(folders[name], options | {"strategy": "ddp", "devices": 2}) for name, options in RUNS.items()]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    for process in [start(*jobs.values(), LOCAL_RANK=str(rank), RANK=str(rank), **address) for rank in (0, 1)]:
-        finish(process)
-    return {name: written(folder, 2) for name, (folder, _) in jobs.items()}
+    started = [start(*jobs, LOCAL_RANK=str(rank), RANK=str(rank), **address) for rank in (0, 1)]
+    finish(jobs[0][0], *started)
+    return {name: written(folder, 2) for name, folder in folders.items()}
 
 
 def assert_same_fit(found: Any, expected: Any) -> None:
@@ -123,9 +136,11 @@ def assert_same_predictions(found: Any, expected: Any) -> None:
 @pytest.mark.clause("L8", "T2", "T5")
 @KINDS
 @pytest.mark.parametrize("where", ["", ", sparse"], ids=["everywhere", "maps and masks on one rank"])
-def test_two_processes_fit_what_one_fits(kind: str, where: str) -> None:
+def test_two_processes_fit_what_one_fits(
+    kind: str, where: str, one_process: OneProcess, two_processes: dict[str, Any]
+) -> None:
     # 21 and 11 samples: a sampler for two processes repeats the first one, which is an outlier.
-    one, two = one_process(kind + where), two_processes()[kind + where]
+    one, two = one_process(kind + where), two_processes[kind + where]
     assert_same_fit(two, one)
     assert_same_predictions(two, one)
     name = "count" if kind == "min-max" else "image_count"
@@ -137,28 +152,30 @@ def test_two_processes_fit_what_one_fits(kind: str, where: str) -> None:
 @pytest.mark.clause("L8")
 @ONE_KIND_IS_ENOUGH
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "ddp_spawn"])
-def test_processes_that_lightning_starts(kind: str, strategy: str, tmp_path: Path) -> None:
-    finish(start((tmp_path, {"kind": kind, "strategy": strategy, "devices": 2})))
-    two = written(tmp_path, 2)
-    assert_same_fit(two, one_process(kind))
-    assert_same_predictions(two, one_process(kind))
+def test_processes_that_lightning_starts(kind: str, strategy: str, one_process: OneProcess, tmp_path: Path) -> None:
+    finish(tmp_path, start((tmp_path, {"kind": kind, "sparse": True, "strategy": strategy, "devices": 2})))
+    two, one = written(tmp_path, 2), one_process(f"{kind}, sparse")
+    assert_same_fit(two, one)
+    assert_same_predictions(two, one)
 
 
 @pytest.mark.clause("L8", "T3")
 @pytest.mark.parametrize("name", OTHER_RUNS)
-def test_other_runs_in_two_processes(name: str) -> None:
-    assert_same_fit(two_processes()[name], one_process(name))
-    assert_same_predictions(two_processes()[name], one_process(name))
+def test_other_runs_in_two_processes(name: str, one_process: OneProcess, two_processes: dict[str, Any]) -> None:
+    assert_same_fit(two_processes[name], one_process(name))
+    assert_same_predictions(two_processes[name], one_process(name))
 
 
 @pytest.mark.clause("L8", "L6")
 @ONE_KIND_IS_ENOUGH
-def test_a_killed_worker_ends_the_run_and_the_last_checkpoint_resumes_it(kind: str, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_run_and_the_last_checkpoint_resumes_it(
+    kind: str, one_process: OneProcess, tmp_path: Path
+) -> None:
     options = {"kind": kind, "strategy": "ddp", "devices": 2, "epochs": 2}
     # It dies in the second epoch's validation; the process group gives up after 30 seconds.
-    finish(start((tmp_path, options | {"kill": 1})), fails=True)
+    finish(tmp_path, start((tmp_path, options | {"kill": 1})), fails=True)
     assert not (tmp_path / "fitted_0.json").exists()
-    finish(start((tmp_path, options | {"test": False, "resume": str(tmp_path / "last.ckpt")})))
+    finish(tmp_path, start((tmp_path, options | {"test": False, "resume": str(tmp_path / "last.ckpt")})))
     found = SimpleNamespace(fitted=[json.loads((tmp_path / f"fitted_{rank}.json").read_text()) for rank in (0, 1)])
     assert_same_fit(found, one_process(kind, epochs=2))
 

@@ -77,6 +77,7 @@ class JaxExported(JaxJit):
 
     variant = "exported"
     same_as = "jax-jit"
+    compared: ClassVar = {"normalizer": ("float64", "float32", "bfloat16")}
     parts = ("normalizer",)
 
     def __init__(self) -> None:

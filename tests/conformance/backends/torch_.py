@@ -117,6 +117,7 @@ class TorchExported(TorchEager):
 
     variant = "exported"
     same_as = "torch-eager"
+    compared: ClassVar = {"normalizer": ("float64", "float32", "bfloat16")}
     parts = ("normalizer",)
 
     def __init__(self) -> None:
@@ -175,6 +176,7 @@ class TorchOnnx(TorchExported):
 
     variant = "onnx"
     dtypes = ("float32",)
+    compared: ClassVar = {}
     tail_error = 2.0**-24  # ONNX has Erf and no Erfc
 
     def _export(self, normalizer: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> Any:
