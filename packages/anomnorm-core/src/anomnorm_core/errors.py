@@ -1,8 +1,5 @@
 """Everything that anomnorm raises or warns, in one hierarchy.
 
-import sys
-import warnings
-
 Each class also derives from the built-in exception a caller would expect, so that existing ``except ValueError``
 clauses keep working.
 """
