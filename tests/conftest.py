@@ -1,9 +1,11 @@
 """How much of the tests runs: the usual verdict, or everything."""
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -18,6 +20,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+_STATES: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_any_order(request: pytest.FixtureRequest) -> None:
+    """A test draws the numbers that it drew yesterday, whichever tests its worker ran before."""
+    generator = getattr(request.module, "RNG", None)
+    if isinstance(generator, np.random.Generator):
+        state = _STATES.setdefault(request.module.__name__, generator.bit_generator.state)
+        generator.bit_generator.state = state
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module")
