@@ -1,4 +1,4 @@
-"""Sessions for development and continuous integration: ``nox -l`` lists them, plain ``nox`` runs what a commit needs."""
+"""Sessions for development and continuous integration: ``nox -l`` lists them, plain ``nox`` runs the usual ones."""
 
 import hashlib
 import sys

@@ -134,11 +134,9 @@ def test_same_sides_of_the_threshold_and_order(variant: Backend, dtype: str) -> 
             slack = np.array([order_slack(variant, float(value), dtype) for value in ordered[:-1]])
             # A z-score around a threshold is rounded first.
             slack += 8 * oracle.ulp(1.0, dtype) * ordered[:-1] if unit == "cdf.normalize around" else 0.0
-            falls = [
-                f"x={x[i]!r}: {ordered[i]!r}, next {ordered[i + 1]!r}"
-                for i in np.flatnonzero(np.diff(ordered) < -slack)
-            ]
-            assert not falls, "\n".join([where, *falls[:3]])
+            falls = np.flatnonzero(np.diff(ordered) < -slack)[:3].tolist()
+            lines = [f"x={x[i].item()!r}: {ordered[i].item()!r}, next {ordered[i + 1].item()!r}" for i in falls]
+            assert not falls, "\n".join([where, *lines])
 
 
 @pytest.mark.needs("normalizer")
