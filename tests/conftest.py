@@ -1,8 +1,10 @@
 """How much of the tests runs: the usual verdict, or everything."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    clauses = set(re.findall(r"^### ([A-Z]\d+):", SPECIFICATION.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for item in items:
+        if unknown := {clause for mark in item.iter_markers("clause") for clause in mark.args} - clauses:
+            raise pytest.UsageError(f"{item.nodeid}: {sorted(unknown)} are no clauses of {SPECIFICATION.name}")
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+SPECIFICATION = Path(__file__).parents[1] / "docs" / "specification.md"
 _STATES: dict[str, Any] = {}
 
 
