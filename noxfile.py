@@ -1,4 +1,4 @@
-"""Sessions for development and continuous integration; ``nox -l`` lists them, plain ``nox`` runs all verdicts."""
+"""Sessions for development and continuous integration: ``nox -l`` lists them, plain ``nox`` runs the usual ones."""
 
 import hashlib
 import sys
@@ -114,13 +114,16 @@ def conformance(session: nox.Session) -> None:
     python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
     where = () if any(argument.startswith("tests/") for argument in session.posargs) else ("tests/conformance",)
     # The suite tests itself where it runs as a whole.
-    one = ("--ignore=tests/conformance/test_suite.py",) if "--backends" in session.posargs else ()
+    chosen = any(argument.startswith("--backends") for argument in session.posargs)
+    one = ("--ignore=tests/conformance/test_suite.py",) if chosen else ()
     _pytest(session, python, *where, *one, *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def full(session: nox.Session) -> None:
     """Run the whole matrix, for nights and releases: all backends directly on all dtypes, and the slow tests."""
+    if session.posargs:
+        session.error("it takes no arguments; for a part of it: nox -s conformance -- --full --backends numpy")
     session.notify("tests", ["--full"])
     session.notify("conformance", ["--full"])
 

@@ -1,9 +1,13 @@
 """How much of the tests runs: the usual verdict, or everything."""
 
 import os
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,10 +18,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    clauses = set(re.findall(r"^### ([A-Z]\d+):", SPECIFICATION.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for item in items:
+        if unknown := {clause for mark in item.iter_markers("clause") for clause in mark.args} - clauses:
+            raise pytest.UsageError(f"{item.nodeid}: {sorted(unknown)} are no clauses of {SPECIFICATION.name}")
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+SPECIFICATION = Path(__file__).parents[1] / "docs" / "specification.md"
+_STATES: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_any_order(request: pytest.FixtureRequest) -> None:
+    """A test draws the numbers that it drew yesterday, whichever tests its worker ran before."""
+    generator = getattr(request.module, "RNG", None)
+    if isinstance(generator, np.random.Generator):
+        state = _STATES.setdefault(request.module.__name__, generator.bit_generator.state)
+        generator.bit_generator.state = state
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module")

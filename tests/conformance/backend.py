@@ -6,6 +6,7 @@ A backend says how to make and read its arrays and hands over its functions. See
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, NamedTuple
@@ -162,3 +163,12 @@ def load(request: str) -> list[Backend]:
             if chosen:
                 return chosen
     raise LookupError(f"no backend {request!r}; there are {', '.join(available())}")
+
+
+@lru_cache
+def reference_of(variant: Backend) -> Backend:
+    """The backend whose results ``variant`` has to give; `LookupError` if there is none that is tested by itself."""
+    for backend in load(variant.same_as):
+        if backend.id == variant.same_as and not backend.same_as:
+            return backend
+    raise LookupError(f"backend {variant.id}: same_as={variant.same_as!r} is the id of no backend tested by itself")

@@ -26,7 +26,7 @@ Program = Callable[[Any, Inputs], Results]
 
 # Which clauses the results are about whose names begin with this.
 CLAUSES: dict[str, tuple[str, ...]] = {
-    "flag": ("N4", "N6", "T4"),
+    "flag": ("N4", "N6"),
     "min_max.normalize": ("N1", "N4", "N5", "N6", "N7", "N8", "N12", "N13"),
     "min_max.margin": ("N10", "N12"),
     "min_max.denormalize": ("N11",),

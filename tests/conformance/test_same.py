@@ -8,17 +8,11 @@ import pytest
 
 from conformance import oracle, programs
 from conformance.assertions import order_slack
-from conformance.backend import Backend, load
+from conformance.backend import Backend, reference_of
 from conformance.programs import CALLS, CASES, CLAUSES, Inputs, Results
 from conformance.test_normalizer import fitted
 
 KERNELS = [group for group in CLAUSES if group != "normalizer"]
-
-
-@lru_cache
-def reference_of(variant: Backend) -> Backend:
-    """The backend whose results the variant has to give."""
-    return next(backend for backend in load(variant.same_as) if backend.id == variant.same_as)
 
 
 def _read(backend: Backend, results: Results) -> dict[str, tuple[Any, np.ndarray]]:
@@ -47,27 +41,38 @@ normalizer_results = lru_cache(_normalizer_results)
 
 
 def _differences(
-    name: str,
-    case: Any,
-    inputs: Inputs,
-    found: tuple[Any, np.ndarray],
-    expected: tuple[Any, np.ndarray],
-    variant: Backend,
-    dtype: str,
+    name: str, case: Any, found: tuple[Any, np.ndarray], expected: tuple[Any, np.ndarray], variant: Backend, dtype: str
 ) -> list[str]:
+    """A line for each of the first results that are too far from those of the reference."""
     if found[0] != expected[0]:
         return [f"{name}: {found[0]}, expected {expected[0]}"]
     values, wanted = found[1], expected[1]
+    allowed = np.zeros(values.shape)
     if values.dtype != np.float64:
-        return [] if np.array_equal(values, wanted) else [f"{name}: {np.sum(values != wanted)} values differ"]
-    if ".update" in name:
+        near = values == wanted
+    elif ".update" in name:
         near = _near_record(name.rpartition(".")[2], values, wanted, variant.moments_rtol)
     else:
-        allowed = programs.tolerances(name, case, wanted, dtype, variant.batch_slack) + variant.tail_error
+        allowed = allowed + programs.tolerances(name, case, wanted, dtype, variant.batch_slack) + variant.tail_error
         with np.errstate(invalid="ignore"):
             near = (values == wanted) | (np.abs(values - wanted) <= allowed) | (np.isnan(values) & np.isnan(wanted))
-    wrong = np.argwhere(~near)[:3].tolist()
-    return [f"{name}{index}: {values[tuple(index)]!r}, expected {wanted[tuple(index)]!r}" for index in wrong]
+    return [
+        f"{name}{list(at)}: found {values[at].item()!r}, expected {wanted[at].item()!r} (+- {allowed[at]:.2g})"
+        for at in map(tuple, np.argwhere(~near)[:3].tolist())
+    ]
+
+
+def _wrong_sides(values: np.ndarray, units: np.ndarray, flags: np.ndarray, threshold: float) -> list[str]:
+    """A line for each score whose label or unit score is on the wrong side of the threshold, or not 1/2 at it."""
+    wrong = (flags != (values >= threshold)) | ((units >= 0.5) != flags) | ((values == threshold) & (units != 0.5))
+    return [
+        f"x={values[i].item()!r}, threshold={threshold!r}: unit score {units[i].item()!r}, flagged {bool(flags[i])}"
+        for i in np.flatnonzero(wrong)[:3]
+    ]
+
+
+def _require_same_names(found: Any, expected: Any) -> None:
+    assert found.keys() == expected.keys(), f"results of one alone: {sorted(found.keys() ^ expected.keys())}"
 
 
 def _near_record(field: str, values: np.ndarray, wanted: np.ndarray, rtol: float) -> np.ndarray:
@@ -93,10 +98,10 @@ def test_same_results_of_every_function(variant: Backend, dtype: str, group: str
     wrong, seen = [], 0
     pairs = zip(CASES, kernel_results(variant, dtype), kernel_results(reference_of(variant), dtype), strict=True)
     for case, found, expected in pairs:
-        assert found.keys() == expected.keys()
+        _require_same_names(found, expected)
         for name in (each for each in found if each.startswith(group)):
             seen += 1
-            lines = _differences(name, case, programs.corpus(case, dtype), found[name], expected[name], variant, dtype)
+            lines = _differences(name, case, found[name], expected[name], variant, dtype)
             wrong += [f"{case.name}: {line}" for line in lines]
     assert not wrong, f"{variant.id} {dtype}: {len(wrong)} results differ\n" + "\n".join(wrong[:8])
     assert seen
@@ -120,16 +125,18 @@ def test_same_sides_of_the_threshold_and_order(variant: Backend, dtype: str) -> 
                 assert np.isnan(units).all()
                 continue
             where = f"{variant.id}: {case.name}: {unit}"
-            assert np.array_equal(units >= 0.5, found[flagged][1]), where
-            assert np.array_equal(found[flagged][1], values >= threshold), where
-            assert np.all(units[values == threshold] == 0.5), where
+            wrong = _wrong_sides(values, units, found[flagged][1], float(threshold))
+            assert not wrong, "\n".join([where, *wrong])
             known = ~np.isnan(values)
-            ordered = units[known][np.argsort(values[known], kind="stable")]
+            order = np.argsort(values[known], kind="stable")
+            x, ordered = values[known][order], units[known][order]
             assert np.all((ordered >= 0) & (ordered <= 1)), where
             slack = np.array([order_slack(variant, float(value), dtype) for value in ordered[:-1]])
             # A z-score around a threshold is rounded first.
             slack += 8 * oracle.ulp(1.0, dtype) * ordered[:-1] if unit == "cdf.normalize around" else 0.0
-            assert np.all(np.diff(ordered) >= -slack), where
+            falls = np.flatnonzero(np.diff(ordered) < -slack)[:3].tolist()
+            lines = [f"x={x[i].item()!r}: {ordered[i].item()!r}, next {ordered[i + 1].item()!r}" for i in falls]
+            assert not falls, "\n".join([where, *lines])
 
 
 @pytest.mark.needs("normalizer")
@@ -140,10 +147,13 @@ def test_same_results_of_normalizers(variant: Backend, dtype: str, kind: str) ->
     _, all_expected = normalizer_results(reference_of(variant), dtype)
     wrong = []
     for given, found, expected in zip(inputs, all_found, all_expected, strict=True):
-        assert found.keys() == expected.keys()
+        _require_same_names(found, expected)
         for name in (each for each in found if each.startswith(f"normalizer {kind}/")):
-            wrong += _differences(name, None, given, found[name], expected[name], variant, dtype)
+            wrong += _differences(name, None, found[name], expected[name], variant, dtype)
         for unit, flagged in (("pred_scores", "pred_labels"), ("anomaly_maps", "pred_masks")):
             units, flags = (found[f"normalizer {kind}/{field}"][1] for field in (unit, flagged))
-            assert np.array_equal(units >= 0.5, flags), f"{variant.id}: {kind}: {unit}"
+            for at in map(tuple, np.argwhere((units >= 0.5) != flags)[:3]):
+                wrong.append(
+                    f"{unit} x={given[unit][at].item()!r}: unit score {units[at].item()!r}, flagged {flags[at]}"
+                )
     assert not wrong, f"{variant.id} {dtype}: {len(wrong)} results differ\n" + "\n".join(wrong[:8])

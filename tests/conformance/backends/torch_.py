@@ -1,6 +1,7 @@
 """PyTorch: eager, compiled, exported, and exported to ONNX."""
 
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -20,6 +21,7 @@ from conformance.backend import (
     Description,
 )
 
+logging.getLogger("torch.__trace").propagate = False  # hundreds of lines in the report of a failure
 torch._dynamo.config.recompile_limit = 1024
 torch._dynamo.config.accumulated_recompile_limit = 1024
 torch._dynamo.config.fail_on_recompile_limit_hit = True  # else the compiled variant would silently test the eager one
