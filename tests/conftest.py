@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+SPECIFICATION = Path(__file__).parents[1] / "docs" / "specification.md"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--deep", action="store_true", help="2,000 made-up inputs for each such test instead of 25")
@@ -28,7 +30,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
-SPECIFICATION = Path(__file__).parents[1] / "docs" / "specification.md"
 _STATES: dict[str, Any] = {}
 
 
