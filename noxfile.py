@@ -80,6 +80,12 @@ def _pytest(session: nox.Session, python: str, *arguments: str, **more: str) -> 
     session.run(python, "-m", "pytest", *workers, *arguments, env=environment, external=True)
 
 
+def _chosen(session: nox.Session, *default: str) -> tuple[str, ...]:
+    """The arguments of the session, which may name tests, or those of ``default``."""
+    named = any(argument.startswith("tests/") for argument in session.posargs)
+    return (*(() if named else default), *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting (ruff)."""
@@ -102,21 +108,19 @@ def tests(session: nox.Session) -> None:
     python = _development(session)
     # What takes longest comes first, so that no worker waits for it in the end.
     default = ("tests/jax", "tests/docs", "tests/interchange", "tests/torch", "tests/core")
-    chosen = any(argument.startswith("tests/") for argument in session.posargs)
     # How fast a program runs is no matter here, and numbers are compared where the compiler does its whole work.
     quick = {} if "--full" in session.posargs else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    _pytest(session, python, *(() if chosen else default), *session.posargs, **quick)
+    _pytest(session, python, *_chosen(session, *default), **quick)
 
 
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Prove that all backends compute the same; ``-- --full`` all directly, ``--backends jax`` one, ``--deep`` more."""
     python = _development(session, "--no-deps", "--force-reinstall", "tests/conformance/toy_plugin")
-    where = () if any(argument.startswith("tests/") for argument in session.posargs) else ("tests/conformance",)
     # The suite tests itself where it runs as a whole.
-    chosen = any(argument.startswith("--backends") for argument in session.posargs)
-    one = ("--ignore=tests/conformance/test_suite.py",) if chosen else ()
-    _pytest(session, python, *where, *one, *session.posargs)
+    some = any(argument.startswith("--backends") for argument in session.posargs)
+    without = ("--ignore=tests/conformance/test_suite.py",) if some else ()
+    _pytest(session, python, *without, *_chosen(session, "tests/conformance"))
 
 
 @nox.session(venv_backend="none")

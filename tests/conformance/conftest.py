@@ -73,7 +73,7 @@ def _selected(config: pytest.Config) -> list[Backend]:
     return config.stash[_BACKENDS]
 
 
-# Half types take as many tests and programs as float32: by default where one of these clauses speaks of them.
+# Half types take as many tests and programs as float32: by default in the tests of the clauses about dtypes.
 _CLAUSES_OF_HALF_TYPES = {"N4", "N9"}
 _HALF_TYPES = {"float16", "bfloat16"}
 

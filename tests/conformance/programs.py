@@ -17,6 +17,7 @@ import numpy as np
 from conformance import oracle
 from conformance.assertions import random_values
 from conformance.backend import Backend
+from conformance.test_normalizer import MOMENTS, sample
 
 SIZE = 256  # of a batch of scores
 MAPS = (4, 1, 3, 5)
@@ -206,14 +207,10 @@ def normalizers(fitted: Mapping[str, Any], given: Inputs) -> Results:
 
 def normalizer_inputs(backend: Backend, dtype: str) -> Iterator[Inputs]:
     """Batches of two sizes, the second around several thresholds, image scores and pixels alike."""
-    rng = np.random.default_rng(6)
-    odd = [0.0, -1.0, _INF, -_INF, _NAN]
-    scores = [*random_values(dtype, np.exp(rng.normal(0.1, 0.8, size=11))), *odd]
-    maps = np.reshape(random_values(dtype, np.exp(rng.normal(0.2, 0.7, size=16 * 6))), (16, 1, 2, 3))
-    maps[3, 0, 1] = _NAN, 0.0, _INF
-    # Where the raw scores have the z-score of the threshold: exp(mean + std t), with the moments of the normalizers.
+    scores, maps = sample(dtype)
+    mean, std = MOMENTS
     for t in (1.75, 0.1, -0.7):
-        values = [*around(t, dtype, 20), *around(math.exp(0.125 + 0.375 * t), dtype, 20)]
+        values = [*around(t, dtype, 20), *around(math.exp(mean + std * t), dtype, 20)]
         near = np.repeat(np.reshape(values, (-1, 1, 1, 1)), 6, axis=1).reshape(-1, 1, 2, 3)
         for given_scores, given_maps in ((scores, maps), (values, near)):
             inputs = {"pred_scores": np.array(given_scores), "anomaly_maps": given_maps}

@@ -93,24 +93,20 @@ class JaxExported(JaxJit):
         pixel_threshold: Any = None,
         extras: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        inputs = (pred_scores, anomaly_maps, threshold, pixel_threshold)
-        shapes = [None if value is None else (str(value.dtype), value.shape[1:]) for value in inputs]
+        given = {
+            "pred_scores": pred_scores,
+            "anomaly_maps": anomaly_maps,
+            "threshold": threshold,
+            "pixel_threshold": pixel_threshold,
+        }
+        inputs = {name: value for name, value in given.items() if value is not None}
+        shapes = {name: (str(value.dtype), value.shape[1:]) for name, value in inputs.items()}
         key = (id(normalizer), str(shapes), extras)
         if key not in self._programs:
-            (batch,) = jax.export.symbolic_shape("batch")
-            arguments = [
-                None if value is None else jax.ShapeDtypeStruct((batch, *value.shape[1:])[: value.ndim], value.dtype)
-                for value in inputs
-            ]
-
-            @jax.jit
-            def call(scores: Any, maps: Any, t: Any, pixel_t: Any) -> dict[str, Any]:
-                return normalizer(scores, maps, threshold=t, pixel_threshold=pixel_t, extras=extras)  # type: ignore[no-any-return]
-
-            exported = jax.export.export(call)(*arguments)
+            program = self.program(lambda kept, given: kept(**given, extras=extras), normalizer, inputs)
             # The normalizer stays alive with its program, so that its id stays its own.
-            self._programs[key] = (normalizer, jax.export.deserialize(exported.serialize()))
-        return self._programs[key][1].call(*inputs)  # type: ignore[no-any-return]
+            self._programs[key] = (normalizer, program)
+        return self._programs[key][1](inputs)  # type: ignore[no-any-return]
 
     def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
         (batch,) = jax.export.symbolic_shape("batch")

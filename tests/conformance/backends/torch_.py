@@ -145,16 +145,15 @@ class TorchExported(TorchEager):
         shapes = {name: (str(value.dtype), tuple(value.shape[1:])) for name, value in inputs.items()}
         key = (id(normalizer), str(shapes), extras)
         if key not in self._programs:
+            program = self.program(lambda kept, given: kept["one"](**given, extras=extras), {"one": normalizer}, inputs)
             # The normalizer stays alive with its program, so that its id stays its own.
-            self._programs[key] = (normalizer, self._export(normalizer, inputs, extras))
-        return self._run(self._programs[key][1], inputs, extras)
+            self._programs[key] = (normalizer, program)
+        return self._programs[key][1](inputs)  # type: ignore[no-any-return]
 
     def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
-        module = _Program(function, kept)
-        program = self._export(module, example)
-        return lambda inputs: self._run(program, inputs)
+        return self._export(_Program(function, kept), example).module()
 
-    def _export(self, normalizer: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> Any:
+    def _export(self, module: _Program, inputs: dict[str, Any]) -> torch.export.ExportedProgram:
         batch = torch.export.Dim("batch")
         # An example of two samples: sizes 0 and 1 would be taken for constants.
         example = {
@@ -162,15 +161,7 @@ class TorchExported(TorchEager):
             for name, value in inputs.items()
         }
         dynamic = {name: {} if name.endswith("threshold") else {0: batch} for name in inputs}
-        if extras is None:
-            return torch.export.export(normalizer, (example,), dynamic_shapes=(dynamic,))
-        kwargs = {**example, "extras": extras}
-        return torch.export.export(normalizer, (), kwargs, dynamic_shapes={**dynamic, "extras": (None,) * len(extras)})
-
-    def _run(self, program: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> dict[str, Any]:
-        if extras is None:
-            return program.module()(inputs)  # type: ignore[no-any-return]
-        return program.module()(**inputs, extras=extras)  # type: ignore[no-any-return]
+        return torch.export.export(module, (example,), dynamic_shapes=(dynamic,))
 
 
 class TorchOnnx(TorchExported):
@@ -181,25 +172,25 @@ class TorchOnnx(TorchExported):
     compared: ClassVar = {}
     tail_error = 2.0**-24  # ONNX has Erf and no Erfc
 
-    def _export(self, normalizer: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> Any:
+    def program(self, function: Any, kept: Any, example: dict[str, Any]) -> Any:
         import onnxruntime
 
-        program = super()._export(normalizer, inputs, extras)
+        module = _Program(function, kept)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own
-            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            exported = torch.onnx.export(self._export(module, example), dynamo=True, verbose=False)
         model = io.BytesIO()
         assert exported is not None
         exported.save(model)
-        given = normalizer(inputs) if extras is None else normalizer(**inputs, extras=extras)
-        names = list(given)
-        return onnxruntime.InferenceSession(model.getvalue()), names
+        session, names = onnxruntime.InferenceSession(model.getvalue()), list(module(example))
 
-    def _run(self, program: Any, inputs: dict[str, Any], extras: tuple[str, ...] | None = None) -> dict[str, Any]:
-        session, names = program
-        feed = {name: value.numpy() for name, value in inputs.items()}
-        found = session.run(None, {node.name: feed[node.name.removeprefix("inputs_")] for node in session.get_inputs()})
-        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+        def run(inputs: dict[str, Any]) -> dict[str, Any]:
+            # An input that no result needs is none of the exported program.
+            feed = {node.name: inputs[node.name.removeprefix("inputs_")].numpy() for node in session.get_inputs()}
+            found = session.run(None, feed)
+            return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+        return run
 
 
 BACKENDS = (TorchEager, TorchCompiled, TorchExported, TorchOnnx)
