@@ -27,7 +27,7 @@ from conformance.backend import Backend, load
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 NOTES = Path(__file__).with_name("accuracy_notes.md")
 BACKENDS = ("numpy", "torch-eager", "torch-compiled", "jax-jit")
-DTYPES = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}  # bits of the significand
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # of scores
 SIZES = (1, 2, 3, 5, 8, 13, 21, 100)  # of the batches for the comparison of batches
 Parameters = tuple[float, ...]
 
@@ -51,28 +51,61 @@ def _near(x: float, count: int) -> np.ndarray:
 
 
 def _unit(exact: np.ndarray, dtype: str, _: Parameters) -> np.ndarray:
-    half = {"float16": 2.0**-12, "bfloat16": 2.0**-9}  # half an ulp of numbers below 1
-    return np.full_like(exact, 2.0**-50 if dtype == "float64" else 2.0**-23 + half.get(dtype, 0.0))
+    return np.full_like(exact, oracle.unit_bound(dtype))
 
 
 def _z(exact: np.ndarray, dtype: str, parameters: Parameters) -> np.ndarray:
     mean, std, center = parameters
-    if dtype == "float64":
-        largest = np.max(np.abs(exact * std + center)) + abs(mean)
-        return 2 * ulp(exact, dtype) + 4 * math.ulp(max(1.0, largest)) / std
-    return ulp(exact, dtype) + 2.0**-34 / std
+    if dtype != "float64":
+        return 4 * ulp(exact, dtype) + 2.0**-30 / std
+    size = max(float(np.max(np.abs(exact * std + center))), abs(mean), 1.0)
+    return 4 * ulp(exact, dtype) + 4 * math.ulp(size) / std
 
 
-UNIT_BOUND = {"float64": "2^-50", "float32": "2^-23", "float16": "2^-23 + 2^-12", "bfloat16": "2^-23 + 2^-9"}
-Z_BOUND = dict.fromkeys(DTYPES, "1 ulp + 2^-34 / std") | {"float64": "2 ulp + 4 ulp(L) / std"}
+def _two_slope(x: np.ndarray, p: Parameters) -> np.ndarray:
+    t, low, high = p
+    span = high - low
+    below, above = (2 * side if side >= 0.05 * span else span for side in (t - low, high - t))
+    return np.clip((x - t) / np.where(x < t, below, above) + 0.5, 0.0, 1.0)
+
+
+def _around_range(rng: np.random.Generator, count: int, p: Parameters) -> np.ndarray:
+    t, low, high = p
+    return np.concatenate([t + (rng.random(count) - 0.5) * 1.5 * (high - low), _near(t, count // 8)])
+
+
+def _around_center(rng: np.random.Generator, count: int, p: Parameters) -> np.ndarray:
+    _, std, center = p
+    return np.concatenate([np.exp(center + std * rng.normal(0, 4, count)), _near(math.exp(center), count // 8)])
+
+
+def _around_threshold(rng: np.random.Generator, count: int, p: Parameters) -> np.ndarray:
+    t, _, std = p
+    logarithms = math.log(t) + std * rng.uniform(-14, 10, count)
+    return np.concatenate([np.exp(np.clip(logarithms, -87.0, 88.0)), _near(t, count // 8)])
+
+
+UNIT_BOUND = dict.fromkeys(DTYPES, "2^-23") | {"float64": "2^-49"}
+Z_BOUND = dict.fromkeys(DTYPES, "4 ulp + 2^-30 / std") | {"float64": "4 ulp + 4 ulp(L) / std"}
+RANGES = ((0.3, -1.0, 2.0), (1000.25, 999.0, 1003.0), (-2e-3, -1e-2, 5e-3))
 FUNCTIONS = (
     Function(
-        "min-max, unit score",
+        "min-max, normalized score",
         lambda backend, x, p: backend.min_max.normalize(x, *p),
         lambda x, p: oracle.min_max(x, *p),
         lambda x, p: np.clip((x - p[0]) / (p[2] - p[1]) + 0.5, 0.0, 1.0),
-        lambda rng, n, p: np.concatenate([p[0] + (rng.random(n) - 0.5) * 1.5 * (p[2] - p[1]), _near(p[0], n // 8)]),
-        ((0.3, -1.0, 2.0), (1000.25, 999.0, 1003.0), (-2e-3, -1e-2, 5e-3)),
+        _around_range,
+        RANGES,
+        _unit,
+        UNIT_BOUND,
+    ),
+    Function(
+        "two-slope min-max, normalized score",
+        lambda backend, x, p: backend.two_slope.normalize(x, *p),
+        lambda x, p: oracle.two_slope(x, *p),
+        _two_slope,
+        _around_range,
+        (*RANGES, (1.95, -1.0, 2.0)),  # the last one with a side that is too short
         _unit,
         UNIT_BOUND,
     ),
@@ -80,17 +113,30 @@ FUNCTIONS = (
         "CDF, z-score",
         lambda backend, x, p: backend.cdf.standardize(x, *p[:2], center_at=p[2] if p[2] != p[0] else None),
         lambda x, p: oracle.z_score(x, p[2], p[1]),
-        # Near the centre the difference cancels, and float64 would have no digits left.
+        # Near the center the difference cancels, and float64 would have no digits left.
         lambda x, p: (np.log(x.astype(np.longdouble)) - p[2]) / p[1],
-        lambda rng, n, p: np.exp(np.concatenate([p[2] + p[1] * rng.normal(0, 4, n), _near(p[2], n // 8)])),
-        ((0.5, 0.25, 0.5), (3.2, 0.004, 3.2), (-7.0, 1.5, 0.0)),
+        _around_center,
+        ((0.5, 0.25, 0.5), (3.2, 0.004, 3.2), (1.0, 3.5e-4, 1.0), (-7.0, 1.5, 0.0)),
         _z,
         Z_BOUND,
     ),
     Function(
-        "CDF, unit score",
+        "CDF, normalized score",
         lambda backend, x, p: backend.cdf.normalize(x, *p),
-        lambda x, p: oracle.cdf(x, *p),
+        lambda x, p: oracle.cdf(x, p[0], p[2]),
+        lambda x, p: special.ndtr(
+            ((np.log(x.astype(np.longdouble)) - np.log(np.longdouble(p[0]))) / p[2]).astype("f8")
+        ),
+        _around_threshold,
+        # The raw threshold, mean and deviation; from nearly constant scores to those that take all of float32.
+        ((2.718, 0.5, 0.25), (24.8, 3.2, 0.004), (2.721, 1.0, 3.5e-4), (0.02, -7.0, 1.5), (1.5, 0.0, 80.0)),
+        _unit,
+        UNIT_BOUND,
+    ),
+    Function(
+        "normal distribution (`normalize_standardized`)",
+        lambda backend, x, p: backend.cdf.normalize_standardized(x, *p),
+        lambda x, p: oracle.phi(mpmath.mpf(x) - mpmath.mpf(p[0])),
         lambda x, p: special.ndtr(x - p[0]),
         lambda rng, n, p: np.concatenate([p[0] + rng.uniform(-14, 10, n), _near(p[0], n // 8)]),
         ((0.0,), (2.5,), (-1.0,)),
@@ -110,14 +156,14 @@ class Row(NamedTuple):
     ulp_median: float
     share: float  # largest, of what is allowed
     inversions: int  # neighbours, in the order of the inputs, whose results are in the other order
-    batch: float  # ulp between a number on its own or in a small batch, and in the whole
+    batch: float  # largest difference between a number on its own or in a small batch, and in the whole
 
 
 def ulp(exact: np.ndarray, dtype: str) -> np.ndarray:
-    """The distance of the numbers of ``dtype`` around each value."""
-    info = np.finfo(np.float64 if dtype == "float64" else np.float16 if dtype == "float16" else np.float32)
+    """The distance of the numbers around each value in the dtype of results, which are at least float32."""
+    info = np.finfo(np.float64 if dtype == "float64" else np.float32)
     _, exponent = np.frexp(np.asarray(exact, dtype=np.float64))
-    return np.ldexp(1.0, np.maximum(exponent - 1, info.minexp) - DTYPES[dtype] + 1)
+    return np.ldexp(1.0, np.maximum(exponent - 1, info.minexp) - info.nmant)
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -130,12 +176,11 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def points(function: Function, dtype: str, count: int, parameters: Parameters) -> np.ndarray:
-    """Inputs in ascending order; all numbers of a half type that the function is for."""
-    if DTYPES[dtype] < 24:
+    """Inputs in ascending order, none of them subnormal; all such numbers of a half type that the function is for."""
+    least = oracle.smallest_normal(oracle.arithmetic(dtype))
+    if dtype in ("float16", "bfloat16"):
         x = np.array(oracle.all_16_bit(dtype))
-        if "z-score" in function.name:
-            x = x[x > 0]
-        return x
+        return x[x >= least] if "CDF" in function.name else x[(x == 0) | (np.abs(x) >= least)]
     rng = np.random.default_rng(7)
     return np.unique(rounded(function.inputs(rng, count, parameters), dtype))
 
@@ -155,28 +200,20 @@ def measure(function: Function, backend: Backend, dtype: str, count: int) -> Row
             error = np.array([float(abs(mine - value)) for mine, value in zip(found.tolist(), exact_50, strict=True)])
         else:
             error = np.abs(found - exact)
-        # What a half type cannot hold is infinite, and rightly so.
-        error = np.where(np.isinf(found) & ((found == exact) | (np.abs(exact) > float(_largest(dtype)))), 0.0, error)
         error = np.asarray(error, dtype=np.float64)
         errors.append(error)
         relative.append(error / ulp(exact, dtype))
         share = max(share, float((error / function.allowed(exact, dtype, parameters).astype(np.float64)).max()))
-        with np.errstate(invalid="ignore"):  # infinity minus infinity
-            inversions += int(np.sum(np.diff(found) < 0))
+        inversions += int(np.sum(np.diff(found) < 0))
         total += len(x)
         for size in SIZES:
             for start in (0, len(x) // 2 + 1):
                 part = function.run(backend, given[start : start + size], parameters)
                 off = np.abs(backend.to_numpy(part) - found[start : start + size])
-                off = np.where(np.isnan(off), 0.0, off)  # infinity minus infinity
-                batch = max(batch, float((off / ulp(exact[start : start + size], dtype)).max()))
+                batch = max(batch, float(off.max()))
     error, in_ulp = np.concatenate(errors), np.concatenate(relative)
     medians = float(np.median(error)), float(np.median(in_ulp))
     return Row(total, error.max(), medians[0], in_ulp.max(), medians[1], share, inversions, batch)
-
-
-def _largest(dtype: str) -> float:
-    return 65504.0 if dtype == "float16" else 3.38e38 if dtype == "bfloat16" else float(np.finfo(dtype).max)
 
 
 def oracle_error(function: Function) -> float:
@@ -205,8 +242,8 @@ def tables(count: int, names: tuple[str, ...]) -> Iterator[str]:
         )
         yield ""
         yield (
-            "| dtype | backend | points | largest error | median | largest, ulp | median, ulp | order inverted | "
-            "by batch, ulp | bound | share of it |"
+            "| scores | backend | points | largest error | median | largest, ulp | median, ulp | order inverted | "
+            "by batch | bound | share of it |"
         )
         yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
         for dtype in DTYPES:

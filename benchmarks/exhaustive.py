@@ -1,4 +1,4 @@
-"""Every float32 number, by every backend: the normal CDF, the min-max map, and decisions. Part of ``accuracy.py``.
+"""Every float32 number, by every backend: z-scores, normalized scores, and decisions. Part of ``accuracy.py``.
 
 The numbers are taken in their order, block by block, by two processes. Each block that is done is written down in
 ``.exhaustive/``, so that an interrupted run goes on where it was; memory is that of a block. What a complete run found
@@ -13,11 +13,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -29,9 +29,55 @@ BACKENDS = ("numpy", "torch-eager", "torch-compiled", "jax-jit")
 BLOCK = 2**22
 LARGEST = 0x7F800000  # the bit pattern of infinity: numbers are -LARGEST to LARGEST in their order
 KEYS = range(-LARGEST, LARGEST, BLOCK)  # each block ends with the first number of the next, the last with infinity
-MIN_MAX = (0.3, -1.0, 2.0)
-AROUND = (1.7, 0.5, 0.25)  # raw threshold, mean and std
-CHECKS = ("CDF", "min-max", "decision")
+RANGE = (0.3, -1.0, 2.0)  # raw threshold, minimum and maximum
+MOMENTS = (1.7, 0.5, 0.25)  # raw threshold, mean and deviation of the logarithm
+TINY = float(np.finfo(np.float32).tiny)
+
+
+class Check(NamedTuple):
+    """What is computed of every number, and what it should be."""
+
+    run: Callable[[Any, Any], Any]  # of a backend and its array
+    exact: Callable[[np.ndarray], np.ndarray]  # of float64
+    threshold: float | None  # in what is given; None: nothing is decided
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(np.float32(value)) for value in values)
+
+
+def _z(x: np.ndarray) -> np.ndarray:
+    _, mean, std = _rounded(MOMENTS)
+    return np.where(x < TINY, -np.inf, (np.log(np.maximum(x, TINY).astype(np.longdouble)) - mean) / std)
+
+
+def _cdf(x: np.ndarray) -> np.ndarray:
+    t, _, std = _rounded(MOMENTS)
+    return np.where(x > 0, special.ndtr(np.log(np.maximum(x, TINY) / t) / std), 0.0)
+
+
+def _ramp(x: np.ndarray, below: float, above: float) -> np.ndarray:
+    t = _rounded(RANGE)[0]
+    return np.clip((x - t) / np.where(x < t, below, above) + 0.5, 0.0, 1.0)
+
+
+def _min_max(x: np.ndarray) -> np.ndarray:
+    _, low, high = _rounded(RANGE)
+    return _ramp(x, high - low, high - low)
+
+
+def _two_slope(x: np.ndarray) -> np.ndarray:
+    t, low, high = _rounded(RANGE)
+    return _ramp(x, 2 * (t - low), 2 * (high - t))
+
+
+CHECKS = {
+    "normal distribution": Check(lambda b, x: b.cdf.normalize_standardized(x, 0.0), special.ndtr, 0.0),
+    "CDF": Check(lambda b, x: b.cdf.normalize(x, *MOMENTS), _cdf, MOMENTS[0]),
+    "z-score": Check(lambda b, x: b.cdf.standardize(x, *MOMENTS[1:]), _z, None),
+    "min-max": Check(lambda b, x: b.min_max.normalize(x, *RANGE), _min_max, RANGE[0]),
+    "two-slope": Check(lambda b, x: b.two_slope.normalize(x, *RANGE), _two_slope, RANGE[0]),
+}
 
 
 def numbers(first: int, last: int) -> np.ndarray:
@@ -49,76 +95,67 @@ def backends() -> dict[str, Any]:
     torch.set_num_threads(1)
     from conformance.backend import load
 
-    return {name: backend for name in BACKENDS for backend in load(name)}
+    return {name: backend for name in BACKENDS for backend in load(name) if backend.id == name}
 
 
 def look(task: tuple[str, int]) -> tuple[str, int, dict[str, Any]]:
     """What one check finds in one block, by backend."""
-    check, block = task
-    first = KEYS[block]
+    name, block = task
+    check, first = CHECKS[name], KEYS[block]
     last = min(first + BLOCK, LARGEST)  # with the first of the next block, to see the order across the border
     x = numbers(first, last)
-    wide = x.astype(np.float64)
-    exact = None
-    threshold = np.float32({"CDF": 0.0, "min-max": MIN_MAX[0], "decision": AROUND[0]}[check])
-    if check == "CDF":
-        exact = special.ndtr(wide)
-    elif check == "min-max":
-        t, low, high = (np.float64(np.float32(value)) for value in MIN_MAX)
-        exact = np.clip((wide - t) / (high - low) + 0.5, 0.0, 1.0)
+    certain = (x == 0) | (np.abs(x) >= TINY)  # the others may count as zero
+    exact = check.exact(x.astype(np.float64))
     found = {}
-    for name, backend in backends().items():
+    for backend in backends().values():
         given = backend.asarray(x, "float32")
         with backend.context("float32"):
-            if check == "decision":
-                z, z_t = backend.cdf.standardize_around(given, *AROUND)
-                above = backend.to_numpy(z) >= float(backend.to_numpy(z_t))
-                labels = backend.to_numpy(backend.threshold.flag(given, float(threshold)))
-                found[name] = {
-                    "decisions": int(np.sum(above != (x >= threshold))) + int(np.sum(labels != (x >= threshold)))
-                }
-                continue
-            run = backend.cdf.normalize if check == "CDF" else backend.min_max.normalize
-            unit = backend.to_numpy(run(given, *((0.0,) if check == "CDF" else MIN_MAX)))
-        assert exact is not None
-        error = np.abs(unit - exact)
-        worst = int(error.argmax())
-        found[name] = {
-            "error": float(error[worst]),
+            value = backend.to_numpy(check.run(backend, given))
+            flagged = x if check.threshold is None else backend.to_numpy(backend.threshold.flag(given, check.threshold))
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            error = np.where(value == exact, 0.0, np.abs(value - exact)).astype(np.float64)
+            falls = np.diff(value)
+        bound = np.full(x.shape, 2.0**-23)
+        if check.threshold is None:
+            bound = 4 * _ulp(exact) + 2.0**-30 / MOMENTS[2]
+        share = np.where(certain, error / bound, 0.0)
+        worst = int(share.argmax())  # a NaN, if there is one
+        found[backend.id] = row = {
+            "share": float(share[worst]),
             "at": float(x[worst]),
-            "beyond": int(np.sum(error > 2.0**-23)),
-            "inverted": int(np.sum(np.diff(unit) < 0)),
-            "drop": float(np.maximum(-np.diff(unit), 0.0).max()),
-            "decisions": int(np.sum((unit >= 0.5) != (x >= threshold))),
-            "outside": int(np.sum((unit < 0) | (unit > 1) | np.isnan(unit))),
+            "beyond": int(np.sum(~(share <= 1))),
+            "inverted": int(np.sum(falls < 0)),
+            "drop": float(np.maximum(-np.nan_to_num(falls), 0.0).max()),
+            "decisions": 0,
+            "outside": 0,
         }
-        if check == "CDF":
-            tail = exact >= float(np.finfo(np.float32).tiny)
-            _, exponent = np.frexp(exact)
-            relative = np.where(tail, error / np.ldexp(1.0, exponent - 24), 0.0)
-            found[name] |= {"ulp": float(relative.max()), "ulp_at": float(x[relative.argmax()])}
-    return check, block, found
+        if check.threshold is not None:
+            right = x >= np.float32(check.threshold)
+            row["decisions"] = int(np.sum(((value >= 0.5) != right)[certain]) + np.sum((flagged != right)[certain]))
+            row["outside"] = int(np.sum(~((value >= 0) & (value <= 1))))
+    return name, block, found
+
+
+def _ulp(exact: np.ndarray) -> np.ndarray:
+    """The distance of the float32 numbers around each value; 1 around infinity."""
+    _, exponent = np.frexp(np.where(np.isfinite(exact), exact, 1.0).astype(np.float64))
+    return np.ldexp(1.0, np.maximum(exponent - 24, -149))
 
 
 def not_a_number() -> dict[str, int]:
     """How many of all NaN, of either sign, do not stay NaN; and whether both zeros give the same."""
     wrong = dict.fromkeys(backends(), 0)
-    for sign in (0, 0x80000000):
-        for first in range(LARGEST + 1, 0x80000000, BLOCK):
-            bits = np.arange(first, min(first + BLOCK, 0x80000000), dtype=np.int64) + sign
-            x = bits.astype(np.uint32).view(np.float32)
-            for name, backend in backends().items():
-                with backend.context("float32"):
-                    given = backend.asarray(x, "float32")
-                    for unit in (backend.cdf.normalize(given, 0.0), backend.min_max.normalize(given, *MIN_MAX)):
-                        wrong[name] += int(np.sum(~np.isnan(backend.to_numpy(unit))))
     zeros = np.array([0.0, -0.0], dtype=np.float32)
     for name, backend in backends().items():
         with backend.context("float32"):
-            given = backend.asarray(zeros, "float32")
-            for unit in (backend.cdf.normalize(given, 0.0), backend.min_max.normalize(given, *MIN_MAX)):
-                first, second = backend.to_numpy(unit)
-                wrong[name] += int(first != second)
+            for check in CHECKS.values():
+                for sign in (0, 0x80000000):
+                    for first in range(LARGEST + 1, 0x80000000, BLOCK):
+                        bits = np.arange(first, min(first + BLOCK, 0x80000000), dtype=np.int64) + sign
+                        given = backend.asarray(bits.astype(np.uint32).view(np.float32), "float32")
+                        wrong[name] += int(np.sum(~np.isnan(backend.to_numpy(check.run(backend, given)))))
+                plus, minus = backend.to_numpy(check.run(backend, backend.asarray(zeros, "float32")))
+                wrong[name] += int(plus != minus)
     return wrong
 
 
@@ -127,10 +164,9 @@ def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     result = {}
     for name, value in a.items():
         other = b[name]
-        if name in ("at", "ulp_at"):
-            size = "error" if name == "at" else "ulp"
-            result[name] = value if a[size] >= b[size] or math.isnan(a[size]) else other
-        elif name in ("error", "ulp", "drop"):
+        if name == "at":
+            result[name] = value if a["share"] >= b["share"] or math.isnan(a["share"]) else other
+        elif name in ("share", "drop"):
             result[name] = float(np.maximum(value, other))  # NaN, if there is one
         else:
             result[name] = value + other
@@ -194,29 +230,22 @@ def table() -> Iterator[str]:
     names = ", ".join(f"{name} {value}" for name, value in result["versions"].items() if name != "processor")
     yield (
         f"All {result['numbers']:,} float32 numbers and infinities in their order, by `nox -s accuracy -- "
-        f"--exhaustive` ({names}, on {result['versions']['processor']}): `Phi(x)` around 0; min-max with threshold, "
-        f"minimum and maximum {', '.join(map(str, MIN_MAX))}; decisions on z-scores around a raw threshold "
-        f"{AROUND[0]}, "
-        f"mean {AROUND[1]} and deviation {AROUND[2]}, and by `flag`. *beyond*: how many are further off than 2^-23. "
-        "*wrong side*: how many are not 1/2 or more exactly where the number is the threshold or more. *outside*: how "
-        "many are not in [0, 1]. Neighbours whose unit scores are in the other order are *inverted*, by at most *drop*."
+        f"--exhaustive` ({names}, on {result['versions']['processor']}): the normal distribution "
+        "(`normalize_standardized` around 0); the CDF with raw threshold, mean and deviation "
+        f"{', '.join(map(str, MOMENTS))}, and its z-scores; min-max and two-slope with threshold, minimum and maximum "
+        f"{', '.join(map(str, RANGE))}. *error*: the largest one, as a share of its bound (clause N13). *beyond*: how "
+        "many are further off than that. *wrong side*: how many are not 1/2 or more exactly where the number is the "
+        "threshold or more, or are flagged wrongly by `flag`. *outside*: how many are not in [0, 1]. Neighbours whose "
+        "results are in the other order are *inverted*, by at most *drop*. Subnormal numbers may count as zero, and "
+        "are no errors."
     )
     yield ""
-    yield (
-        "| check | backend | largest error / 2^-23 | at | beyond | largest, ulp (normal numbers) | at | wrong side | "
-        "outside | inverted | drop / 2^-24 |"
-    )
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| check | backend | error | at | beyond | wrong side | outside | inverted | drop / 2^-24 |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for check, by_backend in result["found"].items():
         for name, row in by_backend.items():
-            cells = [check, name]
-            if check == "decision":
-                cells += ["", "", "", "", "", str(row["decisions"]), "", "", ""]
-            else:
-                cells += [f"{row['error'] * 2**23:.3f}", f"{row['at']:.9g}", str(row["beyond"])]
-                cells += [f"{row['ulp']:.3g}", f"{row['ulp_at']:.9g}"] if check == "CDF" else ["", ""]
-                cells += [str(row["decisions"]), str(row["outside"]), f"{row['inverted']:,}"]
-                cells += [f"{row['drop'] * 2**24:.3g}"]
+            cells = [check, name, f"{row['share']:.3f}", f"{row['at']:.9g}", str(row["beyond"])]
+            cells += [str(row["decisions"]), str(row["outside"]), f"{row['inverted']:,}", f"{row['drop'] * 2**24:.3g}"]
             yield f"| {' | '.join(cells)} |"
     yield ""
     left = {name: count for name, count in result["nan"].items() if count}

@@ -5,6 +5,7 @@ Prints one JSON object: times in copies of the batch, or peak bytes, by work and
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,7 +15,9 @@ import numpy as np
 from measuring import peak_bytes, seconds, use_cores
 
 SHAPE = (32, 1, 256, 256)
-THRESHOLD, LOW, HIGH, MEAN, STD = 2.0, 0.0, 5.0, 0.5, 0.25
+THRESHOLD, LOW, HIGH = 2.0, 0.0, 5.0
+MEAN, STD, SIGMAS = 0.5, 0.25, 2.0
+RAW = math.exp(MEAN + STD * SIGMAS)
 Ways = dict[str, Callable[[], Any]]
 
 
@@ -23,57 +26,87 @@ def maps() -> np.ndarray:
     return np.exp(np.random.default_rng(0).normal(MEAN, STD, size=SHAPE)).astype(np.float32)
 
 
+def pixel_moments() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the logarithm for each pixel."""
+    rng = np.random.default_rng(1)
+    mean, std = rng.normal(MEAN, 0.02, size=SHAPE[-2:]), rng.uniform(0.2, 0.3, size=SHAPE[-2:])
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def made(kind: Any, pixel: tuple[Any, Any]) -> dict[str, Any]:
+    """A package's normalizers: what callbacks and hooks call for each batch."""
+    ranges = (LOW, HIGH), (LOW, HIGH)
+    return {
+        "min-max": kind.min_max(*ranges, threshold=THRESHOLD),
+        "two-slope": kind.of("two-slope", *ranges, threshold=THRESHOLD),
+        "CDF": kind.cdf((MEAN, STD), pixel, threshold=SIGMAS),
+    }
+
+
 def torch_eager() -> dict[str, Ways]:
-    """Eager PyTorch: the founding formulas, the straightforward ones, the floor, and anomnorm."""
+    """Eager PyTorch: the formulas of anomalib 0.3, the straightforward ones, the floor, and anomnorm."""
+    import formulas
     import torch
     from torchmetrics.functional.classification import binary_precision_recall_curve
 
-    from anomnorm_torch import cdf, min_max, threshold
+    from anomnorm_torch import Normalizer, cdf, min_max, threshold, two_slope
 
     x = torch.from_numpy(maps())
+    scores = x.amax((1, 2, 3))
     z = cdf.standardize(x, MEAN, STD)
     masks = torch.zeros(SHAPE, dtype=torch.uint8)
     masks[::4, :, :64, :64] = 1
     moments, ranges, histogram = cdf.init(SHAPE[-2:]), min_max.init(), threshold.init()
-
-    def founding_min_max() -> torch.Tensor:
-        normalized = ((x - THRESHOLD) / (HIGH - LOW)) + 0.5
-        normalized = torch.minimum(normalized, torch.tensor(1))
-        return torch.maximum(normalized, torch.tensor(0))
-
-    def founding_cdf() -> torch.Tensor:
-        standard = torch.distributions.Normal(torch.zeros(1), torch.ones(1))
-        return standard.cdf((torch.log(x) - MEAN) / STD - THRESHOLD)
+    mean, std = (torch.from_numpy(array) for array in pixel_moments())
+    normalizers = made(Normalizer, (mean, std))
 
     def exact_threshold() -> torch.Tensor:
         scores, truth = x.repeat(4, 1, 1, 1).reshape(-1), masks.repeat(4, 1, 1, 1).reshape(-1).long()
         precision, recall, thresholds = binary_precision_recall_curve(scores, truth, validate_args=False)
         return thresholds[(2 * precision * recall / (precision + recall + 1e-10))[:-1].argmax()]
 
-    def streamed_threshold() -> torch.Tensor:
+    def streamed_threshold() -> Any:
         record = histogram
         for _ in range(4):
             record = threshold.update(record, x, masks)
         return threshold.streamed_adaptive(record)
 
     return {
+        "min-max, maps and masks": {
+            "anomalib 0.3": lambda: formulas.min_max_and_masks(x, THRESHOLD, LOW, HIGH),
+            "straightforward": lambda: (((x - THRESHOLD) / (HIGH - LOW) + 0.5).clamp(0, 1), x >= THRESHOLD),
+            "anomnorm": lambda: normalizers["min-max"](scores, x),
+        },
+        "two-slope, maps and masks": {"anomnorm": lambda: normalizers["two-slope"](scores, x)},
+        "CDF, maps and masks": {
+            "anomalib 0.3": lambda: formulas.cdf_and_masks(x, SIGMAS, mean, std, MEAN),
+            "straightforward": lambda: (torch.special.ndtr((x.log() - MEAN) / std - SIGMAS), x >= RAW),
+            "anomnorm": lambda: normalizers["CDF"](scores, x),
+        },
         "min-max normalize": {
-            "founding": founding_min_max,
+            "anomalib 0.3": lambda: formulas.min_max(x, THRESHOLD, LOW, HIGH),
             "straightforward": lambda: ((x - THRESHOLD) / (HIGH - LOW) + 0.5).clamp(0, 1),
             "floor": lambda: x.clone(),
             "anomnorm": lambda: min_max.normalize(x, THRESHOLD, LOW, HIGH),
         },
+        "two-slope normalize": {
+            "floor": lambda: x.clone(),
+            "anomnorm": lambda: two_slope.normalize(x, THRESHOLD, LOW, HIGH),
+        },
         "CDF normalize": {
-            "founding": founding_cdf,
-            "straightforward": lambda: torch.special.ndtr((x.log() - MEAN) / STD - THRESHOLD),
+            "anomalib 0.3": lambda: formulas.cdf(formulas.standardize(x, MEAN, STD), SIGMAS),
+            "straightforward": lambda: torch.special.ndtr((x.log() - MEAN) / STD - SIGMAS),
             "floor": lambda: x.log().erfc_(),
-            "anomnorm": lambda: cdf.normalize(cdf.standardize(x, MEAN, STD), THRESHOLD),
+            "anomnorm": lambda: cdf.normalize(x, RAW, MEAN, STD),
         },
         "z-scores alone": {
-            "founding": lambda: (torch.log(x) - MEAN) / STD,
+            "anomalib 0.3": lambda: formulas.standardize(x, MEAN, STD),
             "anomnorm": lambda: cdf.standardize(x, MEAN, STD),
         },
-        "CDF of z-scores alone": {"floor": lambda: z.erfc(), "anomnorm": lambda: cdf.normalize(z, THRESHOLD)},
+        "CDF of z-scores alone": {
+            "floor": lambda: z.erfc(),
+            "anomnorm": lambda: cdf.normalize_standardized(z, SIGMAS),
+        },
         "per-pixel moments update": {
             "straightforward": lambda: torch.var_mean(x.log(), dim=0),
             "floor": lambda: x.log(),
@@ -90,49 +123,87 @@ def torch_eager() -> dict[str, Ways]:
 
 def torch_compiled() -> dict[str, Ways]:
     """PyTorch through ``torch.compile``."""
+    import formulas
     import torch
 
-    from anomnorm_torch import cdf, min_max
+    from anomnorm_torch import Normalizer, cdf, min_max, two_slope
 
-    x, t = torch.from_numpy(maps()), torch.tensor(THRESHOLD)
+    x, t, raw = torch.from_numpy(maps()), torch.tensor(THRESHOLD), torch.tensor(RAW)
+    scores = x.amax((1, 2, 3))
+    mean, std = (torch.from_numpy(array) for array in pixel_moments())
     moments, ranges = cdf.init(SHAPE[-2:]), min_max.init()
+    normalizers = {name: torch.compile(each) for name, each in made(Normalizer, (mean, std)).items()}
+    theirs, their_cdf = torch.compile(formulas.min_max_and_masks), torch.compile(formulas.cdf_and_masks)
     plain = torch.compile(lambda x, t: ((x - t) / (HIGH - LOW) + 0.5).clamp(0, 1))
     plain_cdf = torch.compile(lambda x, t: torch.special.ndtr((x.log() - MEAN) / STD - t))
     own = torch.compile(lambda x, t: min_max.normalize(x, t, LOW, HIGH))
-    own_cdf = torch.compile(lambda x, t: cdf.normalize(cdf.standardize(x, MEAN, STD), t))
+    own_slopes = torch.compile(lambda x, t: two_slope.normalize(x, t, LOW, HIGH))
+    own_cdf = torch.compile(lambda x, t: cdf.normalize(x, t, MEAN, STD))
     own_moments, own_ranges = torch.compile(cdf.update), torch.compile(min_max.update)
     return {
+        "min-max, maps and masks": {
+            "anomalib 0.3": lambda: theirs(x, THRESHOLD, LOW, HIGH),
+            "anomnorm": lambda: normalizers["min-max"](scores, x),
+        },
+        "two-slope, maps and masks": {"anomnorm": lambda: normalizers["two-slope"](scores, x)},
+        "CDF, maps and masks": {
+            "anomalib 0.3": lambda: their_cdf(x, SIGMAS, mean, std, MEAN, validate=False),
+            "anomnorm": lambda: normalizers["CDF"](scores, x),
+        },
         "min-max normalize": {"straightforward": lambda: plain(x, t), "anomnorm": lambda: own(x, t)},
-        "CDF normalize": {"straightforward": lambda: plain_cdf(x, t), "anomnorm": lambda: own_cdf(x, t)},
+        "two-slope normalize": {"anomnorm": lambda: own_slopes(x, t)},
+        "CDF normalize": {"straightforward": lambda: plain_cdf(x, t), "anomnorm": lambda: own_cdf(x, raw)},
         "per-pixel moments update": {"anomnorm": lambda: own_moments(moments, x)},
         "min/max update": {"anomnorm": lambda: own_ranges(ranges, x)},
     }
 
 
 def jax_jitted() -> dict[str, Ways]:
-    """JAX: the straightforward formulas under ``jax.jit``, and anomnorm."""
+    """JAX: the formulas of anomalib 0.3 and the straightforward ones under ``jax.jit``, and anomnorm."""
     import jax
     import jax.numpy as jnp
 
-    from anomnorm_jax import cdf, min_max, threshold
+    from anomnorm_jax import Normalizer, cdf, min_max, threshold, two_slope
 
     x, t = jnp.asarray(maps()), jnp.float32(THRESHOLD)
+    scores = x.max((1, 2, 3))
     z = cdf.standardize(x, MEAN, STD)
     masks = jnp.zeros(SHAPE, dtype=jnp.uint8).at[::4, :, :64, :64].set(1)
+    mean, std = (jnp.asarray(array) for array in pixel_moments())
     moments, ranges, histogram = cdf.init(SHAPE[-2:]), min_max.init(), threshold.init()
+    normalizers = made(Normalizer, (mean, std))
+    theirs = jax.jit(lambda x, t: (jnp.clip((x - t) / (HIGH - LOW) + 0.5, 0, 1), x >= t))
     plain = jax.jit(lambda x, t: jnp.clip((x - t) / (HIGH - LOW) + 0.5, 0, 1))
     plain_cdf = jax.jit(lambda x, t: jax.scipy.stats.norm.cdf((jnp.log(x) - MEAN) / STD - t))
     plain_moments = jax.jit(lambda x: (jnp.mean(jnp.log(x), axis=0), jnp.var(jnp.log(x), axis=0)))
     plain_ranges = jax.jit(lambda x: (jnp.min(x), jnp.max(x)))
-    own = jax.jit(lambda x, t: cdf.normalize(cdf.standardize(x, MEAN, STD), t))
+
+    @jax.jit
+    def their_cdf(x: jax.Array, t: jax.Array, mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = (jnp.log(x) - mean) / std - (MEAN - mean) / std
+        return jax.scipy.stats.norm.cdf(z - t), z >= t
+
     return {
+        "min-max, maps and masks": {
+            "anomalib 0.3": lambda: theirs(x, t),
+            "anomnorm": lambda: normalizers["min-max"](scores, x),
+        },
+        "two-slope, maps and masks": {"anomnorm": lambda: normalizers["two-slope"](scores, x)},
+        "CDF, maps and masks": {
+            "anomalib 0.3": lambda: their_cdf(x, SIGMAS, mean, std),
+            "anomnorm": lambda: normalizers["CDF"](scores, x),
+        },
         "min-max normalize": {
             "straightforward": lambda: plain(x, t),
             "anomnorm": lambda: min_max.normalize(x, t, LOW, HIGH),
         },
-        "CDF normalize": {"straightforward": lambda: plain_cdf(x, t), "anomnorm": lambda: own(x, t)},
+        "two-slope normalize": {"anomnorm": lambda: two_slope.normalize(x, t, LOW, HIGH)},
+        "CDF normalize": {
+            "straightforward": lambda: plain_cdf(x, SIGMAS),
+            "anomnorm": lambda: cdf.normalize(x, RAW, MEAN, STD),
+        },
         "z-scores alone": {"anomnorm": lambda: cdf.standardize(x, MEAN, STD)},
-        "CDF of z-scores alone": {"anomnorm": lambda: cdf.normalize(z, t)},
+        "CDF of z-scores alone": {"anomnorm": lambda: cdf.normalize_standardized(z, SIGMAS)},
         "per-pixel moments update": {
             "straightforward": lambda: plain_moments(x),
             "anomnorm": lambda: cdf.update(moments, x),

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 import warnings
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -17,10 +18,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
+from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationCallback
 
 WIDTHS = (64, 64, 64, 128, 128, 256, 256, 512, 512)  # channels after the stem and after each block
-CALLBACKS = {"without": None, "min-max": MinMaxNormalizationCallback, "CDF": CdfNormalizationCallback}
+CALLBACKS = {
+    "without": None,
+    "min-max": MinMaxNormalizationCallback,
+    "two-slope": partial(NormalizationCallback, "two-slope"),
+    "CDF": CdfNormalizationCallback,
+}
 
 
 class Block(nn.Module):

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook
 
 Batch = dict[str, Array]
 WIDTHS = (64, 64, 64, 128, 128, 256, 256, 512, 512)  # channels after the stem and after each block
@@ -80,22 +80,24 @@ def measure(arguments: list[str] | None = None) -> dict[str, Any]:
     hooks: dict[str, Any] = {
         "without": None,
         "min-max": MinMaxNormalizationHook(),
+        "two-slope": NormalizationHook("two-slope"),
         "CDF": CdfNormalizationHook(progress=False),
     }
-    states = {name: hook.setup(forward(batches[0])) for name, hook in hooks.items() if hook is not None}
+    runs = {name: hook.setup(forward(batches[0])) for name, hook in hooks.items() if hook is not None}
+    normalizers: dict[str, Any] = {}
 
     def start(name: str) -> None:
         passed = (normal, batches) if name == "CDF" else ()
-        states[name] = hooks[name].on_validation_epoch_start(states[name], *passed)
+        runs[name] = hooks[name].on_validation_epoch_start(runs[name], *passed)
 
     def validate(name: str) -> Any:
         hook, outputs = hooks[name], None
         for batch in batches:
             outputs = forward(batch)
             if hook is not None:
-                states[name], outputs = hook.on_validation_batch_end(states[name], outputs)
+                runs[name], outputs = hook.on_validation_batch_end(runs[name], outputs)
         if hook is not None:
-            states[name] = hook.on_validation_epoch_end(states[name])
+            normalizers[name] = hook.on_validation_epoch_end(runs[name])
         return outputs
 
     def test(name: str) -> Any:
@@ -103,7 +105,7 @@ def measure(arguments: list[str] | None = None) -> dict[str, Any]:
         for batch in batches:
             outputs = forward(batch)
             if hooks[name] is not None:
-                outputs = hooks[name].on_test_batch_end(states[name], outputs)
+                outputs = hooks[name].on_test_batch_end(normalizers[name], outputs)
         return outputs
 
     stages: dict[str, Callable[[str], Any]] = {"start": start, "validate": validate, "test": test}
@@ -114,7 +116,7 @@ def measure(arguments: list[str] | None = None) -> dict[str, Any]:
                 if hook is None and stage == "start":
                     continue
                 begin = time.perf_counter()
-                jax.block_until_ready((run(name), states.get(name)))
+                jax.block_until_ready((run(name), runs.get(name), normalizers.get(name)))
                 times[name][stage].append(time.perf_counter() - begin)
     return {name: {stage: median(seen[1:]) for stage, seen in all_.items() if seen} for name, all_ in times.items()}
 

@@ -10,8 +10,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# What is freed stays with the process: page faults would otherwise be most of what is measured, of formulas that
+# make many intermediate results above all. The nox sessions set these.
+KEPT_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 PROCESS = Path("/proc/self")
 _LONG = 10.0  # seconds
+
+
+def require_kept_memory() -> None:
+    """Refuse figures from a process whose allocator gives memory back."""
+    if missing := [name for name in KEPT_MEMORY if name not in os.environ]:
+        raise SystemExit(f"{' and '.join(missing)} are not set: run this by nox, or with --quick.")
 
 
 def use_cores(count: int) -> None:

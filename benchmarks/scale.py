@@ -27,7 +27,7 @@ def torch_statistics() -> tuple[dict[str, tuple[Any, Callable[..., Any], Callabl
         {
             "min/max": (min_max.init(), min_max.update, min_max.merge),
             "per-pixel moments": (cdf.init((SIDE, SIDE)), cdf.update, cdf.merge),
-            "pixel histogram": (threshold.init(), threshold.update, threshold.streamed.merge),
+            "pixel histogram": (threshold.init(), threshold.update, threshold.merge),
         },
         torch.from_numpy,
         lambda _: None,
@@ -44,7 +44,7 @@ def jax_statistics() -> tuple[dict[str, tuple[Any, Callable[..., Any], Callable[
         {
             "min/max": (min_max.init(), min_max.update, min_max.merge),
             "per-pixel moments": (cdf.init((SIDE, SIDE)), cdf.update, cdf.merge),
-            "pixel histogram": (threshold.init(), threshold.update, threshold.streamed.merge),
+            "pixel histogram": (threshold.init(), threshold.update, threshold.merge),
         },
         jax.numpy.asarray,
         jax.block_until_ready,

@@ -15,7 +15,7 @@ import numpy as np
 from anomnorm_core import Normalizer
 
 normalizer = Normalizer.load(sys.argv[1])
-resolution = normalizer.fitted_state().resolution or (256, 256)
+resolution = normalizer.to_fit().resolution or (256, 256)
 result = normalizer(anomaly_maps=np.ones((32, 1, *resolution), dtype=np.float32))
 assert result["anomaly_maps"].shape == (32, 1, *resolution)
 foreign = {"torch", "jax", "pytorch_lightning", "flax"} & set(sys.modules)

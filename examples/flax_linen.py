@@ -1,7 +1,7 @@
 """Handwritten digits with Flax Linen: 1 to 9 are normal, the zero is an anomaly. ``python examples/flax_linen.py``
 
-The data are the 1,797 digits of 8x8 pixels that scikit-learn bundles. The normalization is a state that
-goes from call to call, like the variables of the model.
+The data are the 1,797 digits of 8x8 pixels that scikit-learn bundles. A validation is a run that goes from call to
+call, like the variables of the model, and ends as a normalizer.
 """
 
 import jax
@@ -55,20 +55,20 @@ def main(epochs: int = 30) -> tuple[Normalizer, dict[str, jax.Array], dict[str, 
     first = first[label[first] == 0]
     normal, validation = batches(images[first], label[first]), batches(images[second], label[second])
     variables = model.init(jax.random.key(0), normal[0]["image"])
-    moments, state = optimizer.init(variables), hook.setup(predict(variables, normal[0]))
+    moments, run = optimizer.init(variables), hook.setup(predict(variables, normal[0]))
     for batch in epochs * normal:
         variables, moments = train(variables, moments, batch["image"])
-    state = hook.on_validation_epoch_start(state)
+    run = hook.on_validation_epoch_start(run)
     for batch in validation:
-        state, _ = hook.on_validation_batch_end(state, predict(variables, batch))
-    state = hook.on_validation_epoch_end(state)
+        run, _ = hook.on_validation_batch_end(run, predict(variables, batch))
+    normalizer = hook.on_validation_epoch_end(run)
 
     raw = predict(variables, {"image": images[third], "label": label[third]})
-    result = hook.on_predict_batch_end(state, raw)
+    result = hook.on_predict_batch_end(normalizer, raw)
     found, truth = np.asarray(result["pred_labels"]), label[third] == 1
-    print(hook.normalizer(state))
+    print(normalizer)
     print(f"flagged: {(found & truth).sum()}/{truth.sum()} zeros, {(found & ~truth).sum()}/{(~truth).sum()} others")
-    return hook.normalizer(state), raw, result
+    return normalizer, raw, result
 
 
 if __name__ == "__main__":

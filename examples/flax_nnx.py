@@ -70,9 +70,9 @@ def main(epochs: int = 30) -> tuple[Normalizer, dict[str, jax.Array], dict[str, 
     raw = predict(detector, {"image": images[third], "label": label[third]})
     result = normalization(raw)
     found, truth = np.asarray(result["pred_labels"]), label[third] == 1
-    print(normalization.normalizer())
+    print(normalization.normalizer)
     print(f"flagged: {(found & truth).sum()}/{truth.sum()} zeros, {(found & ~truth).sum()}/{(~truth).sum()} others")
-    return normalization.normalizer(), raw, result
+    return normalization.normalizer, raw, result
 
 
 if __name__ == "__main__":

@@ -79,17 +79,15 @@ def main(epochs: int = 30) -> None:
     run = trainer(callback, epochs)
     detector = Detector()
     run.fit(detector, train, validation)
-    chosen = callback.thresholds["image"]
+    chosen = callback.thresholds["image"].sigmas
     report(f"at the threshold found in validation, {chosen:.2f} sigmas:", run.predict(detector, test))
 
     with tempfile.TemporaryDirectory() as folder:
         run.save_checkpoint(Path(folder) / "detector.ckpt")
         again = Detector.load_from_checkpoint(Path(folder) / "detector.ckpt", weights_only=True)
-    moved = chosen - 0.5
-    again.normalization_metrics.set_threshold("image", moved)
-    report(
-        f"after reloading, moved down to {moved:.2f} sigmas:", trainer(CdfNormalizationCallback()).predict(again, test)
-    )
+    moved, serving = chosen - 0.5, CdfNormalizationCallback()
+    serving.with_threshold(again, moved, units="sigmas")
+    report(f"after reloading, moved down to {moved:.2f} sigmas:", trainer(serving).predict(again, test))
 
 
 if __name__ == "__main__":

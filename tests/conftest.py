@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    clauses = set(re.findall(r"^### ([A-Z]\d+):", SPECIFICATION.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    clauses = set(re.findall(r"^### ([A-Z]\d+[a-z]?):", SPECIFICATION.read_text(encoding="utf-8"), flags=re.MULTILINE))
     for item in items:
         if unknown := {clause for mark in item.iter_markers("clause") for clause in mark.args} - clauses:
             raise pytest.UsageError(f"{item.nodeid}: {sorted(unknown)} are no clauses of {SPECIFICATION.name}")

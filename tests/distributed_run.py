@@ -75,18 +75,18 @@ class OwnBatches(BatchSampler):
 
 
 class Report(pl.Callback):
-    """Writes the state of the metrics, and the thresholds of the callback, when a stage ends."""
+    """Writes what was fitted when a stage ends."""
 
-    def __init__(self, folder: Path, callback: Any) -> None:
-        self.folder, self.callback = folder, callback
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "validate":
             self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        state = {name: value.tolist() for name, value in pl_module.normalization_metrics.state_dict().items()}  # type: ignore[union-attr,operator]
-        report = {"state": state, "thresholds": self.callback.thresholds}
+        state = pl_module.normalization_metrics.state_dict()  # type: ignore[union-attr,operator]
+        report = {name: value.tolist() for name, value in state.items()}
         (self.folder / f"fitted_{trainer.global_rank}.json").write_text(json.dumps(report))
 
 
@@ -106,7 +106,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         strategy=strategy,
         max_epochs=options.get("epochs", 1),
         logger=False,
-        callbacks=[callback, checkpoint, Report(folder, callback)],
+        callbacks=[callback, checkpoint, Report(folder)],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -97,3 +97,19 @@ def predictions(run: pl.Trainer, module: pl.LightningModule, data: Any, **option
     """The concatenated outputs of ``trainer.predict``."""
     outputs: Any = run.predict(module, data, **options)
     return {name: torch.cat([entry[name] for entry in outputs]).numpy() for name in outputs[0]}
+
+
+def fitted(module: Any, level: str = "image") -> Any:
+    """What the module was fitted with at a level: parameters, threshold, counts."""
+    return module.normalization_metrics.fit.level(level)
+
+
+def parameters(module: Any, level: str = "image") -> list[np.ndarray]:
+    return list(fitted(module, level).parameters)
+
+
+def numbers(callback: Any) -> dict[str, float]:
+    """The callback's thresholds in the units of its method."""
+    return {
+        level: each.sigmas if callback.method.sigmas else each.raw.item() for level, each in callback.thresholds.items()
+    }

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 NORMAL_DIGITS = (0, 4, 6)
 PATCH = 4  # pixels
+Batch = dict[str, np.ndarray]
 
 
 class Split(NamedTuple):
@@ -18,8 +19,18 @@ class Split(NamedTuple):
 
     images: np.ndarray  # (N, 1, 8, 8) float32 in [0, 1]
     labels: np.ndarray  # (N,) int64: 1 is anomalous
-    masks: np.ndarray  # (N, 1, 8, 8) bool: anomalous pixels of damaged digits
-    has_mask: np.ndarray  # (N,) bool: False for digits of another class, where no single pixel is to blame
+    masks: np.ndarray  # (M, 1, 8, 8) bool, M <= N: the anomalous pixels of the first images. The others are digits of
+    #                    another class, where no single pixel is to blame
+
+    def batches(self, size: int = 64) -> list[Batch]:
+        """Dictionaries of ``image`` and ``label`` and, where there are masks, ``mask``."""
+        starts = (*range(0, len(self.masks), size), *range(len(self.masks), len(self.labels), size))
+        ends = (*starts[1:], len(self.labels))
+        found = []
+        for start, end in zip(starts, ends, strict=True):
+            batch = {"image": self.images[start:end], "label": self.labels[start:end]}
+            found.append(batch | ({"mask": self.masks[start:end]} if start < len(self.masks) else {}))
+        return found
 
 
 def load(seed: int = 0) -> tuple[Split, Split, Split]:
@@ -32,11 +43,10 @@ def load(seed: int = 0) -> tuple[Split, Split, Split]:
     train, rest = normal[:250], normal[250:]
     clean, to_damage = rest[:180], rest[180:]
     damaged, masks = _damage(to_damage, other, rng)
-    halves = [
-        _split(clean[part], other[part], damaged[part], masks[part]) for part in (slice(0, None, 2), slice(1, None, 2))
-    ]
-    nothing = np.zeros(len(train), dtype=np.int64)
-    return Split(train, nothing, np.zeros(train.shape, dtype=bool), nothing == 0), halves[0], halves[1]
+    validation, test = (
+        _split(clean[part], damaged[part], masks[part], other[part]) for part in (slice(0, None, 2), slice(1, None, 2))
+    )
+    return _split(train, train[:0], masks[:0], train[:0]), validation, test
 
 
 def _damage(images: np.ndarray, donors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -48,12 +58,9 @@ def _damage(images: np.ndarray, donors: np.ndarray, rng: np.random.Generator) ->
     return damaged, np.abs(damaged - images) > 0.25
 
 
-def _split(clean: np.ndarray, other: np.ndarray, damaged: np.ndarray, damage: np.ndarray) -> Split:
-    no_mask = [np.zeros(part.shape, dtype=bool) for part in (clean, other)]
-    sizes = [len(clean), len(other), len(damaged)]
+def _split(clean: np.ndarray, damaged: np.ndarray, damage: np.ndarray, other: np.ndarray) -> Split:
     return Split(
-        images=np.concatenate([clean, other, damaged]),
-        labels=np.repeat([0, 1, 1], sizes),
-        masks=np.concatenate([*no_mask, damage]),
-        has_mask=np.repeat([True, False, True], sizes),
+        images=np.concatenate([clean, damaged, other]),
+        labels=np.repeat([0, 1, 1], [len(clean), len(damaged), len(other)]),
+        masks=np.concatenate([np.zeros(clean.shape, dtype=bool), damage]),
     )

@@ -1,4 +1,4 @@
-"""One picture: raw and unit scores of both methods with their threshold, and what the maps look like."""
+"""One picture: raw and normalized scores of both methods with their threshold, and what the maps look like."""
 
 from pathlib import Path
 
@@ -20,19 +20,21 @@ def draw(results: list[Result], test: Split, path: Path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2.3))
     axes = top.subplots(2, 2)
     for row, result in zip(axes, results, strict=True):
-        unit = "" if result.method == "min-max" else f", threshold at {result.thresholds[0]:.2f} sigmas"
-        _histogram(row[0], result, "raw_scores", result.raw_threshold(0), f"{result.method}: raw image scores{unit}")
-        _histogram(row[1], result, "pred_scores", 0.5, f"{result.method}: unit scores, 0.5 at the threshold")
+        threshold = result.normalizer.thresholds["image"]
+        sigmas = "" if threshold.sigmas is None else f", threshold at {threshold.sigmas:.2f} sigmas"
+        _histogram(row[0], result, "raw_scores", float(threshold.raw), f"{result.method}: raw image scores{sigmas}")
+        _histogram(row[1], result, "pred_scores", 0.5, f"{result.method}: normalized scores, 0.5 at the threshold")
     _triples(bottom.subplots(2, 9), results[-1], test)
-    bottom.suptitle(
-        f"input, raw map and unit map ({results[-1].method}): white is 0.5, red is flagged, blue is not", fontsize=10
+    title = (
+        f"input, raw map, and normalized map ({results[-1].method}; red is flagged) with the image's normalized score"
     )
+    bottom.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _histogram(axes: Axes, result: Result, name: str, threshold: float, title: str) -> None:
-    scores, labels = result.fields[name], result.fields["label"]
+    scores, labels = result.fields[name], result.test.labels
     bins = np.linspace(0, 1 if name == "pred_scores" else scores.max(), 41)
     for label, (word, color) in enumerate(COLORS.items()):
         axes.hist(scores[labels == label], bins, alpha=0.7, label=word, color=color)
@@ -43,17 +45,18 @@ def _histogram(axes: Axes, result: Result, name: str, threshold: float, title: s
 
 
 def _triples(axes: np.ndarray, result: Result, test: Split) -> None:
-    damaged = np.flatnonzero(test.has_mask & (test.labels == 1))[:3]
-    chosen = [*damaged, *np.flatnonzero(~test.has_mask)[:2], np.flatnonzero(test.labels == 0)[0]]
+    known = len(test.masks)
+    damaged = np.flatnonzero(test.labels[:known])[:3]
+    chosen = [*damaged, known, known + 1, np.flatnonzero(test.labels == 0)[0]]
     words = ["damaged"] * 3 + ["other digit"] * 2 + ["normal"]
-    raw, unit = result.fields["raw_maps"], result.fields["anomaly_maps"]
+    raw, normalized = result.fields["raw_maps"], result.fields["anomaly_maps"]
     for i, (index, word) in enumerate(zip(chosen, words, strict=True)):
         cells = axes[i // 3, 3 * (i % 3) : 3 * (i % 3) + 3]
         cells[0].imshow(test.images[index, 0], cmap="gray", vmin=0, vmax=1)
         cells[1].imshow(raw[index, 0], cmap="viridis", vmin=0, vmax=raw[chosen].max())
-        cells[2].imshow(unit[index, 0], cmap="RdBu_r", vmin=0, vmax=1)
+        cells[2].imshow(normalized[index, 0], cmap="RdBu_r", vmin=0, vmax=1)
         cells[0].set_title(word, fontsize=8)
         cells[1].set_title("raw", fontsize=8)
-        cells[2].set_title(f"unit, image {result.fields['pred_scores'][index]:.2f}", fontsize=8)
+        cells[2].set_title(f"image score {result.fields['pred_scores'][index]:.2f}", fontsize=8)
     for cell in axes.ravel():
         cell.set_axis_off()

@@ -1,7 +1,7 @@
 """Comparisons whose failure says which input, which value and how far off."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,8 @@ import numpy as np
 from conformance import oracle
 from conformance.backend import Backend, Description
 
-
-def unit_tolerance(dtype: str) -> float:
-    """How far a unit score may be off (clause N13): 2^-23, or 4 ulp of 1 in float64; half types add their rounding.
-
-    One ulp below 1/2 more, because a half type that would round up to 1/2 must not (clause N4).
-    """
-    if dtype == "float64":
-        return 4 * oracle.ulp(1.0, dtype)
-    return 2.0**-23 + (0.0 if dtype == "float32" else oracle.ulp(0.5, dtype) / 2)
+# Scores come in batches of this size where a test is not about sizes: compilers meet nothing new with every case.
+SIZE = 512
 
 
 def assert_described(backend: Backend, array: Any, expected: Description) -> None:
@@ -33,7 +26,7 @@ def assert_close(
     inputs: Sequence[Any],
 ) -> None:
     """Compare with the oracle's values: NaN where NaN is expected, infinities exact, else within ``tolerance``."""
-    values = backend.to_numpy(found).ravel().tolist()
+    values = found if isinstance(found, list) else backend.to_numpy(found).ravel().tolist()
     assert len(values) == len(expected)
     tolerances = [tolerance] * len(expected) if isinstance(tolerance, float) else tolerance
     wrong = []
@@ -47,18 +40,56 @@ def assert_close(
     assert not wrong, f"{backend.id}: {len(wrong)} of {len(values)} values off\n" + "\n".join(wrong[:5])
 
 
+def assert_sides(
+    backend: Backend, values: list[float], units: list[float], flags: list[bool], threshold: float
+) -> None:
+    """Clause N4: flagged at and above the threshold, at least 1/2 where flagged, and exactly that at it."""
+    wrong = [
+        f"x={x!r} T={threshold!r}: normalized {unit!r}, flagged {flagged}"
+        for x, unit, flagged in zip(values, units, flags, strict=True)
+        if flagged != (x >= threshold) or (unit >= 0.5) != flagged or (x == threshold and unit != 0.5)
+    ]
+    assert not wrong, f"{backend.id}: {len(wrong)} of {len(values)} decisions differ\n" + "\n".join(wrong[:5])
+
+
+def assert_order(backend: Backend, dtype: str, values: list[float], units: list[float]) -> None:
+    """Clause N5: between 0 and 1, and a larger score has no smaller normalized one, up to the backend's slack."""
+    pairs = sorted((x, unit) for x, unit in zip(values, units, strict=True) if not math.isnan(x))
+    x, u = np.array(pairs).T if pairs else np.zeros((2, 0))
+    assert np.all((u >= 0) & (u <= 1))
+    falls = np.maximum.accumulate(u) - u
+    worst = int(np.argmax(falls)) if falls.size else 0
+    slack = backend.order_slack.get(oracle.arithmetic(dtype), 0.0)
+    assert not np.any(falls > slack), f"{backend.id}: {x[worst]!r} -> {u[worst]!r}, but {u[:worst].max()!r} before it"
+
+
+def arrays(backend: Backend, dtype: str, *numbers: float) -> list[Any]:
+    """Parameters of shape (), in the dtype in which they are kept."""
+    return [backend.asarray(np.float64(number), oracle.arithmetic(dtype)) for number in numbers]
+
+
+def evaluate(
+    backend: Backend, function: Callable[..., Any], dtype: str, values: Sequence[float], *parameters: float
+) -> list[Any]:
+    """``function(values, *parameters)`` in batches of `SIZE`, the last one filled up."""
+    given = arrays(backend, dtype, *parameters)
+    found: list[Any] = []
+    for start in range(0, len(values), SIZE):
+        part = list(values[start : start + SIZE])
+        result = function(backend.asarray(part + [1.0] * (SIZE - len(part)), dtype), *given)
+        found += backend.to_numpy(result).tolist()[: len(part)]
+    return found
+
+
 def random_values(dtype: str, values: np.ndarray) -> list[float]:
     """Round to ``dtype`` without any array library's help."""
     return [oracle.rounded(float(value), dtype) for value in values]
 
 
-def flushed(backend: Backend, dtype: str, span: float) -> float:
-    """What a backend without subnormal numbers adds to the error of a min-max score (clause N13)."""
-    if backend.subnormal or span == 0:
-        return 0.0
-    return oracle.smallest_normal(oracle.arithmetic(dtype)) / span
-
-
-def order_slack(backend: Backend, value: float, dtype: str) -> float:
-    """By how much a larger score may give less than the unit score ``value`` (clause N5)."""
-    return backend.order_slack.get(dtype, 0) * oracle.ulp(value, dtype)
+def neighbours(value: float, dtype: str, count: int) -> list[float]:
+    """The number of ``dtype`` next to ``value``, and so many on either side of it, none of them subnormal."""
+    values = [oracle.rounded(value, dtype)]
+    for _ in range(count):
+        values = [oracle.next_down(values[0], dtype), *values, oracle.next_up(values[-1], dtype)]
+    least = oracle.smallest_normal(dtype)
+    return [x for x in values if math.isfinite(x) and (x == 0 or abs(x) >= least)]

@@ -15,30 +15,21 @@ import numpy as np
 
 ENTRY_POINT_GROUP = "anomnorm.conformance_backends"
 
-MIN_MAX_FUNCTIONS = ("init", "update", "merge", "bounds", "normalize", "margin", "denormalize")
+MIN_MAX_FUNCTIONS = ("init", "update", "merge", "bounds", "normalize", "margin", "denormalize")  # of two_slope too
 CDF_FUNCTIONS = (
     "init",
     "update",
     "merge",
     "mean_std",
     "standardize",
-    "standardize_around",
     "normalize",
+    "normalize_standardized",
     "denormalize",
 )
 DECISION_FUNCTIONS = ("flag",)
-THRESHOLD_FUNCTIONS = (
-    "adaptive",
-    "normal_quantile",
-    "init",
-    "update",
-    "merge",
-    "streamed_adaptive",
-    "streamed_normal_quantile",
-    "streamed_quantile",
-)
+HISTOGRAM_FUNCTIONS = ("init", "update", "merge")
 # What a backend may offer; a test asks for one of them.
-PARTS = ("kernels", "thresholds", "normalizer")
+PARTS = ("kernels", "histogram", "normalizer")
 
 
 class Description(NamedTuple):
@@ -57,16 +48,15 @@ class Backend(ABC):
     aim: str = ""  # of a wrong backend: the tests that it is for have names that begin with this
     same_as: str = ""  # the id of the backend that this one is compiled from: its results have to be the same
     compared: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by part, the dtypes in which they are by default; else all
-    dtypes: tuple[str, ...]  # floating dtypes it computes in, of "float64", "float32", "float16", "bfloat16"
+    dtypes: tuple[str, ...]  # floating dtypes of scores, of "float64", "float32", "float16", "bfloat16"
     parts: tuple[str, ...] = ("kernels",)  # of PARTS
     min_max: Any  # kernels: has the functions of MIN_MAX_FUNCTIONS
+    two_slope: Any  # kernels: likewise
     cdf: Any  # kernels: has the functions of CDF_FUNCTIONS
-    threshold: Any  # kernels: has DECISION_FUNCTIONS; thresholds: has THRESHOLD_FUNCTIONS too
+    threshold: Any  # kernels: has DECISION_FUNCTIONS; histogram: has HISTOGRAM_FUNCTIONS too
     normalizer: Any  # normalizer: a class with the constructors and methods of anomnorm_core.Normalizer
-    order_slack: ClassVar[Mapping[str, int]] = {}  # clause N5, by dtype: how many ulp a larger score may lose
-    tail_error: float = 0.0  # clause N3: absolute error of unit scores of less than 2^-24, beside the relative one
-    subnormal: bool = True  # clause N13: whether it computes with subnormal numbers, or takes them for zero
-    batch_slack: int = 1  # clause N12: how many ulp the value of a score may depend on its batch
+    methods: Mapping[str, Any] = {}  # normalizer: by name, the anomnorm_core.Kernels that it was made of
+    order_slack: ClassVar[Mapping[str, float]] = {}  # clause N5, by dtype of results: how much a larger score may lose
     moments_rtol: float = 1e-6  # clause S4: 1e-6 with float64 accumulators, 1e-5 with compensated float32
     exceptions: ClassVar[Mapping[str, str]] = {}  # test id pattern: reason. Strict: one that passes is a failure
 
@@ -110,7 +100,7 @@ class Backend(ABC):
         pixel_threshold: Any = None,
         extras: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        """Call a normalizer, or what was exported from it. Thresholds are arrays of shape ()."""
+        """Call a normalizer, or what was exported from it. Thresholds are raw: arrays of shape () or (H, W)."""
         result: dict[str, Any] = normalizer(
             pred_scores, anomaly_maps, threshold=threshold, pixel_threshold=pixel_threshold, extras=extras
         )

@@ -92,7 +92,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         backends = [backend for backend in backends if backend.same_as]
     elif not full:
         backends = [backend for backend in backends if not backend.same_as]
-    if "dtype" in metafunc.fixturenames:
+    if "registered" in metafunc.fixturenames:
+        cases = [
+            pytest.param(backend, name, id=f"{backend.id}-{name}") for backend in backends for name in backend.methods
+        ]
+        metafunc.parametrize((fixture, "registered"), cases, scope="session", indirect=[fixture])
+    elif "dtype" in metafunc.fixturenames:
         wanted = {mark.args[0] for mark in metafunc.definition.iter_markers("dtypes")}
         clauses = {clause for mark in metafunc.definition.iter_markers("clause") for clause in mark.args}
         left_out = set() if full or fixture == "variant" or clauses & _CLAUSES_OF_HALF_TYPES else _HALF_TYPES
@@ -180,7 +185,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not results:
         return
     backends = sorted({backend for backend, _ in results})
-    clauses = sorted({clause for _, clause in results}, key=lambda clause: (clause[0], int(clause[1:])))
+    clauses = sorted(
+        {clause for _, clause in results}, key=lambda clause: (clause[0], int(clause[1:].rstrip("ab")), clause)
+    )
     width = max(map(len, backends))
     terminalreporter.section("clauses proven: tests passed by each backend")
     terminalreporter.write_line(" " * width + "".join(f"{clause:>6}" for clause in clauses))

@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import mpmath
 
@@ -23,7 +24,7 @@ _FORMATS = {
 
 
 def arithmetic(dtype: str) -> str:
-    """The dtype that parameters are rounded to (clause N9)."""
+    """The dtype that parameters are rounded to, and that results have, for scores of ``dtype`` (clauses N4, N9)."""
     return "float64" if dtype == "float64" else "float32"
 
 
@@ -84,11 +85,23 @@ def all_16_bit(dtype: str) -> list[float]:
 
 def min_max(x: float, threshold: float, low: float, high: float) -> float:
     """Clauses N1, N6, N7."""
+    return _ramp(x, threshold, Fraction(high) - Fraction(low))
+
+
+def two_slope(x: float, threshold: float, low: float, high: float) -> float:
+    """Clauses N1b, N6, N7."""
+    span, t = Fraction(high) - Fraction(low), Fraction(threshold)
+    side = t - Fraction(low) if x < threshold else Fraction(high) - t
+    return _ramp(x, threshold, 2 * side if span > 0 and 20 * side >= span else span)
+
+
+def _ramp(x: float, threshold: float, width: Fraction) -> float:
+    """From 0 to 1 over ``width``, 1/2 at the threshold."""
     if math.isnan(x):
         return math.nan
-    if math.isinf(x) or low == high:
+    if math.isinf(x) or width == 0:
         return 0.5 if x == threshold else float(x > threshold)
-    exact = (Fraction(x) - Fraction(threshold)) / (Fraction(high) - Fraction(low)) + Fraction(1, 2)
+    exact = (Fraction(x) - Fraction(threshold)) / width + Fraction(1, 2)
     return float(min(max(exact, Fraction(0)), Fraction(1)))
 
 
@@ -100,16 +113,62 @@ def z_score(x: float, center: float, std: float) -> mpmath.mpf:
         return -mpmath.inf
     if math.isinf(x):
         return mpmath.inf
-    return (mpmath.log(mpmath.mpf(x)) - mpmath.mpf(center)) / mpmath.mpf(std)
+    return (_log(x) - mpmath.mpf(center)) / mpmath.mpf(std)
 
 
-def cdf(z: float, threshold: float) -> float:
-    """Clauses N3, N6."""
+@lru_cache(maxsize=2**16)
+def _log(x: float) -> mpmath.mpf:
+    return mpmath.log(mpmath.mpf(x))
+
+
+@lru_cache(maxsize=2**16)
+def cdf(x: float, threshold: float, std: float) -> float:
+    """Clauses N3, N6, N7, of a raw score and a raw threshold; a deviation of 0 is one that is rounding."""
+    if math.isnan(x):
+        return math.nan
+    if x <= 0 or math.isinf(x) or x == threshold or std == 0:
+        return 0.5 if x == threshold else float(x > threshold)
+    return phi((_log(x) - _log(threshold)) / mpmath.mpf(std))
+
+
+def phi(z: mpmath.mpf | float) -> float:
+    """The distribution function of the standard normal distribution."""
     if math.isnan(z):
         return math.nan
-    if math.isinf(z) or abs(z - threshold) > 1e4:  # 1e4 sigmas away, there is no float between the value and its limit
-        return float(z > threshold)
-    return float(mpmath.erfc((mpmath.mpf(threshold) - mpmath.mpf(z)) / mpmath.sqrt(2)) / 2)
+    if abs(z) > 40:  # no float64 lies between the value and its limit
+        return float(z > 0)
+    return float(mpmath.erfc(-mpmath.mpf(z) / mpmath.sqrt(2)) / 2)
+
+
+def is_constant(mean: float, std: float, center: float) -> bool:
+    """Clause N7: whether a deviation of logarithms is rounding."""
+    return std <= max(2.0**-21 * max(abs(mean), abs(center)), 2.0**-24)
+
+
+def raw_threshold(sigmas: float, mean: float, std: float, center: float) -> float:
+    """Clauses N3 and N7: where a threshold in sigmas is among raw scores."""
+    exp = mpmath.exp(mpmath.mpf(center))
+    if not is_constant(mean, std, center):
+        return float(mpmath.exp(mpmath.mpf(center) + mpmath.mpf(std) * mpmath.mpf(sigmas)))
+    if sigmas == 0:
+        return float(exp)
+    edge = exp * (1 + mpmath.sign(sigmas) * mpmath.mpf(2) ** -21)
+    near = rounded(float(edge), "float32")
+    if sigmas > 0:
+        return near if near > edge else next_up(near, "float32")
+    return near if near < edge else next_down(near, "float32")
+
+
+def z_bound(z: mpmath.mpf | float, std: float, dtype: str, log_size: float) -> float:
+    """Clause N13 for z, given ``log_size``, the largest of the absolute logarithms of scores and centre."""
+    if dtype == "float64":
+        return 4 * ulp(float(z), dtype) + 4 * ulp(max(log_size, 1.0), dtype) / std
+    return 4 * ulp(float(z), "float32") + 2.0**-30 / std
+
+
+def unit_bound(dtype: str) -> float:
+    """Clause N13 for normalized scores."""
+    return 8 * ulp(1.0, dtype) if dtype == "float64" else 2.0**-23
 
 
 def moments(scores: Iterable[float]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Variants made from the source of another one (compiled, exported, ...) give what that one gives, on one corpus."""
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from conformance import oracle, programs
-from conformance.assertions import order_slack
+from conformance.assertions import assert_close, assert_order, assert_sides
 from conformance.backend import Backend, reference_of
 from conformance.programs import CALLS, CASES, CLAUSES, Inputs, Results
 from conformance.test_normalizer import fitted
@@ -51,21 +52,12 @@ def _differences(
     elif ".update" in name:
         near = _near_record(name.rpartition(".")[2], values, wanted, variant.moments_rtol)
     else:
-        allowed = allowed + programs.tolerances(name, case, wanted, dtype, variant.batch_slack) + variant.tail_error
+        allowed = allowed + programs.tolerances(name, case, wanted, dtype)
         with np.errstate(invalid="ignore"):
             near = (values == wanted) | (np.abs(values - wanted) <= allowed) | (np.isnan(values) & np.isnan(wanted))
     return [
         f"{name}{list(at)}: found {values[at].item()!r}, expected {wanted[at].item()!r} (+- {allowed[at]:.2g})"
         for at in map(tuple, np.argwhere(~near)[:3].tolist())
-    ]
-
-
-def _wrong_sides(values: np.ndarray, units: np.ndarray, flags: np.ndarray, threshold: float) -> list[str]:
-    """A line for each score whose label or unit score is on the wrong side of the threshold, or not 1/2 at it."""
-    wrong = (flags != (values >= threshold)) | ((units >= 0.5) != flags) | ((values == threshold) & (units != 0.5))
-    return [
-        f"x={values[i].item()!r}, threshold={threshold!r}: unit score {units[i].item()!r}, flagged {bool(flags[i])}"
-        for i in np.flatnonzero(wrong)[:3]
     ]
 
 
@@ -90,7 +82,7 @@ GROUPS = pytest.mark.parametrize(
 @pytest.mark.needs("kernels")
 @GROUPS
 def test_same_results_of_every_function(variant: Backend, dtype: str, group: str) -> None:
-    if group.startswith("threshold") and "thresholds" not in variant.parts:
+    if group.startswith("threshold") and "histogram" not in variant.parts:
         pytest.skip("a part that it does not have")
     wrong, seen = [], 0
     pairs = zip(CASES, kernel_results(variant, dtype), kernel_results(reference_of(variant), dtype), strict=True)
@@ -105,35 +97,28 @@ def test_same_results_of_every_function(variant: Backend, dtype: str, group: str
 
 
 @pytest.mark.needs("kernels")
-@pytest.mark.clause("N4", "N5", "N6")
-def test_same_sides_of_the_threshold_and_order(variant: Backend, dtype: str) -> None:
+@pytest.mark.clause("N4", "N4b", "N5", "N6", "N13")
+def test_same_sides_order_and_accuracy(variant: Backend, dtype: str) -> None:
     """Within the variant's own results too, whatever the reference says: sides and 1/2 to the last bit."""
     for case, found in zip(CASES, kernel_results(variant, dtype), strict=True):
         assert all(name.startswith(tuple(KERNELS)) for name in found)  # each is compared above
         given = programs.corpus(case, dtype)
-        around = abs(given["threshold"]) + 1
-        for unit, flagged, values, threshold in (
-            ("min_max.normalize", "flag", given["x"], given["threshold"]),
-            ("cdf.normalize z", "flag z", given["z"], given["z_threshold"]),
-            ("cdf.normalize around", "flag around", given["x"], oracle.rounded(around, oracle.arithmetic(dtype))),
+        t, low, high, raw, std, sigmas = (float(given[n]) for n in ("threshold", "low", "high", "raw", "std", "sigmas"))
+        exact_std = 0.0 if oracle.is_constant(case.mean, std, case.mean) else std
+        for unit, flagged, values, threshold, exact in (
+            ("min_max.normalize", "flag", given["x"], t, lambda x: oracle.min_max(x, t, low, high)),  # noqa: B023
+            ("two_slope.normalize", "flag", given["x"], t, lambda x: oracle.two_slope(x, t, low, high)),  # noqa: B023
+            ("cdf.normalize", "flag raw", given["positive"], raw, lambda x: oracle.cdf(x, raw, exact_std)),  # noqa: B023
+            ("cdf.sigmas", "flag z", given["z"], sigmas, None),
         ):
-            units = found[unit][1]
-            if case.name in ("unfitted", "backwards") and unit != "cdf.normalize z":
-                assert np.isnan(units).all()
+            units, scores = found[unit][1].tolist(), values.tolist()
+            if case.name in ("unfitted", "backwards") and unit != "cdf.sigmas":
+                assert all(map(math.isnan, units))
                 continue
-            where = f"{variant.id}: {case.name}: {unit}"
-            wrong = _wrong_sides(values, units, found[flagged][1], float(threshold))
-            assert not wrong, "\n".join([where, *wrong])
-            known = ~np.isnan(values)
-            order = np.argsort(values[known], kind="stable")
-            x, ordered = values[known][order], units[known][order]
-            assert np.all((ordered >= 0) & (ordered <= 1)), where
-            slack = np.array([order_slack(variant, float(value), dtype) for value in ordered[:-1]])
-            # A z-score around a threshold is rounded first.
-            slack += 8 * oracle.ulp(1.0, dtype) * ordered[:-1] if unit == "cdf.normalize around" else 0.0
-            falls = np.flatnonzero(np.diff(ordered) < -slack)[:3].tolist()
-            lines = [f"x={x[i].item()!r}: {ordered[i].item()!r}, next {ordered[i + 1].item()!r}" for i in falls]
-            assert not falls, "\n".join([where, *lines])
+            assert_sides(variant, scores, units, found[flagged][1].tolist(), threshold)
+            assert_order(variant, dtype, scores, units)
+            if exact is not None:
+                assert_close(variant, units, list(map(exact, scores)), oracle.unit_bound(dtype), scores)
 
 
 @pytest.mark.needs("normalizer")

@@ -9,7 +9,7 @@ import pytest
 
 from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
 from conformance import oracle
-from conformance.assertions import random_values
+from conformance.assertions import evaluate, random_values
 from conformance.backend import Backend
 
 
@@ -32,11 +32,13 @@ def _fields(backend: Backend, record: Any) -> list[Any]:
 
 @pytest.mark.clause("S1", "S2")
 def test_s1_min_max_algebra_is_exact(backend: Backend, dtype: str) -> None:
-    parts = [_scores(dtype, (n,), seed) for seed, n in enumerate((4, 1, 7))]
+    parts = [_scores(dtype, (4,), seed) for seed in range(3)]
     a, b, c = (backend.min_max.update(backend.min_max.init(), backend.asarray(part, dtype)) for part in parts)
     merge, empty = backend.min_max.merge, backend.min_max.init()
-    whole = backend.min_max.update(empty, backend.asarray(np.concatenate(parts), dtype))
+    both = backend.min_max.update(empty, backend.asarray(np.concatenate(parts[:2]), dtype))
+    whole = backend.min_max.update(both, backend.asarray(parts[2], dtype))
     expected = _fields(backend, whole)
+    assert _fields(backend, merge(both, c)) == expected
     assert _fields(backend, merge(merge(a, b), c)) == expected
     assert _fields(backend, merge(a, merge(b, c))) == expected
     assert _fields(backend, merge(c, merge(b, a))) == expected
@@ -48,16 +50,14 @@ def test_s1_min_max_algebra_is_exact(backend: Backend, dtype: str) -> None:
 @pytest.mark.clause("S1", "S3")
 @pytest.mark.parametrize("shape", [(), (2, 3)], ids=["image", "pixel"])
 def test_s1_distribution_algebra(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
-    parts = [_scores(dtype, (n, *shape), seed) for seed, n in enumerate((4, 1, 7))]
+    parts = [_scores(dtype, (4, *shape), seed) for seed in range(3)]
     empty = backend.cdf.init(shape)
     a, b, c = (backend.cdf.update(empty, backend.asarray(part, dtype)) for part in parts)
     merge = backend.cdf.merge
-    whole = backend.cdf.update(empty, backend.asarray(np.concatenate(parts), dtype))
-    streamed = empty
-    for part in parts:
-        streamed = backend.cdf.update(streamed, backend.asarray(part, dtype))
+    both = backend.cdf.update(empty, backend.asarray(np.concatenate(parts[:2]), dtype))
+    whole = backend.cdf.update(both, backend.asarray(parts[2], dtype))
     expected = _moments(backend, whole)
-    for other in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(c, merge(b, a)), streamed):
+    for other in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(c, merge(b, a)), merge(both, c)):
         assert backend.count(other.count) == backend.count(whole.count)
         for found, wanted in zip(_moments(backend, other), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=backend.moments_rtol)
@@ -68,45 +68,40 @@ def test_s1_distribution_algebra(backend: Backend, dtype: str, shape: tuple[int,
 @pytest.mark.clause("S1")
 def test_s1_empty_batches_change_nothing(backend: Backend, dtype: str) -> None:
     for module, record in ((backend.min_max, backend.min_max.init()), (backend.cdf, backend.cdf.init())):
-        filled = module.update(record, backend.asarray([1.0, 2.0], dtype))
+        filled = module.update(record, backend.asarray([1.0, 2.0, 0.5, 4.0], dtype))
         assert _fields(backend, module.update(filled, backend.asarray([], dtype))) == _fields(backend, filled)
 
 
 @pytest.mark.clause("S1")
 def test_s1_where_selects_samples(backend: Backend, dtype: str) -> None:
-    scores = [1.0, 100.0, 2.0, -5.0]
     where = backend.asarray([True, False, True, False], "bool")
-    for module in (backend.min_max, backend.cdf):
-        found = module.update(module.init(), backend.asarray(scores, dtype), where=where)
-        expected = module.update(module.init(), backend.asarray([1.0, 2.0], dtype))
-        _assert_same(backend, found, expected)
-    maps = backend.asarray(np.reshape(np.arange(1, 17), (4, 1, 2, 2)), dtype)
-    found = backend.cdf.update(backend.cdf.init((2, 2)), maps, where=where)
-    expected = backend.cdf.update(
-        backend.cdf.init((2, 2)), backend.asarray(np.reshape([*range(1, 5), *range(9, 13)], (2, 2, 2)), dtype)
-    )
-    _assert_same(backend, found, expected)
-
-
-def _assert_same(backend: Backend, found: Any, expected: Any) -> None:
-    # Sums over four values and over two of them may be rounded in another order.
-    for a, b in zip(_fields(backend, found), _fields(backend, expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=backend.moments_rtol, atol=1e-7)
+    scores = backend.asarray([1.0, 100.0, 2.0, -5.0], dtype)
+    assert _bounds(backend, backend.min_max.update(backend.min_max.init(), scores, where=where)) == [1.0, 2.0]
+    record = backend.cdf.update(backend.cdf.init(), scores, where=where)
+    assert (backend.count(record.count), backend.count(record.invalid)) == (2, 0)
+    np.testing.assert_allclose(_moments(backend, record), oracle.moments([1.0, 2.0]), rtol=backend.moments_rtol)
+    maps = np.reshape(np.arange(1.0, 25.0), (4, 1, 2, 3))
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype), where=where)
+    assert backend.count(record.count) == 12
+    mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
+    for i, j in np.ndindex(2, 3):
+        expected = oracle.moments([float(maps[0, 0, i, j]), float(maps[2, 0, i, j])])
+        np.testing.assert_allclose([mean[i, j], std[i, j]], expected, rtol=backend.moments_rtol)
 
 
 @pytest.mark.clause("S3")
 def test_s3_moments_of_the_logarithm_with_ddof_1(backend: Backend, dtype: str) -> None:
-    scores = _scores(dtype, (9,))
+    scores = _scores(dtype, (8,))
     record = backend.cdf.update(backend.cdf.init(), backend.asarray(scores, dtype))
     expected = oracle.moments(scores.tolist())
     np.testing.assert_allclose(_moments(backend, record), expected, rtol=backend.moments_rtol)
-    assert backend.count(record.count) == 9
+    assert backend.count(record.count) == 8
 
 
 @pytest.mark.clause("S3")
 @pytest.mark.parametrize("channel", [True, False])
 def test_s3_pixel_level_has_moments_of_every_pixel(backend: Backend, dtype: str, channel: bool) -> None:
-    maps = _scores(dtype, (5, 2, 3))
+    maps = _scores(dtype, (4, 2, 3))
     array = backend.asarray(maps[:, None] if channel else maps, dtype)
     record = backend.cdf.update(backend.cdf.init((2, 3)), array)
     mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
@@ -135,7 +130,7 @@ def test_s5_records_do_not_grow(backend: Backend) -> None:
     for module, record, batch in (
         (backend.min_max, backend.min_max.init(), np.ones((4,))),
         (backend.cdf, backend.cdf.init(), np.ones((4,))),
-        (backend.cdf, backend.cdf.init((3, 5)), np.ones((4, 1, 3, 5))),
+        (backend.cdf, backend.cdf.init((2, 3)), np.ones((4, 1, 2, 3))),
     ):
         shapes = [backend.describe(field).shape for field in record]
         for _ in range(3):
@@ -158,19 +153,19 @@ def test_s6_invalid_values_are_left_out_and_counted(backend: Backend, dtype: str
 
 @pytest.mark.clause("S6")
 def test_s6_invalid_pixels_are_counted_where_they_are(backend: Backend, dtype: str) -> None:
-    maps = np.full((3, 2, 2), 2.0)
-    maps[:, 0, 0] = [1.0, 0.0, 4.0]
-    maps[1, 1, 1] = math.nan
-    record = backend.cdf.update(backend.cdf.init((2, 2)), backend.asarray(maps, dtype))
-    assert backend.to_numpy(record.count).tolist() == [[2, 3], [3, 2]]
-    assert backend.to_numpy(record.invalid).tolist() == [[1, 0], [0, 1]]
+    maps = np.full((4, 2, 3), 2.0)
+    maps[:, 0, 0] = [1.0, 0.0, 4.0, 2.0]
+    maps[1:3, 1, 2] = math.nan, -1.0
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype))
+    assert backend.to_numpy(record.count).tolist() == [[3, 4, 4], [4, 4, 2]]
+    assert backend.to_numpy(record.invalid).tolist() == [[1, 0, 0], [0, 0, 2]]
     mean, std = _moments(backend, record, level="pixel")
-    np.testing.assert_allclose([mean[0][0], std[0][0]], oracle.moments([1.0, 4.0]), rtol=backend.moments_rtol)
+    np.testing.assert_allclose([mean[0][0], std[0][0]], oracle.moments([1.0, 4.0, 2.0]), rtol=backend.moments_rtol)
 
 
 @pytest.mark.clause("S6", "N13")
 @pytest.mark.dtypes(("float64", "float32"))
-@pytest.mark.parametrize("shape", [(), (1, 2)], ids=["image", "pixel"])
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=["image", "pixel"])
 def test_s6_a_subnormal_score_counts_or_is_left_out(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
     least = oracle.ulp(0.0, dtype)
     scores = [least, 1.0, 2.0, 4.0]
@@ -187,13 +182,15 @@ def test_s6_a_subnormal_score_counts_or_is_left_out(backend: Backend, dtype: str
 
 @pytest.mark.clause("S6")
 def test_s6_a_pixel_without_valid_values_takes_the_pooled_moments(backend: Backend, dtype: str) -> None:
-    maps = _scores(dtype, (4, 1, 3))
+    maps = _scores(dtype, (4, 2, 3))
     maps[:, 0, 0] = 0.0
-    record = backend.cdf.update(backend.cdf.init((1, 3)), backend.asarray(maps, dtype))
+    maps[1:, 0, 1] = 0.0  # one value has no deviation
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype))
     mean, std = _moments(backend, record, level="pixel")
-    (mean_1, std_1), (mean_2, std_2) = (oracle.moments(maps[:, 0, j].tolist()) for j in (1, 2))
-    assert mean[0][0] == pytest.approx((mean_1 + mean_2) / 2, rel=10 * backend.moments_rtol)
-    assert std[0][0] == pytest.approx(math.sqrt((std_1**2 + std_2**2) / 2), rel=10 * backend.moments_rtol)
+    others = [oracle.moments(maps[:, i, j].tolist()) for i, j in ((0, 2), (1, 0), (1, 1), (1, 2))]
+    for j in (0, 1):
+        assert mean[0][j] == pytest.approx(np.mean([m for m, _ in others]), rel=10 * backend.moments_rtol)
+        assert std[0][j] == pytest.approx(np.sqrt(np.mean([d**2 for _, d in others])), rel=10 * backend.moments_rtol)
 
 
 @pytest.mark.clause("S4", "S6")
@@ -203,7 +200,11 @@ def test_s4_the_first_scores_may_be_invalid(backend: Backend, dtype: str, shape:
     # The deviation is a thousandth of the mean: logarithms must keep their digits without a first score to start from.
     first, second = oracle.rounded(8488197554176000.0, dtype), oracle.rounded(8956955116699648.0, dtype)
     mean, std = oracle.moments([first, second])
-    streams = ([[0.0, math.nan, first, second]], [[-1.0, first], [math.inf, second]], [[0.0], [0.0, first, second]])
+    streams = (
+        [[0.0, math.nan, first, second], [-1.0] * 4],
+        [[-1.0, 0.0, 0.0, first], [math.inf, second, 0.0, math.nan]],
+        [[0.0] * 4, [0.0, math.nan, first, second]],
+    )
     for batches in streams:
         record = backend.cdf.init(shape)
         for values in batches:
@@ -247,12 +248,13 @@ def test_s7_one_value_has_no_deviation(backend: Backend) -> None:
 @pytest.mark.clause("S7", "N7")
 def test_s7_a_constant_population_is_fitted(backend: Backend, dtype: str) -> None:
     record = backend.cdf.init()
-    for size in (3, 1, 5):
+    for size in (4, 1, 8):
         record = backend.cdf.update(record, backend.asarray(np.full((size,), 20.0), dtype))
     mean, std = backend.cdf.mean_std(record)
-    scores = backend.asarray([19.0, 20.0, 21.0], dtype)
-    u = backend.to_numpy(backend.cdf.normalize(backend.cdf.standardize(scores, mean, std), 0.0)).tolist()
-    assert u == [0.0, 0.5, 1.0]
+    given = [backend.to_numpy(value).item() for value in (mean, std)]
+    z = evaluate(backend, backend.cdf.standardize, dtype, [19.0, 20.0, 21.0], *given)
+    assert z == [-math.inf, 0.0, math.inf]
+    assert evaluate(backend, backend.cdf.normalize, dtype, [19.0, 20.0, 21.0], 20.0, *given) == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.clause("S8")
@@ -265,7 +267,8 @@ def test_s8_other_resolution_is_an_error(backend: Backend, shape: tuple[int, ...
 @pytest.mark.clause("S2")
 def test_s2_the_empty_range_is_the_identity(backend: Backend) -> None:
     record = backend.min_max.init()
-    assert [backend.to_numpy(field).item() for field in record[:2]] == [math.inf, -math.inf]
+    low, high = (backend.to_numpy(field).item() for field in record[:2])
+    assert low > high  # infinite, or the largest numbers where states are finite
     assert (backend.count(record.count), backend.count(record.invalid)) == (0, 0)
 
 
@@ -275,7 +278,7 @@ def test_s3_not_the_difference_of_squares(backend: Backend, dtype: str) -> None:
     # E[x^2] - E[x]^2 in float32 gives a negative variance here
     scores = random_values(dtype, np.exp(np.linspace(49.99, 50.01, 64)))
     record = backend.cdf.init()
-    for start, stop in pairwise(range(0, 65, 16)):
+    for start, stop in pairwise(range(0, 65, 8)):
         record = backend.cdf.update(record, backend.asarray(scores[start:stop], dtype))
     np.testing.assert_allclose(_moments(backend, record), oracle.moments(scores), rtol=1e-5)
 

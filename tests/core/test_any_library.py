@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 
-from anomnorm_core import InsufficientDataError, NotFittedError, cdf, min_max, threshold
+from anomnorm_core import InsufficientDataError, NotFittedError, cdf, min_max, threshold, two_slope
 
 torch = pytest.importorskip("torch")
 
@@ -30,7 +30,7 @@ def _assert_equal(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(values, expected, rtol=8 * epsilon, atol=epsilon)
 
 
-@pytest.mark.clause("N1", "N4", "S1")
+@pytest.mark.clause("N1", "N1b", "N4", "S1")
 @DTYPES
 def test_min_max_on_tensors_equals_numpy(dtype: str) -> None:
     array, tensor = _pair(dtype)
@@ -41,8 +41,9 @@ def test_min_max_on_tensors_equals_numpy(dtype: str) -> None:
     ]
     for field, expected in zip(records[1], records[0], strict=True):
         _assert_equal(field, expected)
-    expected_u = min_max.normalize(array, 2.5, *min_max.bounds(records[0]))
-    _assert_equal(min_max.normalize(tensor, 2.5, *min_max.bounds(records[1])), expected_u)
+    for module in (min_max, two_slope):
+        expected = module.normalize(array, 2.5, *min_max.bounds(records[0]))
+        _assert_equal(module.normalize(tensor, 2.5, *min_max.bounds(records[1])), expected)
     _assert_equal(threshold.flag(tensor, 2.5), array >= 2.5)
 
 
@@ -58,9 +59,9 @@ def test_cdf_on_tensors_equals_numpy(dtype: str, center: float | None) -> None:
     expected_z = cdf.standardize(array, *cdf.mean_std(expected_record), center_at=center)
     z = cdf.standardize(tensor, *cdf.mean_std(record), center_at=center)
     _assert_equal(z, expected_z)
-    u = cdf.normalize(z, 0.75)
-    _assert_equal(u, cdf.normalize(expected_z, 0.75))
-    assert torch.equal(u >= 0.5, threshold.flag(z, 0.75))
+    u = cdf.normalize(tensor, 2.5, *cdf.mean_std(record), center)
+    _assert_equal(u, cdf.normalize(array, 2.5, *cdf.mean_std(expected_record), center))
+    assert torch.equal(u >= 0.5, threshold.flag(tensor, 2.5))
 
 
 @pytest.mark.clause("S1")

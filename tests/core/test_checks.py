@@ -7,7 +7,7 @@ import pytest
 
 from anomnorm_core import InsufficientDataError, InvalidScoreError, InvalidScoreWarning, NotFittedError, ResolutionError
 from anomnorm_core.checks import report_invalid, require_count, require_resolution
-from anomnorm_core.policy import OnInvalid
+from anomnorm_core.options import OnInvalid
 
 LEVELS = pytest.mark.parametrize("level", ["image", "pixel"])
 

@@ -11,18 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from anomnorm_core import FileFormatError, Normalizer, portable
+from anomnorm_core import FileFormatError, Normalizer, file
 
 pytestmark = pytest.mark.clause("P3")
 
 SCORES = np.array([0.5, 1.0, 2.0])
 MAPS = np.ones((3, 2, 2))
-ABOUT: dict[str, Any] = {
-    "format_version": 1,
-    "specification_version": "1",
+_FACTS = {"valid": 5, "invalid": 0, "sigmas": 2.0, "origin": "option", "fixed": "sigmas"}
+_COMMON: dict[str, Any] = {
     "method": "cdf",
     "options": {"center": "image"},
-    "counts": {"image": {"valid": 5, "invalid": 0}},
     "fitted_with": {"package": "anomnorm-core", "version": "0.1.0"},
     "dtype": "float64",
 }
@@ -33,17 +31,31 @@ TENSORS = {
     "pixel_mean": np.zeros((2, 2)),
     "pixel_std": np.ones((2, 2)),
 }
+# Both versions of the format, with what is optional there.
+ABOUTS: dict[int, dict[str, Any]] = {
+    1: {"format_version": 1, "specification_version": "1", "counts": {"image": {"valid": 5, "invalid": 0}}} | _COMMON,
+    2: {
+        "format_version": 2,
+        "specification_version": "2",
+        "method_package": "anomnorm-core",
+        "levels": {"image": _FACTS, "pixel": _FACTS | {"origin": "image"}},
+    }
+    | _COMMON,
+}
+ALL_TENSORS: dict[int, dict[str, Any]] = {1: TENSORS, 2: TENSORS | {"pixel_threshold": np.full((2, 2), 2.0)}}
+VERSIONS = pytest.mark.parametrize("version", [1, 2])
+_FREE = ("specification_version", "fitted_with", "counts", "method_package", "levels")
 
 
 def content(about: Any, tensors: dict[str, Any]) -> bytes:
     """A file whose digest is right."""
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
     if isinstance(about, dict):
-        about = about | {"digest": portable._digest(about, arrays)}
+        about = about | {"digest": file._digest(about, arrays)}
     return save(arrays, metadata={"anomnorm": json.dumps(about)})
 
 
-VALID = content(ABOUT, TENSORS)
+VALID = content(ABOUTS[2], ALL_TENSORS[2])
 
 
 def load(path: Path, data: bytes) -> Normalizer | None:
@@ -57,9 +69,9 @@ def load(path: Path, data: bytes) -> Normalizer | None:
     if refused:
         assert str(path) in refused[0]
         return None
-    resolution = normalizer.fitted_state().resolution
-    maps = MAPS if resolution in (None, (2, 2)) else np.ones((3, *resolution))
-    result = normalizer(SCORES, None if normalizer.fitted_state().pixel is None else maps)
+    fit = normalizer.to_fit()
+    maps = MAPS if fit.resolution in (None, (2, 2)) else np.ones((3, *fit.resolution))
+    result = normalizer(SCORES, None if fit.pixel is None else maps)
     assert not np.isnan(result["pred_scores"]).any()
     assert normalizer.summary().encode()
     return normalizer
@@ -70,8 +82,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "n.safetensors"
 
 
-def test_what_is_mutated_loads_unmutated(path: Path) -> None:
-    assert load(path, VALID) is not None
+@VERSIONS
+def test_what_is_mutated_loads_unmutated(path: Path, version: int) -> None:
+    assert load(path, content(ABOUTS[version], ALL_TENSORS[version])) is not None
 
 
 @given(st.binary(max_size=400))
@@ -92,28 +105,40 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from([*ABOUT, "digest", "surprise"]), JSON)
-def test_any_description(path: Path, field: str, value: Any) -> None:
-    if load(path, content(ABOUT | {field: value}, TENSORS)) is not None:
-        assert field in ("specification_version", "fitted_with", "counts") or ABOUT.get(field, value) == value
-    load(path, content(value, TENSORS))
+@VERSIONS
+@given(st.data(), JSON)
+def test_any_description(path: Path, version: int, data: st.DataObject, value: Any) -> None:
+    about, tensors = ABOUTS[version], ALL_TENSORS[version]
+    field = data.draw(st.sampled_from([*about, "digest", "surprise"]))
+    if load(path, content(about | {field: value}, tensors)) is not None:
+        assert field in _FREE or about.get(field, value) == value
+    load(path, content(value, tensors))
+    if version == 2:
+        name = data.draw(st.sampled_from([*_FACTS, "surprise"]))
+        levels = about["levels"] | {"image": _FACTS | {name: value}}
+        loaded = load(path, content(about | {"levels": levels}, tensors))
+        assert loaded is None or name in ("valid", "invalid", "sigmas") or _FACTS[name] == value
 
 
 NUMBERS = st.floats(width=64) | st.sampled_from([5e-324, 1e-310, 3.4e38, 3.5e38, 1e308, -0.0])
 
 
-@given(st.sampled_from([*TENSORS, "pixel_threshold", "image_min", "../../x"]), st.data())
-def test_any_tensor(path: Path, name: str, data: st.DataObject) -> None:
+@VERSIONS
+@given(st.data())
+def test_any_tensor(path: Path, version: int, data: st.DataObject) -> None:
+    about, tensors = ABOUTS[version], ALL_TENSORS[version]
+    name = data.draw(st.sampled_from([*tensors, "pixel_threshold", "image_min", "../../x"]))
     dtype = data.draw(st.sampled_from(["f8", "f4", "f2", "i8", "u1", "?"]))
     shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
     values = data.draw(st.lists(NUMBERS, min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
     with np.errstate(all="ignore"):
         array = np.array(values, dtype="f8").astype(dtype).reshape(shape)
-    loaded = load(path, content(ABOUT, TENSORS | {name: array}))
+    loaded = load(path, content(about, tensors | {name: array}))
     if loaded is not None:
         assert np.isfinite(array).all()
         assert array.dtype == np.float64
         assert not name.endswith("std") or (array >= 0).all()
+        assert version == 1 or not name.endswith("threshold") or (array > 0).all()
 
 
 @given(st.data())
@@ -122,7 +147,7 @@ def test_any_header(path: Path, data: st.DataObject) -> None:
     (size,) = struct.unpack("<Q", VALID[:8])
     header = json.loads(VALID[8 : 8 + size])
     claims = st.integers(-1, 2**70) | st.sampled_from([0, 8, 2**31, 2**40, 2**63, 2**64 - 1])
-    entry = header[data.draw(st.sampled_from(sorted(TENSORS)))]
+    entry = header[data.draw(st.sampled_from(sorted(ALL_TENSORS[2])))]
     if data.draw(st.booleans()):
         entry["shape"] = data.draw(st.lists(claims, max_size=4))
     else:

@@ -22,14 +22,15 @@ def _exact(scores: np.ndarray) -> tuple[float, float]:
 @pytest.mark.clause("S4", "S3")
 @pytest.mark.parametrize("level", ["image", "pixel"])
 def test_mean_and_std_stay_exact_over_many_batches(level: str) -> None:
-    shape = () if level == "image" else (1, 2)
-    scores = np.exp(np.random.default_rng(11).normal(MEAN, STD, size=(BATCHES, 2, *shape)))
+    # Images go through the same lines as pixels; a tenth of the batches is enough to see that.
+    shape, batches = ((), BATCHES // 10) if level == "image" else ((1, 2), BATCHES)
+    scores = np.exp(np.random.default_rng(11).normal(MEAN, STD, size=(batches, 2, *shape)))
     scores[::1000, 1] = np.nan  # left out, and counted
     record = cdf.init(shape)
     for batch in scores:
         record = cdf.update(record, batch)
-    assert np.all(record.count == 2 * BATCHES - BATCHES // 1000)
-    assert np.all(record.invalid == BATCHES // 1000)
+    assert np.all(record.count == 2 * batches - batches // 1000)
+    assert np.all(record.invalid == batches // 1000)
     mean, std = cdf.mean_std(record, level=level)
     for index in np.ndindex(shape):
         pixel = scores[(..., *index)]

@@ -33,3 +33,15 @@ def test_lightning_on_a_table() -> None:
     assert more_alarms >= false_alarms
     assert fewer_missed <= missed
     assert sum(map(sum, tables[:2])) == sum(map(sum, tables[2:]))
+
+
+def test_a_whole_flax_training() -> None:
+    text = run("flax_training.py")
+    epochs = [(int(epoch), float(auroc)) for epoch, auroc in re.findall(r"epoch +(\d+): AUROC (\d\.\d+)", text)]
+    stopped, kept = map(int, re.search(r"stopped after epoch (\d+); kept epoch (\d+)", text).groups())  # type: ignore[union-attr]
+    assert kept == epochs[-1][0] == stopped - 5  # the best one, which five others did not surpass
+    assert epochs[-1][1] > 0.9
+    # What the other process found with it.
+    found, zeros, alarms, others = map(int, re.search(r"(\d+)/(\d+) zeros, (\d+)/(\d+) others", text).groups())  # type: ignore[union-attr]
+    assert found / zeros - alarms / others > 0.5
+    assert zeros + others == 1797 // 3  # padding is not among them

@@ -1,5 +1,6 @@
 """The code that README and docs show runs as pasted, and the demo gives what it promises."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+METHOD = ROOT / "tests" / "interchange" / "logistic_method"  # the package that docs/add-a-method.md makes
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
 FENCE = re.compile(r"(<!-- continue -->\n)?^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -50,7 +52,8 @@ PAGES_WITH_CODE = [page for page in PAGES if _programs(page)]
 def test_code_blocks_run_as_pasted(page: Path, tmp_path: Path) -> None:
     (tmp_path / "programs").write_text("\0".join(_programs(page)))
     command = [sys.executable, "-c", RUNNER, str(tmp_path / "programs")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    found = os.environ | {"PYTHONPATH": str(METHOD)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300, env=found)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,4 +1,4 @@
-"""Clauses P1, P2 and T5 between the packages: one file, the same labels, the same unit scores, the same thresholds."""
+"""Clauses P1, P2 and T5 between the packages: one file, the same labels and thresholds, nearly the same scores."""
 
 import math
 import subprocess
@@ -21,6 +21,7 @@ MAKE: dict[str, Any] = {"core": np.asarray, "torch": torch.from_numpy, "jax": jn
 PACKAGES: dict[str, Any] = {"core": anomnorm_core, "torch": anomnorm_torch, "jax": anomnorm_jax}
 PAIRS = pytest.mark.parametrize(("writer", "reader"), list(permutations(PACKAGES, 2)))
 
+GOLDEN = sorted((Path(__file__).parent.parent / "core" / "golden").glob("*.safetensors"))
 RNG = np.random.default_rng(23)
 TRAIN_MAPS = np.exp(RNG.normal(0.3, 0.4, size=(50, 1, 16, 12))).astype(np.float32)
 TRAIN = TRAIN_MAPS.reshape(50, -1).max(axis=1)
@@ -29,67 +30,66 @@ LABELS = np.concatenate([RNG.random(280) < 0.4, np.zeros(20, dtype=bool)]).astyp
 TEST = np.concatenate([np.exp(RNG.normal(1.2 + 0.7 * LABELS[:280], 0.4)), TRAIN[:20]]).astype(np.float32)
 
 
+KINDS = ["min-max", "two-slope", "cdf", "cdf-raw", "cdf-pixel"]
+
+
 def fitted(package: str, kind: str) -> Any:
     library, asarray = PACKAGES[package], MAKE[package]
-    scores, maps = asarray(TRAIN), asarray(TRAIN_MAPS)
-    if kind == "min-max":
-        image = library.min_max.update(library.min_max.init(), scores)
-        pixel = library.min_max.update(library.min_max.init(), maps)
-        threshold = library.threshold.adaptive(asarray(TEST), asarray(LABELS))
-        return library.Normalizer.min_max(image, pixel, threshold=threshold, pixel_threshold=2.5)
-    image = library.cdf.update(library.cdf.init(), scores)
-    pixel = library.cdf.update(library.cdf.init((16, 12)), maps)
-    if kind == "cdf raw":
-        threshold = library.threshold.adaptive(asarray(TEST), asarray(LABELS))
-        return library.Normalizer.cdf(image, pixel, threshold=threshold, units="raw", pixel_threshold=2.5)
-    return library.Normalizer.cdf(image, pixel, threshold=2.0, pixel_threshold=2.5)
+    method = kind.removesuffix("-raw").removesuffix("-pixel")
+    kernels = library.methods.METHODS[method]
+    image = kernels.update(kernels.init(()), asarray(TRAIN))
+    pixel = kernels.update(kernels.init((16, 12)), asarray(TRAIN_MAPS))
+    units = None if kind in ("cdf", "cdf-pixel") else "raw"
+    threshold = library.threshold.adaptive(asarray(TEST), asarray(LABELS)) if units else 2.0
+    options = {"center": "pixel" if kind == "cdf-pixel" else "image"} if method == "cdf" else {}
+    made = library.Normalizer.of(method, image, pixel, threshold=threshold, units=units, options=options)
+    return made.with_threshold(pixel_threshold=2.5)
 
 
 @pytest.mark.clause("P1", "P2")
 @PAIRS
-@pytest.mark.parametrize("kind", ["min-max", "cdf", "cdf raw"])
-def test_a_file_gives_the_same_labels_and_unit_scores_in_another_package(
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_gives_the_same_labels_and_scores_in_another_package(
     writer: str, reader: str, kind: str, tmp_path: Path
 ) -> None:
     normalizer = fitted(writer, kind)
     normalizer.save(tmp_path / "n.safetensors")
     loaded = PACKAGES[reader].Normalizer.load(tmp_path / "n.safetensors")
-    extra = ["margin"] if kind == "min-max" else ["z"]
+    assert loaded.summary() == normalizer.summary()
+    extra = ["z"] if kind.startswith("cdf") else ["margin"]
     own = normalizer(MAKE[writer](TEST), MAKE[writer](TEST_MAPS), extras=extra)
     other = loaded(MAKE[reader](TEST), MAKE[reader](TEST_MAPS), extras=extra)
     assert set(own) == set(other)
     for name in ("pred_scores", "anomaly_maps"):
         difference = np.abs(np.asarray(own[name], np.float64) - np.asarray(other[name], np.float64))
-        assert difference.max() <= 3 * 2.0**-24
-    for name, scores in (("pred_labels", "pred_scores"), ("pred_masks", "anomaly_maps")):
-        labels, others = np.asarray(own[name]), np.asarray(other[name])
+        assert difference.max() <= 2 * 2.0**-23
+    for name in ("pred_labels", "pred_masks"):
+        labels = np.asarray(own[name])
         assert labels.any()
         assert not labels.all()
-        if kind == "min-max" or (kind == "cdf raw" and name == "pred_labels"):
-            assert np.array_equal(labels, others)
-        else:
-            t = normalizer.fitted_state().z_threshold if name == "pred_labels" else 2.5
-            z = np.asarray(own[f"{scores}_z"], np.float64)
-            clear = np.abs(z - t) > 2 * np.spacing(np.float32(t))
-            assert clear.mean() > 0.999
-            assert np.array_equal(labels[clear], others[clear])
+        assert np.array_equal(labels, np.asarray(other[name]))
     # On again, and back: nothing is lost on the way but what the reader's floats cannot hold.
     loaded.save(tmp_path / "again.safetensors")
     again = PACKAGES[writer].Normalizer.load(tmp_path / "again.safetensors")
     back = again(MAKE[writer](TEST), MAKE[writer](TEST_MAPS))
     for name, value in back.items():
         assert np.array_equal(np.asarray(value), np.asarray(own[name])), name
-    assert again.fitted_state().fitted_with == (f"anomnorm-{writer}", PACKAGES[writer].__version__)
-    assert again.fitted_state().counts == normalizer.fitted_state().counts
+    fit, first = again.to_fit(), normalizer.to_fit()
+    assert fit.fitted_with == (f"anomnorm-{writer}", PACKAGES[writer].__version__)
+    for level in ("image", "pixel"):
+        one, two = fit.level(level), first.level(level)
+        assert (one.valid, one.invalid) == (two.valid, two.invalid)
+        assert one.threshold.origin == two.threshold.origin
+    assert again.thresholds["pixel"].origin == "manual"
 
 
-@pytest.mark.clause("P2", "T2")
-def test_the_fitted_sample_that_defines_an_adaptive_threshold_stays_on_its_side(tmp_path: Path) -> None:
-    # All fitted samples are decided alike in every package, under the CDF too, because raw scores decide.
+@pytest.mark.clause("P2", "T2", "N4")
+@pytest.mark.parametrize("kind", ["min-max", "two-slope", "cdf-raw"])
+def test_the_fitted_sample_that_defines_an_adaptive_threshold_stays_on_its_side(kind: str, tmp_path: Path) -> None:
     thresholds = set()
     for writer in PACKAGES:
-        fitted(writer, "cdf raw").save(tmp_path / writer)
-        thresholds.add(anomnorm_core.Normalizer.load(tmp_path / writer).fitted_state().threshold)
+        fitted(writer, kind).save(tmp_path / writer)
+        thresholds.add(float(anomnorm_core.Normalizer.load(tmp_path / writer).thresholds["image"].raw))
         for reader, library in PACKAGES.items():
             labels = library.Normalizer.load(tmp_path / writer)(MAKE[reader](TEST))["pred_labels"]
             (t,) = thresholds
@@ -97,14 +97,13 @@ def test_the_fitted_sample_that_defines_an_adaptive_threshold_stays_on_its_side(
     assert thresholds <= set(TEST.astype(np.float64).tolist())
 
 
-@pytest.mark.clause("P1")
+@pytest.mark.clause("P1", "P2")
 @pytest.mark.parametrize("package", PACKAGES)
-@pytest.mark.parametrize("name", ["min_max_v1", "cdf_v1"])
-def test_golden_files_are_readable_in_every_package(package: str, name: str) -> None:
-    path = Path(__file__).parent.parent / "core" / "golden" / f"{name}.safetensors"
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_files_are_readable_in_every_package(package: str, path: Path) -> None:
     normalizer = PACKAGES[package].Normalizer.load(path)
-    t = np.float32(normalizer.fitted_state().threshold)
-    scores = np.array([t, np.nextafter(t, np.float32(0)), 9.0], dtype=np.float32)
+    t = np.float32(normalizer.thresholds["image"].raw)
+    scores = np.array([t, np.nextafter(t, np.float32(0)), 99.0], dtype=np.float32)
     result = normalizer(MAKE[package](scores))
     assert np.asarray(result["pred_labels"]).tolist() == [True, False, True]
     assert float(result["pred_scores"][0]) == 0.5
@@ -113,12 +112,12 @@ def test_golden_files_are_readable_in_every_package(package: str, name: str) -> 
 
 @pytest.mark.clause("T5")
 @pytest.mark.parametrize("package", PACKAGES)
-def test_streamed_pixel_threshold_over_500_maps(package: str) -> None:
+def test_streamed_pixel_threshold_over_200_maps(package: str) -> None:
     library, asarray = PACKAGES[package], MAKE[package]
     rng = np.random.default_rng(9)
     record = library.threshold.init()
     values, anomalous = [], []
-    for _ in range(25):
+    for _ in range(10):
         masks = rng.random((20, 256, 256), dtype=np.float32) < 0.02
         maps = np.exp(0.6 * rng.standard_normal(masks.shape, dtype=np.float32) + 1.1 * masks)
         record = library.threshold.update(record, asarray(maps), asarray(masks))
@@ -142,7 +141,7 @@ def test_streamed_pixel_threshold_over_500_maps(package: str) -> None:
 
 @pytest.mark.clause("P1")
 def test_serving_needs_nothing_but_core(tmp_path: Path) -> None:
-    fitted("torch", "cdf raw").save(tmp_path / "n.safetensors")
+    fitted("torch", "cdf").save(tmp_path / "n.safetensors")
     np.save(tmp_path / "maps.npy", TEST_MAPS)
     program = """
         import sys
@@ -155,4 +154,4 @@ def test_serving_needs_nothing_but_core(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(program), "n.safetensors", "maps.npy"]
     served = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     result = anomnorm_torch.Normalizer.load(tmp_path / "n.safetensors")(anomaly_maps=torch.from_numpy(TEST_MAPS))
-    assert abs(int(served) - int(result["pred_masks"].sum())) <= 1
+    assert int(served) == int(result["pred_masks"].sum())

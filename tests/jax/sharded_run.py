@@ -1,8 +1,8 @@
 """A validation run with hooks over one or several devices and processes, as a program that prints what was found.
 
-``python sharded_run.py WAYS DEVICES AXES [PORT PROCESS]``: with a port, one of two processes. WAYS are "jit",
-"shard_map" or both with a comma between; AXES are "Auto", where the compiler finds the shardings, or "Explicit", where
-they are part of the types.
+``python sharded_run.py WAYS DEVICES AXES [PORT PROCESS FOLDER]``: with a port, one of two processes, which save and
+restore a checkpoint in the folder. WAYS are "jit", "shard_map" or both with a comma between; AXES are "Auto", where the
+compiler finds the shardings, or "Explicit", where they are part of the types.
 """
 
 import json
@@ -42,44 +42,65 @@ def globally(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
+folder, saved = process[2] if process else "", []
 batches = [globally({name: part[i : i + 8] for name, part in DATA.items()}) for i in range(0, 32, 8)]
 
 
 def run(hook: Any, update: Any) -> dict[str, Any]:
-    """What a run finds whose batches go through ``update``."""
-    state = hook.setup(batches[0])
-    if isinstance(hook, CdfNormalizationHook):
-        state = hook.on_validation_epoch_start(state, lambda batch: batch, batches)
-    else:
-        state = hook.on_validation_epoch_start(state)
+    """What a run finds whose batches go through ``update``, and whether its checkpoint holds the same."""
+    begun = hook.on_validation_epoch_start(hook.setup(batches[0]), lambda batch: batch, batches)
     for batch in batches:
-        state = update(hook, state, batch)
-    state = hook.on_validation_epoch_end(state)
-    result = hook.on_predict_batch_end(state, batches[1])
+        begun = update(hook, begun, batch)
+    empty, normalizer = hook.empty(batches[0]), hook.on_validation_epoch_end(begun)
+    assert all(a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (empty, normalizer)), strict=True))
+    result = hook.on_predict_batch_end(hook.on_test_start(normalizer), batches[1])
     assert result["pred_scores"].sharding.is_equivalent_to(split, 1)
     whole = jax.jit(lambda values: values, out_shardings=NamedSharding(mesh, PartitionSpec()))(result)
-    arrays = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), hook.to_arrays(state))
+    fit, check = normalizer.to_fit(), hook.fit_check(begun)
+    levels = {level: fit.level(level) for level in ("image", "pixel")}
     return {
-        "arrays": arrays,
-        "thresholds": hook.thresholds(state),
+        "parameters": {level: [array.tolist() for array in each.parameters] for level, each in levels.items()},
+        "counts": {level: [each.valid, each.invalid] for level, each in levels.items()},
+        "thresholds": {
+            level: each.threshold.raw.tolist() if each.threshold.sigmas is None else each.threshold.sigmas
+            for level, each in levels.items()
+        },
+        "check": None if check is None else [check.fitted_on, check.normals, check.above_2, check.above_3],
         "outputs": {name: np.asarray(value).tolist() for name, value in whole.items()},
+        "restored": restored(hook, normalizer, empty),
     }
 
 
-def jitted(hook: Any, state: Any, batch: Any) -> Any:
-    return hook.on_validation_batch_end(state, batch)[0]
+def restored(hook: Any, normalizer: Any, empty: Any) -> bool:
+    """Whether Orbax, with all processes, restores into ``empty`` what it has saved."""
+    import orbax.checkpoint as ocp
+
+    if not folder:
+        return True
+    path = f"{folder}/{hook.method}-{jax.process_count()}-{devices}-{axes}-{len(saved)}"
+    saved.append(path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, normalizer)
+        checkpointer.wait_until_finished()
+        found = checkpointer.restore(path, empty)
+    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(normalizer), strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) and a.sharding == b.sharding for a, b in leaves)
+
+
+def jitted(hook: Any, run: Any, batch: Any) -> Any:
+    return hook.on_validation_batch_end(run, batch)[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def mapped(hook: Any, state: Any, batch: Any) -> Any:
-    """The same with an axis name: each shard begins from nothing, and all of them are merged into the state."""
+def mapped(hook: Any, run: Any, batch: Any) -> Any:
+    """The same with an axis name: each shard begins from nothing, and all of them are merged into the run."""
 
     def shard(begun: Any, part: Any) -> Any:
         return hook.all_merge(hook.on_validation_batch_end(begun, part)[0], "batch")
 
     specs = (PartitionSpec(), PartitionSpec("batch"))
-    seen = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(hook.emptied(state), batch)
-    return hook.merge(state, seen)
+    seen = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(hook.emptied(run), batch)
+    return hook.merge(run, seen)
 
 
 def split_selection() -> bool:
@@ -117,31 +138,28 @@ def split_selection() -> bool:
 
 
 def moved(hook: Any) -> bool:
-    """Whether a state that Orbax restored with its maps split over the devices scores like the one that was saved."""
+    """Whether a normalizer that Orbax restored with its maps split over the devices scores like the one saved."""
     import tempfile
 
     import orbax.checkpoint as ocp
 
-    state = hook.setup(batches[0])
-    passed = (lambda batch: batch, batches) if isinstance(hook, CdfNormalizationHook) else ()
-    state = hook.on_validation_epoch_start(state, *passed)
+    begun = hook.on_validation_epoch_start(hook.setup(batches[0]), lambda batch: batch, batches)
     for batch in batches:
-        state = jitted(hook, state, batch)
-    state = hook.on_validation_epoch_end(state)
+        begun = jitted(hook, begun, batch)
+    normalizer = hook.on_validation_epoch_end(begun)
     rows, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("batch"), PartitionSpec()))
-    fresh = hook.setup(batches[0])
     template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows if leaf.ndim == 2 else whole),
-        hook.to_arrays(fresh),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows if leaf.shape == (4, 4) else whole),
+        hook.empty(batches[0]),
     )
-    with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(f"{folder}/state", hook.to_arrays(state))
+    with tempfile.TemporaryDirectory() as path, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(f"{path}/normalizer", normalizer)
         checkpointer.wait_until_finished()
-        restored = hook.restore(fresh, checkpointer.restore(f"{folder}/state", template))
-    if passed:
-        assert restored.pixel.mean.sharding.is_equivalent_to(rows, 2)
-    found, expected = (hook.on_predict_batch_end(each, batches[1]) for each in (restored, state))
-    return all(bool((found[name] == expected[name]).all()) for name in expected)
+        found = checkpointer.restore(f"{path}/normalizer", template)
+    if hook.method == "cdf":
+        assert found.pixel.parameters[0].sharding.is_equivalent_to(rows, 2)
+    outputs, expected = (hook.on_predict_batch_end(each, batches[1]) for each in (found, normalizer))
+    return all(bool((outputs[name] == expected[name]).all()) for name in expected)
 
 
 HOOKS = {"min-max": MinMaxNormalizationHook(), "cdf": CdfNormalizationHook(progress=False)}

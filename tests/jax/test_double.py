@@ -1,4 +1,4 @@
-"""Float32 in heads and tails, against exact fractions and 50-digit logarithms."""
+"""Logarithms of quotients and of parameters in float32, against exact fractions and 50-digit logarithms."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,37 +12,37 @@ import numpy as np
 import pytest
 from conformance import oracle
 
-from anomnorm_jax._double import cut, divide, log_distance, log_ratio, two_sum
+from anomnorm_jax._double import cut, log_distance, log_ratio, two_sum
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
 # Compiled, XLA may contract products and sums into one rounding; operation by operation it cannot.
 WRAPS = pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-LOG_ERROR = 2.0**-34  # absolute, of the logarithm: what clause N13 allows beside the rounding of z
+LOG_ERROR = 2.0**-34  # absolute, of the logarithm of a center: clause N13 allows 2^-30 for that of a score
 
-SMALLEST, NORMAL, LARGEST = 2.0**-149, 2.0**-126, float(np.finfo(np.float32).max)
+NORMAL, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 SQRT_HALF = float(np.float32(math.sqrt(0.5)))
 
 
 def _neighbours(x: float, steps: int = 3) -> list[float]:
     """``x`` and the float32 numbers around it, positive ones."""
     bits = int(np.float32(x).view(np.int32))
-    return [float(np.int32(bits + k).view(np.float32)) for k in range(-steps, steps + 1) if 0 < bits + k < 0x7F800000]
+    around = range(bits - steps, bits + steps + 1)
+    return [float(np.int32(near).view(np.float32)) for near in around if 0x00800000 <= near < 0x7F800000]
 
 
 def _special() -> list[float]:
-    centres = [1.0, 2.0, 0.5, SQRT_HALF, 2 * SQRT_HALF, math.e, SMALLEST, NORMAL, LARGEST, 3 * SMALLEST, NORMAL / 3]
+    centres = [1.0, 2.0, 0.5, SQRT_HALF, 2 * SQRT_HALF, math.e, NORMAL, LARGEST]
     near_one = [1.0 + sign * 2.0**-k for k in range(1, 24) for sign in (-1, 1)]
-    powers = [2.0**k for k in range(-149, 128)]
+    powers = [2.0**k for k in range(-126, 128)]
     return [*near_one, *powers, *(x for centre in centres for x in _neighbours(centre))]
 
 
 def _random_bits(seed: int, size: int) -> list[float]:
-    """Positive finite float32, subnormal ones among them, every exponent alike."""
-    bits = np.random.default_rng(seed).integers(1, 0x7F800000, size=size, dtype=np.int32)
-    subnormal = np.random.default_rng(seed + 1).integers(1, 0x00800000, size=size // 10, dtype=np.int32)
-    return [*bits.view(np.float32).tolist(), *subnormal.view(np.float32).tolist()]
+    """Positive finite float32, every exponent alike."""
+    bits = np.random.default_rng(seed).integers(0x00800000, 0x7F800000, size=size, dtype=np.int32)
+    return bits.view(np.float32).tolist()
 
 
 def _floats(values: Iterable[float]) -> jax.Array:
@@ -56,46 +56,37 @@ def _wide(seed: int, size: int, low: int, high: int) -> np.ndarray:
     return (sizes * rng.choice([-1.0, 1.0], size)).astype(np.float32)
 
 
-def _check_log_ratio(wrap: Wrap, x: list[float], center: list[float], scale: list[float]) -> None:
-    found = np.asarray(wrap(log_ratio)(_floats(x), _floats(center), _floats(scale)), dtype=np.float64)
+def _check_log_ratio(wrap: Wrap, x: list[float], c: list[float]) -> None:
+    found = np.asarray(wrap(log_ratio)(_floats(x), _floats(c)), dtype=np.float64)
     wrong = []
-    for value, score, at, by in zip(found.tolist(), x, center, scale, strict=True):
-        exact = oracle.z_score(score, at, by)
-        allowed = oracle.ulp(float(exact), "float32") + LOG_ERROR / by
+    for value, score, at in zip(found.tolist(), x, c, strict=True):
+        exact = mpmath.log(mpmath.mpf(score) / mpmath.mpf(at))
+        near = 0.5 <= score / at <= 2.0
+        allowed = 2 * oracle.ulp(float(exact), "float32") + (0.0 if near else 2.5 * 2.0**-24)
         if not abs(mpmath.mpf(value) - exact) <= allowed:
-            wrong.append(f"log_ratio({score!r}, {at!r}, {by!r}) = {value!r}, expected {exact} +- {allowed:.3g}")
+            wrong.append(f"log_ratio({score!r}, {at!r}) = {value!r}, expected {exact} +- {allowed:.3g}")
     assert not wrong, f"{len(wrong)} of {len(x)} off\n" + "\n".join(wrong[:5])
 
 
-@pytest.mark.clause("N13")
+@pytest.mark.clause("N3", "N13")
 @WRAPS
-def test_log_ratio_is_within_one_ulp_over_all_positive_numbers(wrap: Wrap) -> None:
-    x = _random_bits(21, 3000)
-    rng = np.random.default_rng(22)
-    center = rng.normal(0, 20, len(x)).astype(np.float32).tolist()
-    scale = np.exp(rng.uniform(-8, 3, len(x))).astype(np.float32).tolist()
-    _check_log_ratio(wrap, x, center, scale)
+def test_log_ratio_over_all_normal_numbers(wrap: Wrap) -> None:
+    x, c = _random_bits(21, 3000), _random_bits(22, 3000)
+    _check_log_ratio(wrap, x, c)
 
 
-@pytest.mark.clause("N13")
+@pytest.mark.clause("N3", "N13")
 @WRAPS
-@pytest.mark.parametrize(("center", "scale"), [(0.0, 1.0), (0.0, 0.5), (-87.25, 3.0), (0.34375, 1e-3), (0.0, 1e5)])
-def test_log_ratio_is_within_one_ulp_at_special_numbers(wrap: Wrap, center: float, scale: float) -> None:
-    x = _special()
-    scale = oracle.rounded(scale, "float32")
-    _check_log_ratio(wrap, x, [center] * len(x), [scale] * len(x))
-
-
-@pytest.mark.clause("N13")
-@WRAPS
-@pytest.mark.parametrize("std", [1.0, 1e-2, 1e-4, 1e-6])
-def test_log_ratio_keeps_its_digits_where_the_logarithm_cancels(wrap: Wrap, std: float) -> None:
-    # scores within a few deviations of the centre: float32 alone would be wrong in the third digit of z
-    rng = np.random.default_rng(23)
-    center = rng.uniform(-80, 80, 1500).astype(np.float32)
-    x = np.exp(rng.normal(center.astype(np.float64), 3 * std)).astype(np.float32)
-    scale = oracle.rounded(std, "float32")
-    _check_log_ratio(wrap, x.tolist(), center.tolist(), [scale] * x.size)
+@pytest.mark.parametrize("c", [1.0, 0.75, math.pi, NORMAL, LARGEST, 1e-30, 1e30, 1.6e38])
+def test_log_ratio_of_one_number_keeps_its_digits_near_it(wrap: Wrap, c: float) -> None:
+    # Also where one divisor for all scores is multiplied with its reciprocal.
+    c = oracle.rounded(c, "float32")
+    factors = [1 + sign * 2.0**-k for k in range(2, 24) for sign in (-1, 1)] + np.linspace(0.25, 4, 500).tolist()
+    x = [*_special(), *_neighbours(c), *(oracle.rounded(c * factor, "float32") for factor in factors)]
+    x = [value for value in x if NORMAL <= value <= LARGEST]
+    found = np.asarray(wrap(lambda values: log_ratio(values, jnp.float32(c)))(_floats(x)), dtype=np.float64)
+    _check_log_ratio(lambda _: lambda *_: found, x, [c] * len(x))
+    assert found[x.index(c)] == 0.0
 
 
 @pytest.mark.clause("N13")
@@ -109,11 +100,6 @@ def test_log_distance_carries_twice_the_digits(wrap: Wrap) -> None:
         for h, t, score, at in zip(head, tail, x, center, strict=True)
     ]
     assert max(errors) <= LOG_ERROR
-
-
-def test_log_ratio_by_zero_is_the_ieee_quotient() -> None:
-    found = log_ratio(_floats([2.0, 0.5]), _floats([0.0, 0.0]), _floats([0.0, 0.0]))
-    assert found.tolist() == [math.inf, -math.inf]
 
 
 @WRAPS
@@ -150,23 +136,3 @@ def test_products_of_cut_numbers_are_exact(wrap: Wrap) -> None:
     product = np.asarray(wrap(lambda x, y: cut(x) * cut(y))(jnp.asarray(a), jnp.asarray(b)))
     heads = [np.asarray(cut(jnp.asarray(x))).tolist() for x in (a, b)]
     assert all(Fraction(p) == Fraction(x) * Fraction(y) for p, x, y in zip(product.tolist(), *heads, strict=True))
-
-
-@WRAPS
-def test_divide_gives_a_short_head_and_the_rest(wrap: Wrap) -> None:
-    head, divisor = _wide(31, 4000, -20, 20), _wide(32, 4000, -20, 20)
-    tail = (head * np.random.default_rng(33).uniform(-(2.0**-25), 2.0**-25, head.size)).astype(np.float32)
-    upper, rest = (np.asarray(part) for part in wrap(divide)(*map(jnp.asarray, (head, tail, divisor))))
-    columns = (column.tolist() for column in (head, tail, divisor, upper, rest))
-    for h, t, d, u, r in zip(*columns, strict=True):
-        exact = (Fraction(h) + Fraction(t)) / Fraction(d)
-        assert (math.frexp(u)[0] * 2**12).is_integer()
-        assert abs(Fraction(u) + Fraction(r) - exact) <= abs(exact) * Fraction(2) ** -34
-
-
-@WRAPS
-def test_divide_without_a_finite_quotient_has_the_ieee_quotient_and_no_tail(wrap: Wrap) -> None:
-    head, divisor = _floats([1.0, -1.0, LARGEST, -LARGEST, 0.0]), _floats([0.0, 0.0, 0.125, 0.125, 0.0])
-    upper, rest = wrap(divide)(head, jnp.full_like(head, 1e-9), divisor)
-    np.testing.assert_array_equal(np.asarray(upper), [math.inf, -math.inf, math.inf, -math.inf, math.nan])
-    assert rest.tolist() == [0.0] * 5

@@ -9,29 +9,27 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 
 from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
-from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, cdf, min_max
-from anomnorm_jax.nnx import AnomalyScoreDistribution, MinMax, Normalization, Statistics
+from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook
+from anomnorm_jax.nnx import AnomalyScoreDistribution, Fitted, MinMax, Normalization, Statistics
 
 RNG = np.random.default_rng(61)
 LABELS = np.arange(12) % 3 == 1
 SCORES, MAPS = np.exp(RNG.normal(size=12) + LABELS).astype("f4"), np.exp(RNG.normal(size=(12, 2, 3))).astype("f4")
 DATA = {"pred_scores": SCORES, "anomaly_maps": MAPS, "label": LABELS.astype("i4")}
 BATCHES = [{name: part[i : i + 4] for name, part in DATA.items()} for i in (0, 4, 8)]
-HOOKS = pytest.mark.parametrize("hook", [MinMaxNormalizationHook(), CdfNormalizationHook(progress=False)])
+HOOKS = pytest.mark.parametrize(
+    "hook", [MinMaxNormalizationHook(), NormalizationHook("two-slope", 1.5), CdfNormalizationHook(progress=False)]
+)
 
 
 def fitted(hook: Any) -> Any:
-    state = hook.setup(DATA)
-    if isinstance(hook, MinMaxNormalizationHook):
-        state = hook.on_validation_epoch_start(state)
-    else:
-        state = hook.on_validation_epoch_start(state, dict, BATCHES)
+    run = hook.on_validation_epoch_start(hook.setup(DATA), dict, BATCHES)
     for outputs in BATCHES:
-        state, _ = hook.on_validation_batch_end(state, outputs)
-    return hook.on_validation_epoch_end(state)
+        run, _ = hook.on_validation_batch_end(run, outputs)
+    return run, hook.on_validation_epoch_end(run)
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -73,7 +71,7 @@ def test_metrics_merge_reset_and_check() -> None:
     np.testing.assert_allclose(moments.compute()["image"][0], np.log(SCORES.astype("f8")).mean(), rtol=1e-5)
     assert set(moments.compute()) == {"image"}
     ranges.reset(), moments.reset()
-    assert float(ranges.compute()["image"][0]) == np.inf
+    assert float(ranges.compute()["image"][0]) > float(ranges.compute()["image"][1])
     moments.update(pred_scores=SCORES[:1])
     with pytest.raises(InsufficientDataError):
         moments.compute()
@@ -98,26 +96,45 @@ def test_a_hook_as_a_module(hook: Any) -> None:
             validate(module, outputs)
         module.on_validation_epoch_end()
     assert traces == 1
-    state = fitted(hook)
-    expected = hook.on_predict_batch_end(state, DATA)
+    run, normalizer = fitted(hook)
+    expected = hook.on_predict_batch_end(normalizer, DATA)
     assert_equal(nnx.jit(lambda module, outputs: module(outputs))(module, DATA), expected)
-    assert_equal(module.normalizer()(SCORES, MAPS), {n: v for n, v in expected.items() if n != "label"})
-    assert module.fit_check() == (hook.fit_check(state) if isinstance(hook, CdfNormalizationHook) else None)
+    assert_equal(module.normalizer(SCORES, MAPS), {n: v for n, v in expected.items() if n != "label"})
+    assert module.fit_check() == hook.fit_check(run)
 
     fresh = Normalization(hook, DATA)
     with pytest.raises(NotFittedError):
         fresh.on_test_start()
-    fresh.restore(module.to_arrays())
+    saved = nnx.state(module, Fitted)
+    assert jax.tree.structure(saved) == jax.tree.structure(nnx.state(fresh, Fitted))
+    nnx.update(fresh, jax.tree.map(jnp.array, saved))
     fresh.on_predict_start()
     assert_equal(fresh(DATA), expected)
 
-    module.with_threshold(1e6)
+    module.with_threshold(1e6, units="raw")
     assert not module(DATA)["pred_labels"].any()
-    variables = nnx.state(module, Statistics)
+    module.on_validation_epoch_end()  # and it stays
+    assert not module(DATA)["pred_labels"].any()
+    variables = nnx.state(module, Statistics), nnx.state(module, Fitted)
     assert len(jax.tree.leaves(variables)) == len(jax.tree.leaves(nnx.state(module))) > 0
     if isinstance(hook, CdfNormalizationHook):
         with pytest.raises(TypeError, match="give on_validation_epoch_start predict and batches"):
             module.on_validation_epoch_start()
+
+
+def test_a_module_ends_its_run_inside_nnx_jit() -> None:
+    hook = CdfNormalizationHook(progress=False)
+    module = Normalization(hook, DATA)
+    module.on_validation_epoch_start(dict, BATCHES)
+
+    @nnx.jit
+    def rest(module: Normalization) -> None:
+        for outputs in BATCHES:
+            module.on_validation_batch_end(outputs)
+        module.on_validation_epoch_end()
+
+    rest(module)
+    assert_equal(module(DATA), hook.on_predict_batch_end(fitted(hook)[1], DATA))
 
 
 def test_the_package_does_not_need_flax() -> None:
@@ -133,28 +150,35 @@ def test_the_package_does_not_need_flax() -> None:
 
 @pytest.mark.clause("L6")
 @HOOKS
-def test_orbax_saves_and_restores_a_state_alone_and_beside_the_weights(hook: Any, tmp_path: Path) -> None:
-    state = fitted(hook)
-    expected = hook.on_test_batch_end(state, DATA)
-    weights = {"kernel": jnp.arange(6.0).reshape(2, 3)}
-    fresh = hook.setup(DATA)
+def test_orbax_saves_and_restores_a_normalizer_alone_and_beside_the_weights(hook: Any, tmp_path: Path) -> None:
+    normalizer = hook.with_threshold(fitted(hook)[1], pixel_threshold=2.5)
+    expected = hook.on_test_batch_end(normalizer, DATA)
+    weights, empty = {"kernel": jnp.arange(6.0).reshape(2, 3)}, hook.empty(DATA)
     saved: list[tuple[str, Any, Any]] = [
-        ("alone", hook.to_arrays(state), hook.to_arrays(fresh)),
-        (
-            "beside",
-            {"weights": weights, "normalization": hook.to_arrays(state)},
-            {"weights": jax.tree.map(jnp.zeros_like, weights), "normalization": hook.to_arrays(fresh)},
-        ),
+        ("alone", normalizer, empty),
+        ("beside", {"weights": weights, "normalizer": normalizer}, {"weights": weights, "normalizer": empty}),
     ]
     with ocp.StandardCheckpointer() as checkpointer:
         for name, tree, template in saved:
             checkpointer.save(tmp_path / name, tree)
             checkpointer.wait_until_finished()
             found = checkpointer.restore(tmp_path / name, template)
-            arrays = found if name == "alone" else found["normalization"]
-            restored = hook.restore(fresh, arrays)
-            assert_equal(hook.on_test_batch_end(restored, DATA), expected)
-            assert hook.thresholds(restored) == hook.thresholds(state)
+            restored = found if name == "alone" else found["normalizer"]
+            assert_equal(hook.on_test_batch_end(hook.on_test_start(restored), DATA), expected)
+            assert repr(restored.thresholds) == repr(normalizer.thresholds)  # with where they come from
+
+
+@pytest.mark.clause("L6")
+@HOOKS
+def test_flax_serialization_writes_and_reads_a_normalizer(hook: Any) -> None:
+    normalizer = hook.with_threshold(fitted(hook)[1], pixel_threshold=2.5)
+    tree = {"step": jnp.asarray(3), "normalizer": normalizer}
+    data = serialization.to_bytes(tree)
+    restored = serialization.from_bytes({"step": jnp.asarray(0), "normalizer": hook.empty(DATA)}, data)["normalizer"]
+    assert jax.tree.structure(restored) == jax.tree.structure(normalizer)
+    assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [leaf.dtype for leaf in jax.tree.leaves(normalizer)]
+    assert_equal(hook.on_test_batch_end(restored, DATA), hook.on_test_batch_end(normalizer, DATA))
+    assert repr(restored.thresholds) == repr(normalizer.thresholds)
 
 
 # A model that is a pytree, and optax alone
@@ -187,29 +211,25 @@ def test_a_training_loop_in_plain_jax(hook: Any) -> None:
         return optax.apply_updates(model, updates), moments, loss
 
     @jax.jit
-    def validate(state: Any, model: Linear, batch: jax.Array) -> Any:
-        return hook.on_validation_batch_end(state, outputs(model, batch))[0]
+    def validate(run: Any, model: Linear, batch: jax.Array) -> Any:
+        return hook.on_validation_batch_end(run, outputs(model, batch))[0]
 
-    state, losses = hook.setup(outputs(model, rows[0])), []
+    example = outputs(model, rows[0])
+    run, normalizer, losses = hook.setup(example), hook.empty(example), []
     for _ in range(3):
         for batch in rows:
             model, moments, loss = train(model, moments, batch)
             losses.append(float(loss))
-        if isinstance(hook, MinMaxNormalizationHook):
-            state = hook.on_validation_epoch_start(state)
-        else:
-            state = hook.on_validation_epoch_start(state, lambda batch, tree=model: outputs(tree, batch), rows)
+        run = hook.on_validation_epoch_start(run, lambda batch, tree=model: outputs(tree, batch), rows)
         for batch in rows:
-            state = validate(state, model, batch)
-        state = hook.on_validation_epoch_end(state)
+            run = validate(run, model, batch)
+        normalizer = hook.on_validation_epoch_end(run, normalizer)
     assert losses[-1] < losses[0]
     raw = np.concatenate([outputs(model, batch)["pred_scores"] for batch in rows])
-    if isinstance(hook, MinMaxNormalizationHook):
-        # Computed once more, outside of the compiled step.
-        np.testing.assert_allclose(min_max.bounds(state.image), [raw.min(), raw.max()], rtol=1e-5)
-    else:
-        mean, _ = cdf.mean_std(state.image)
-        np.testing.assert_allclose(mean, np.log(raw.astype("f8")).mean(), rtol=1e-5)
-    found = hook.on_predict_batch_end(state, outputs(model, rows[0] + 9))
+    # Computed once more, outside of the compiled step.
+    expected = np.log(raw.astype("f8")).mean() if isinstance(hook, CdfNormalizationHook) else raw.min()
+    np.testing.assert_allclose(normalizer.image.parameters[0], expected, rtol=1e-5)
+    normalizer = hook.on_test_start(normalizer)
+    found = hook.on_predict_batch_end(normalizer, outputs(model, rows[0] + 9))
     assert found["pred_labels"].all()
-    assert not hook.on_predict_batch_end(state, outputs(model, rows[0]))["pred_labels"].any()
+    assert not hook.on_predict_batch_end(normalizer, outputs(model, rows[0]))["pred_labels"].any()

@@ -21,17 +21,20 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from scripted_module import ScriptedModule, loader, samples, trainer
 
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
-from anomnorm_torch.life_cycle import validation_run
-from anomnorm_torch.life_cycle.base import NormalizationLifeCycle
-from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
+from anomnorm_torch.callback import Normalization
+from anomnorm_torch.run import Records, Run
 
 RNG = np.random.default_rng(83)
 LABELS = np.arange(12) % 3 == 1
 SCORES = np.exp(RNG.normal(size=12) + LABELS)
 MAPS = np.exp(RNG.normal(size=(12, 3, 3)) + LABELS[:, None, None])
-CLASSES: dict[str, tuple[Any, Any]] = {
-    "min-max": (MinMaxNormalizationCallback, MinMax),
-    "cdf": (CdfNormalizationCallback, AnomalyScoreDistribution),
+CLASSES = {"min-max": MinMaxNormalizationCallback, "cdf": CdfNormalizationCallback}
+STAGES: dict[str, tuple[Any, str]] = {  # what each stage calls
+    "collection": (Records, "add"),
+    "update": (Run, "add"),
+    "finish": (Records, "finish"),
+    "threshold": (Run, "finish"),
+    "checkpoint": (Normalization, "on_save_checkpoint"),
 }
 
 
@@ -43,7 +46,7 @@ def die_in_second_epoch(owner: Any, name: str, module: ScriptedModule) -> None:
         nonlocal calls
         if module.current_epoch == 1:
             calls += 1
-            if calls == 2 or name in ("finish", "image_threshold", "on_save_checkpoint"):
+            if calls == 2 or name in ("finish", "on_save_checkpoint"):
                 os._exit(9)
         return original(*args, **kwargs)
 
@@ -51,19 +54,11 @@ def die_in_second_epoch(owner: Any, name: str, module: ScriptedModule) -> None:
 
 
 def train(kind: str, folder: Path, stage: str | None) -> dict[str, Any]:
-    callback_class, statistics_class = CLASSES[kind]
-    stages: dict[str, tuple[Any, str]] = {  # what each stage calls
-        "collection": (statistics_class, "update"),
-        "update": (validation_run.ValidationRun, "add"),
-        "finish": (statistics_class, "finish"),
-        "threshold": (validation_run.ValidationRun, "image_threshold"),
-        "checkpoint": (NormalizationLifeCycle, "on_save_checkpoint"),
-    }
     module = ScriptedModule()
     if stage is not None:
-        die_in_second_epoch(*stages[stage], module)
+        die_in_second_epoch(*STAGES[stage], module)
     saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    run = trainer(callback_class(), saving, max_epochs=3, enable_checkpointing=True, num_sanity_val_steps=0)
+    run = trainer(CLASSES[kind](), saving, max_epochs=3, enable_checkpointing=True, num_sanity_val_steps=0)
     training = loader(samples(SCORES[~LABELS], MAPS[~LABELS]))
     last = folder / "last.ckpt"
     run.fit(module, training, loader(samples(SCORES, MAPS, LABELS)), ckpt_path=last if last.exists() else None)

@@ -12,12 +12,25 @@ import torch
 from scripted_module import ScriptedModule, loader, samples, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, _blocks, cdf
+from anomnorm_torch import (
+    CdfNormalizationCallback,
+    MinMaxNormalizationCallback,
+    NormalizationCallback,
+)
+from anomnorm_torch.run import Run
 
 pytestmark = pytest.mark.clause("L8", "S5")
 
 RNG = np.random.default_rng(53)
 KINDS = pytest.mark.parametrize("kind", [MinMaxNormalizationCallback, CdfNormalizationCallback])
+
+
+class TwoSlopes(NormalizationCallback):
+    def __init__(self, threshold: Any = None) -> None:
+        super().__init__("two-slope", threshold)
+
+
+EVERY_KIND = pytest.mark.parametrize("kind", [MinMaxNormalizationCallback, TwoSlopes, CdfNormalizationCallback])
 OPTIONS = pytest.mark.parametrize("options", [{}, {"threshold": 1.5}, {"threshold": "normal_quantile"}], ids=str)
 HOOKS = ("on_validation_batch_end", "on_test_batch_end", "on_predict_batch_end")
 # What reads a number off the device, or has an output whose size depends on values and so waits for it.
@@ -27,7 +40,7 @@ WAITING = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_selec
 def data(side: int) -> Any:
     labels = np.arange(12) % 3 == 1
     masks = RNG.random((12, side, side)) < 0.3 * labels[:, None, None]
-    maps = np.exp(RNG.normal(size=(12, side, side)) + masks)
+    maps = np.exp(0.2 * RNG.normal(size=(12, side, side)) + masks)
     return loader(samples(np.exp(RNG.normal(size=12) + labels), maps, labels.astype(int), masks), 4)
 
 
@@ -65,12 +78,13 @@ def recorded(kind: Any, options: Any, side: int) -> dict[str, list[list[str]]]:
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """On a CPU, where reading a value waits for nothing, or as on any other device."""
     if request.param == "device":
-        monkeypatch.setattr(_blocks, "at_hand", lambda *_: False)
-        monkeypatch.setattr(cdf, "at_hand", lambda *_: False)
+        for module in [module for name, module in sys.modules.items() if name.startswith("anomnorm_torch")]:
+            if hasattr(module, "is_readable"):
+                monkeypatch.setattr(module, "is_readable", lambda *_: False)
     return str(request.param)
 
 
-@KINDS
+@EVERY_KIND
 @OPTIONS
 def test_no_batch_waits_and_work_does_not_grow_with_pixels(kind: Any, options: Any, where: str) -> None:
     small, large = recorded(kind, options, 4), recorded(kind, options, 32)
@@ -91,22 +105,20 @@ def test_the_recorder_would_notice() -> None:
     assert set(operations) >= {"_local_scalar_dense", "nonzero"}
 
 
-@KINDS
+@EVERY_KIND
 def test_batches_stay_on_a_device_that_holds_no_values(kind: Any) -> None:
     # On the meta device reading a value, or mixing in a tensor of another device, is an error.
     module, callback = ScriptedModule(), kind()
     run = trainer(callback, num_sanity_val_steps=0)
     run.fit(module, data(4), data(4))
-    metrics = module.normalization_metrics
-    there = metrics.batch_normalizer(metrics.thresholds.raw).to("meta")
-    metrics.batch_normalizer = lambda raw_threshold=None: there  # as the start of a stage leaves it
-    with torch.device("meta"):
-        batch = {"label": torch.zeros(4), "mask": torch.zeros((4, 1, 4, 4))}
+    there = torch.device("meta")
+    draft = module.normalization_metrics.fit if callback.method.sigmas else None
+    callback._run = Run(callback._kernels, callback.options, there, draft=draft)  # as the start of a stage leaves them
+    callback._truth = (True, True)
+    callback._normalizer = callback.normalizer(module).to(there)
+    with there:
+        batch = {"label": torch.zeros(4), "mask": torch.zeros((4, 1, 4, 4)), "valid": torch.zeros(4, dtype=torch.bool)}
         scores, maps = torch.ones(4), torch.ones((4, 1, 4, 4))
-    module.to("meta")
-    callback._start_run(run, module)
-    if kind is MinMaxNormalizationCallback:
-        callback._fresh = callback._new_statistics().to("meta")
     callback.on_validation_batch_end(run, module, {"pred_scores": scores, "anomaly_maps": maps}, batch, 0)
     for hook in (callback.on_test_batch_end, callback.on_predict_batch_end):
         result = {"pred_scores": scores, "anomaly_maps": maps}
@@ -115,6 +127,34 @@ def test_batches_stay_on_a_device_that_holds_no_values(kind: Any) -> None:
         assert all(value.device.type == "meta" for value in result.values())
     with pytest.raises(RuntimeError, match="meta"):
         float(scores.sum())
+
+
+@EVERY_KIND
+def test_a_batch_takes_few_calls_of_python(kind: Any) -> None:
+    """Functions of our packages that run for one batch of a test: a profiler's count, which no clock disturbs."""
+    counts: list[int] = []
+
+    class Watched(kind):  # type: ignore[misc]
+        def on_test_batch_end(self, *arguments: Any) -> None:
+            calls = []
+
+            def count(frame: Any, event: str, _: Any) -> None:
+                if event == "call" and "anomnorm_" in frame.f_code.co_filename:
+                    calls.append(frame.f_code.co_qualname)
+
+            sys.setprofile(count)
+            try:
+                super().on_test_batch_end(*arguments)
+            finally:
+                sys.setprofile(None)
+            counts.append(len(calls))
+
+    module = ScriptedModule()
+    run = trainer(Watched(), num_sanity_val_steps=0)
+    run.fit(module, data(4), data(4))
+    run.test(module, data(4), verbose=False)
+    assert len(counts) == 3
+    assert 5 < max(counts) < 40
 
 
 @pytest.mark.clause("S5", "T5")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from expected import moments
-from scripted_module import ScriptedModule, loader, predictions, samples, trainer
+from scripted_module import ScriptedModule, fitted, loader, parameters, predictions, samples, trainer
 
 from anomnorm_core import InvalidScoreWarning, NotFittedError, ResolutionError
 from anomnorm_torch import CdfNormalizationCallback
@@ -48,10 +48,10 @@ def test_statistics_come_from_the_training_data_and_the_weights_of_the_last_epoc
     _, module = fit(CdfNormalizationCallback(1.0), max_epochs=2, num_sanity_val_steps=sanity_steps)
     # The second epoch's validation ran with a gain of 2.
     for level, values in (("image", TRAIN_SCORES), ("pixel", TRAIN_MAPS)):
-        found = [value.numpy() for value in module.normalization_metrics.statistics(level)]
+        found = parameters(module, level)
         np.testing.assert_allclose(found, moments(2 * values), rtol=1e-6, atol=1e-7)
-    assert module.normalization_metrics.image_count == len(TRAIN)
-    assert (module.normalization_metrics.pixel_count == len(TRAIN)).all()
+    assert fitted(module).valid == len(TRAIN)
+    assert fitted(module, "pixel").valid == len(TRAIN)
 
 
 @pytest.mark.clause("L4", "N2", "N3")
@@ -87,9 +87,9 @@ def test_samples_labelled_anomalous_are_left_out() -> None:
     labels = [0, 1] * 10
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
     run.fit(module, loader(samples(TRAIN_SCORES, TRAIN_MAPS, labels)), loader(VALIDATION))
-    found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
+    found = parameters(module)
     np.testing.assert_allclose(found, moments(TRAIN_SCORES[::2]), rtol=1e-6, atol=1e-7)
-    assert module.normalization_metrics.image_invalid == 0
+    assert fitted(module).invalid == 0
 
 
 @pytest.mark.clause("L3")
@@ -98,7 +98,7 @@ def test_source_validation_fits_on_the_normal_validation_samples() -> None:
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0, source="validation"))
     run.validate(module, loader(samples(VALIDATION_SCORES, None, labels)), verbose=False)
     normal = VALIDATION_SCORES[np.array(labels) == 0]
-    found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
+    found = parameters(module)
     np.testing.assert_allclose(found, moments(normal), rtol=1e-6, atol=1e-7)
 
 
@@ -122,23 +122,23 @@ def test_without_training_data_there_is_a_clear_error() -> None:
 @pytest.mark.clause("L3")
 def test_without_training_data_fitted_statistics_stay() -> None:
     _, module = fit(CdfNormalizationCallback(1.0))
-    before = module.normalization_metrics.image_mean
+    before = parameters(module)
     trainer(CdfNormalizationCallback(1.0)).validate(module, loader(VALIDATION), verbose=False)
-    assert module.normalization_metrics.image_mean == before
+    assert parameters(module) == before
 
 
 @pytest.mark.clause("L3")
 @pytest.mark.parametrize(("limit", "count"), [(2, 6), (0.5, 9)])  # of 7 batches of 3
 def test_limit_train_batches_limits_the_collection(limit: Any, count: int) -> None:
     _, module = fit(CdfNormalizationCallback(1.0), limit_train_batches=limit)
-    assert module.normalization_metrics.image_count == count
+    assert fitted(module).valid == count
 
 
 @pytest.mark.clause("L3")
 def test_the_last_incomplete_batch_counts_although_training_drops_it() -> None:
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
     run.fit(module, loader(TRAIN, 6, drop_last=True, shuffle=True), loader(VALIDATION))
-    assert module.normalization_metrics.image_count == len(TRAIN)
+    assert fitted(module).valid == len(TRAIN)
 
 
 class Noisy(ScriptedModule):
@@ -235,7 +235,7 @@ def test_persistent_workers_of_the_training_loader_are_left_alone() -> None:
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), val_check_interval=2)
     run.fit(module, loader(TRAIN, 4, num_workers=1, persistent_workers=True), loader(VALIDATION))
     assert run.global_step == 5
-    assert module.normalization_metrics.image_count == len(TRAIN)
+    assert fitted(module).valid == len(TRAIN)
 
 
 @pytest.mark.clause("L3")
@@ -292,9 +292,10 @@ def test_zero_and_nan_scores() -> None:
         "2 of 22 image-level values are NaN or infinite, or not positive where a logarithm is taken; they were left "
         "out of the statistics. If there are many, look at the detector's raw scores."
     ]
-    found = [value.numpy() for value in module.normalization_metrics.statistics("image")]
+    found = parameters(module)
     np.testing.assert_allclose(found, moments(TRAIN_SCORES), rtol=1e-6, atol=1e-7)
-    unit = predictions(run, module, loader(samples([0.0, math.nan, 1e30])))
+    with pytest.warns(InvalidScoreWarning, match="1 image scores of this run are NaN; they stay NaN"):
+        unit = predictions(run, module, loader(samples([0.0, math.nan, 1e30])))
     np.testing.assert_array_equal(unit["pred_scores"], [0.0, math.nan, 1.0])
     assert unit["pred_labels"].tolist() == [False, False, True]
 
@@ -319,7 +320,7 @@ def test_plain_iterables_and_iterable_datasets_are_collected_too() -> None:
     for data in (Batches(), loader(Stream())):  # type: ignore[arg-type]
         module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
         run.fit(module, data, loader(VALIDATION))
-        assert module.normalization_metrics.image_count == len(TRAIN)
+        assert fitted(module).valid == len(TRAIN)
 
 
 @pytest.mark.clause("L3", "L10")
@@ -341,7 +342,7 @@ def test_a_loader_that_is_its_own_iterator_keeps_its_place() -> None:
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), val_check_interval=2)
     run.fit(module, OwnIterator(), loader(VALIDATION))
     assert run.global_step == 5
-    assert module.normalization_metrics.image_count == len(TRAIN)
+    assert fitted(module).valid == len(TRAIN)
 
 
 @pytest.mark.clause("L3")
@@ -354,7 +355,7 @@ def test_a_stream_without_end_is_read_for_as_many_batches_as_lie_between_validat
     options = {"max_steps": 4, "max_epochs": -1, "val_check_interval": 2, "check_val_every_n_epoch": None}
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), **options)
     run.fit(module, loader(Endless(), 4), loader(VALIDATION))  # type: ignore[arg-type]
-    assert module.normalization_metrics.image_count == 8
+    assert fitted(module).valid == 8
 
 
 class Store:
@@ -405,7 +406,7 @@ def test_steps_may_take_fewer_arguments_or_keywords() -> None:
 
     module = Plain()
     trainer(CdfNormalizationCallback(1.0)).fit(module, loader(TRAIN), loader(samples(VALIDATION_SCORES)))
-    assert module.normalization_metrics.image_count == len(TRAIN)
+    assert fitted(module).valid == len(TRAIN)
 
 
 @pytest.mark.clause("L3")
@@ -445,7 +446,7 @@ def test_weight_averaging_beside_the_callback() -> None:
     module = ScriptedModule()
     callbacks = (EMAWeightAveraging(use_buffers=False), CdfNormalizationCallback(1.0))
     trainer(*callbacks).fit(module, loader(TRAIN), loader(VALIDATION))
-    assert module.normalization_metrics.image_count == len(TRAIN)
+    assert fitted(module).valid == len(TRAIN)
 
 
 @pytest.mark.clause("S6")

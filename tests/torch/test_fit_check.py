@@ -64,12 +64,15 @@ def test_without_unseen_normals_there_is_no_check(labels: Any, options: Any) -> 
     assert module.normalization_metrics.fit_check is None
 
 
-def test_the_numbers_are_in_the_checkpoint(tmp_path: Path) -> None:
+def test_the_numbers_are_not_in_the_checkpoint_and_those_of_another_run_do_not_stay(tmp_path: Path) -> None:
     _, module, run = fit(UNSEEN, LABELS.astype(int))
+    assert module.normalization_metrics.fit_check == expected(UNSEEN)
     run.save_checkpoint(tmp_path / "a.ckpt")
-    again = ScriptedModule()
-    trainer(CdfNormalizationCallback()).predict(again, loader(samples(SEEN)), ckpt_path=tmp_path / "a.ckpt")
-    assert again.normalization_metrics.fit_check == module.normalization_metrics.fit_check == expected(UNSEEN)
+    again, callback = ScriptedModule(), CdfNormalizationCallback()
+    trainer(callback).predict(again, loader(samples(SEEN)), ckpt_path=tmp_path / "a.ckpt")
+    assert callback.fit_check is None
+    run.predict(module, loader(samples(SEEN)), ckpt_path=tmp_path / "a.ckpt")
+    assert module.normalization_metrics.fit_check is None
 
 
 def test_the_labelled_normals_beside_an_unlabelled_loader_are_checked() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from scripted_module import ScriptedModule, loader, predictions, samples, trainer
+from scripted_module import ScriptedModule, fitted, loader, numbers, parameters, predictions, samples, trainer
 
 from anomnorm_core import OptionError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
@@ -32,8 +32,7 @@ def expected(kind: Any, gain: float = 1.0, scores: np.ndarray = SCORES, maps: np
 
 def assert_fitted(module: Any, statistics: list[Any]) -> None:
     for level, pair in zip(("image", "pixel"), statistics, strict=True):
-        found = [value.numpy() for value in module.normalization_metrics.statistics(level)]
-        np.testing.assert_allclose(found, pair, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(parameters(module, level), pair, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.clause("L1")
@@ -44,7 +43,7 @@ def test_several_validation_loaders_are_one_run(kind: Any) -> None:
     module = ScriptedModule()
     trainer(parts).fit(module, loader(TRAIN), {"good": loader(DATA[:2]), "bad": [loader(DATA[2:3]), loader(DATA[3:])]})
     assert_fitted(module, expected(kind))
-    assert parts.thresholds == whole.thresholds
+    assert numbers(parts) == numbers(whole)
 
 
 @pytest.mark.clause("L4")
@@ -102,7 +101,7 @@ def test_fast_dev_run(kind: Any) -> None:
     run = trainer(callback, fast_dev_run=2)
     run.fit(module, loader(TRAIN), loader(DATA, 4))
     assert set(callback.thresholds) == {"image", "pixel"}
-    count = module.normalization_metrics.record("image").count
+    count = fitted(module).valid
     assert count == (8 if kind is MinMaxNormalizationCallback else 6)  # two batches
     assert len(run.predict(module, loader(DATA))) == 2
 
@@ -143,7 +142,7 @@ def test_an_exception_in_the_middle_of_a_validation_leaves_the_state_usable(kind
     module, callback = Failing(), kind()
     run = trainer(callback)
     run.fit(module, loader(TRAIN), loader(DATA))
-    before, thresholds = predictions(run, module, loader(DATA)), dict(callback.thresholds)
+    before, thresholds = predictions(run, module, loader(DATA)), numbers(callback)
     module.fails = True
     other = samples(3 * TRAIN_SCORES, 3 * TRAIN_MAPS)
     with pytest.raises((error, SystemExit)):
@@ -151,16 +150,14 @@ def test_an_exception_in_the_middle_of_a_validation_leaves_the_state_usable(kind
     after = predictions(trainer(callback), module, loader(DATA))
     for name, values in before.items():
         assert after[name].tolist() == values.tolist(), name
-    assert callback.thresholds == thresholds
-    assert callback._run is None
-    assert getattr(callback, "_fresh", None) is None
+    assert numbers(callback) == thresholds
     # And a new run starts from nothing.
     module.fails = False
     with torch.no_grad():
         module.gain.fill_(1.0)
     trainer(callback).fit(module.train(), loader(TRAIN), loader(DATA))
     assert_fitted(module, expected(kind))
-    assert callback.thresholds == pytest.approx(thresholds, rel=1e-12)
+    assert numbers(callback) == pytest.approx(thresholds, rel=1e-12)
 
 
 class Data(pl.LightningDataModule):
@@ -224,7 +221,7 @@ def test_limits_and_several_training_loaders(kind: Any) -> None:
     both = CombinedLoader({"a": loader(TRAIN[:5]), "b": [loader(TRAIN[5:])]}, "max_size")
     module = Combined()
     trainer(kind(), limit_val_batches=2).fit(module, both, loader(DATA))
-    count = module.normalization_metrics.record("image").count
+    count = fitted(module).valid
     assert count == (6 if kind is MinMaxNormalizationCallback else len(TRAIN))
 
 
@@ -240,7 +237,7 @@ def test_the_share_of_a_stream_that_knows_its_length() -> None:
 
     module = ScriptedModule()
     trainer(CdfNormalizationCallback(0.5), limit_train_batches=0.5).fit(module, loader(Stream(), 2), loader(DATA))  # type: ignore[arg-type]
-    assert module.normalization_metrics.image_count == 6
+    assert fitted(module).valid == 6
 
 
 @KINDS
@@ -250,7 +247,7 @@ def test_a_threshold_that_is_changed_on_the_callback_counts_from_the_next_stage(
     run.fit(module, loader(TRAIN), loader(DATA))
     callback.threshold = 1  # an integer, too
     run.predict(module, loader(DATA))
-    assert callback.thresholds == {"image": 1.0, "pixel": 1.0}
+    assert numbers(callback) == {"image": 1.0, "pixel": 1.0}
     callback.threshold = "typo"
     with pytest.raises(OptionError, match="threshold='typo'"):
         run.predict(module, loader(DATA))

@@ -76,7 +76,7 @@ class Frozen(NamedTuple):
         ({"pred_scores": [1.0]}, "'pred_scores' in the step's outputs is of type list; it must be a tensor"),
         (torch.ones(3), r"outputs \(Tensor\) hold"),
         (Batch(torch.ones(1)), "'pred_score'"),
-        ({"pred_scores": torch.ones(2, 1)}, r"shape \(2, 1\); one score for each image is needed, shape \(B,\)"),
+        ({"pred_scores": torch.ones(2, 2)}, r"shape \(2, 2\); one score for each image is needed, shape \(B,\)"),
         ({"anomaly_maps": torch.ones(2, 8, 8, 1)}, r"maps\[..., 0\]"),
         ({"anomaly_maps": torch.ones(2, 3, 8, 8)}, r"shape \(2, 3, 8, 8\); \(B, 1, H, W\) or \(B, H, W\) is needed"),
         ({"pred_scores": torch.ones(2), "anomaly_maps": torch.ones(3, 8, 8)}, "2 image scores but 3 anomaly maps"),
@@ -88,7 +88,7 @@ class Frozen(NamedTuple):
 )
 def test_anything_else_is_an_error_that_lists_what_was_found(outputs: Any, message: str) -> None:
     with pytest.raises(OutputError, match=message):
-        StepOutputs(outputs)
+        StepOutputs(outputs).scores  # noqa: B018
 
 
 @pytest.mark.clause("L5")

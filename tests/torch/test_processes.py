@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from anomnorm_core import AnomnormError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
-from anomnorm_torch.life_cycle.processes import distinct
+from anomnorm_torch.processes import count_unpadded
 
 # Runs are shared.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -110,16 +110,24 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: written(folder, 2) for name, folder in folders.items()}
 
 
+def about(state: dict[str, Any]) -> Any:
+    return json.loads(bytes(state["about"]))
+
+
 def assert_same_fit(found: Any, expected: Any) -> None:
-    for rank in found.fitted:
-        for name, value in expected.fitted[0]["state"].items():
-            mine, theirs = np.array(rank["state"][name]), np.array(value)
-            if theirs.dtype == np.float64 and not name.endswith(("min", "max", "raw_threshold", "pixel_threshold")):
-                np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-9, err_msg=name)
-            else:  # ranges, counts and thresholds, to the last bit
-                np.testing.assert_array_equal(mine, theirs, err_msg=name)
-        for level, value in expected.fitted[0]["thresholds"].items():
-            assert rank["thresholds"][level] == pytest.approx(value, rel=1e-12)
+    theirs = expected.fitted[0]
+    for mine in found.fitted:
+        # Ranges, counts, origins, and raw thresholds of images to the last bit.
+        exact = [] if about(theirs)["levels"]["image"]["fixed"] == "sigmas" else ["image_threshold"]
+        for name, value in theirs.items():
+            if about(theirs)["method"] == "min-max" or name in exact:
+                np.testing.assert_array_equal(mine[name], value, err_msg=name)
+            elif name != "about":
+                np.testing.assert_allclose(mine[name], value, rtol=1e-6, atol=1e-9, err_msg=name)
+        for level, facts in about(theirs)["levels"].items():
+            other = about(mine)["levels"][level]
+            assert other.pop("sigmas") == pytest.approx(facts.pop("sigmas"), rel=1e-12)
+            assert other == facts
 
 
 def assert_same_predictions(found: Any, expected: Any) -> None:
@@ -143,10 +151,11 @@ def test_two_processes_fit_what_one_fits(
     one, two = one_process(kind + where), two_processes[kind + where]
     assert_same_fit(two, one)
     assert_same_predictions(two, one)
-    name = "count" if kind == "min-max" else "image_count"
     training = distributed_run.data(distributed_run.TRAINING, 0, sparse=bool(where))
     labels = [int(sample.get("label", 0)) for sample in training]
-    assert one.fitted[0]["state"][name] == (distributed_run.VALIDATION if kind == "min-max" else labels.count(0))
+    assert about(one.fitted[0])["levels"]["image"]["valid"] == (
+        distributed_run.VALIDATION if kind == "min-max" else labels.count(0)
+    )
 
 
 @pytest.mark.clause("L8")
@@ -189,13 +198,13 @@ def test_what_is_padding_and_what_is_not() -> None:
     for rank, own in ((0, 4), (1, 3)):
         sampler = DistributedSampler(data, 2, rank, shuffle=False)  # type: ignore[arg-type]
         batches = DataLoader(data, 3, sampler=sampler)  # type: ignore[arg-type]
-        assert [distinct(batches, i, 3 * i, found) for i, found in enumerate((3, 1))] == [3, own - 3]
-        assert distinct(batches, 0, 0, 15) == 15  # five scores for each image: positions mean nothing
+        assert [count_unpadded(batches, i, 3 * i, found) for i, found in enumerate((3, 1))] == [3, own - 3]
+        assert count_unpadded(batches, 0, 0, 15) == 15  # five scores for each image: positions mean nothing
         one_by_one = DataLoader(data, None, sampler=sampler)  # type: ignore[arg-type]
-        assert [distinct(one_by_one, i, 2 * i, 2) for i in range(4)] == [2, 2, 2, 2 if rank == 0 else 0]
+        assert [count_unpadded(one_by_one, i, 2 * i, 2) for i in range(4)] == [2, 2, 2, 2 if rank == 0 else 0]
         derived = DataLoader(data, 3, sampler=Selecting(data, 2, rank, shuffle=False))  # type: ignore[arg-type]
-        assert distinct(derived, 1, 3, 1) == 1
-    assert distinct(None, 0, 0, 5) == distinct(data, 0, 0, 5) == 5
+        assert count_unpadded(derived, 1, 3, 1) == 1
+    assert count_unpadded(None, 0, 0, 5) == count_unpadded(data, 0, 0, 5) == 5
 
 
 @pytest.mark.clause("L8")

@@ -8,11 +8,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from scripted_module import ScriptedModule, loader, predictions, samples, trainer
+from scripted_module import ScriptedModule, loader, numbers, parameters, predictions, samples, trainer
 
-from anomnorm_core import AnomnormError, NotFittedError, ResolutionError
-from anomnorm_torch import AnomalyScoreDistribution, CdfNormalizationCallback, MinMaxNormalizationCallback
+from anomnorm_core import AnomnormError, Fit, LevelFit, NotFittedError, ResolutionError, cdf
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 from anomnorm_torch.mixin import NormalizationMixin
+from anomnorm_torch.slot import Slot
 
 pytestmark = pytest.mark.clause("L6")
 
@@ -58,7 +59,7 @@ def test_load_from_checkpoint_is_strict_and_complete(kind: Any, weights_only: bo
     assert_same_state(loaded, module)
     assert_equal(predictions(trainer(kind()), loaded, loader(DATA)), expected)
     moved = Loadable.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    moved.normalization_metrics.set_threshold("image", 1e6)  # and can be moved
+    kind().with_threshold(moved, 20.0 if kind is CdfNormalizationCallback else 1e6)  # and can be moved
     assert not predictions(trainer(kind()), moved, loader(DATA))["pred_labels"].any()
     with pytest.raises(RuntimeError, match=r"Unexpected key.*normalization_metrics"):
         ScriptedModule.load_from_checkpoint(tmp_path / "a.ckpt", strict=True, weights_only=True)
@@ -71,16 +72,17 @@ def test_the_mixin_on_any_module_and_inside_of_others() -> None:
             self.weight = torch.nn.Parameter(torch.ones(2))
 
     part = Part()
-    part.normalization_metrics = AnomalyScoreDistribution()
-    part.normalization_metrics.update(torch.tensor([1.0, 2.0, 4.0]))
+    moments = np.asarray(1.5), np.asarray(0.5)
+    part.normalization_metrics = Slot(Fit(cdf.METHOD, LevelFit(moments)).placed("image", 2.0, "sigmas", "option"))
     fresh = torch.nn.Sequential(Part(), torch.nn.Linear(1, 1))
     fresh.load_state_dict(torch.nn.Sequential(part, torch.nn.Linear(1, 1)).state_dict(), strict=True)
-    assert torch.equal(fresh[0].normalization_metrics.image_m2, part.normalization_metrics.image_m2)
+    assert fresh[0].normalization_metrics.fit.image.parameters == moments
     plain = Part()
     plain.load_state_dict({"weight": torch.zeros(2)}, strict=True)  # of a run without normalization
     assert not hasattr(plain, "normalization_metrics")
-    with pytest.raises(RuntimeError, match="holds the statistics of the other normalization"):
-        part.load_state_dict({"weight": torch.zeros(2), "normalization_metrics.min": torch.tensor(0.0)})
+    range_ = {"normalization_metrics.min": torch.tensor(0.0), "normalization_metrics.max": torch.tensor(1.0)}
+    with pytest.raises(RuntimeError, match="holds the statistics of min-max normalization, and this run uses cdf"):
+        part.load_state_dict({"weight": torch.zeros(2)} | range_)
 
 
 @KINDS
@@ -157,7 +159,7 @@ class Founding(ScriptedModule):
 
 
 @KINDS
-def test_a_checkpoint_of_the_founding_layout(kind: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_anomalib_0_3(kind: Any, tmp_path: Path) -> None:
     logs = np.log(TRAIN_SCORES.astype("f8")), np.log(TRAIN_MAPS.astype("f8"))
     founding = {
         MinMaxNormalizationCallback: {"min": SCORES.min(), "max": SCORES.max()},
@@ -186,6 +188,28 @@ def test_a_checkpoint_of_the_founding_layout(kind: Any, tmp_path: Path) -> None:
     assert found["pred_masks"][:, 0].tolist() == (decided[1] >= 1.25).tolist()
 
 
+@KINDS
+def test_a_checkpoint_of_anomalib_0_3_without_thresholds(kind: Any, tmp_path: Path) -> None:
+    names = ("min", "max") if kind is MinMaxNormalizationCallback else ("image_mean", "image_std")
+    entries = {names[0]: torch.tensor(0.5), names[1]: torch.tensor(2.0)}
+    if kind is CdfNormalizationCallback:
+        entries |= {"pixel_mean": torch.zeros(3, 3), "pixel_std": torch.ones(3, 3)}
+    state = {f"normalization_metrics.{name}": value for name, value in entries.items()} | {"gain": torch.ones(())}
+    torch.save({"state_dict": state, "pytorch-lightning_version": pl.__version__}, tmp_path / "founding.ckpt")
+    callback, module = kind(), Loadable.load_from_checkpoint(tmp_path / "founding.ckpt")
+    run = trainer(callback)
+    with pytest.raises(NotFittedError, match="there is no image-level threshold to put"):
+        run.predict(module, loader(DATA))
+    callback.with_threshold(module, 1.25)  # and the pixels follow
+    assert numbers(callback) == {"image": 1.25, "pixel": 1.25}
+    assert callback.thresholds["pixel"].origin == "image"
+    assert predictions(run, module, loader(DATA))["pred_masks"].shape == (9, 1, 3, 3)
+    own = Loadable(threshold=1.5)  # of its images alone
+    own.load_state_dict(state)
+    run.predict(own, loader(DATA))
+    assert numbers(callback) == {"image": 1.5, "pixel": 1.5}
+
+
 def test_another_resolution_is_an_error_in_use_and_none_for_a_new_fit(tmp_path: Path) -> None:
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0))
     run.fit(module, loader(TRAIN), loader(DATA))
@@ -199,7 +223,7 @@ def test_another_resolution_is_an_error_in_use_and_none_for_a_new_fit(tmp_path: 
     larger = trainer(CdfNormalizationCallback(1.0), max_epochs=2)
     training = samples(SCORES, other)
     larger.fit(resumed, loader(training), loader(training), ckpt_path=tmp_path / "a.ckpt")
-    assert resumed.normalization_metrics.pixel_mean.shape == (5, 4)
+    assert resumed.normalization_metrics.fit.resolution == (5, 4)
 
 
 @KINDS
@@ -229,7 +253,7 @@ def test_averaged_weights_keep_their_statistics_in_checkpoints(kind: Any, tmp_pa
     # They were collected with the averaged weights that validation used.
     gain = Watching.validated_with[-1]
     raw = TRAIN_SCORES if kind is CdfNormalizationCallback else SCORES
-    found = whole.normalization_metrics.statistics("image")[0]
+    found = parameters(whole)[0]
     first = np.log(gain * raw.astype("f8")).mean() if kind is CdfNormalizationCallback else gain * raw.min()
     assert found.item() == pytest.approx(first, rel=1e-6)
     state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
@@ -238,7 +262,7 @@ def test_averaged_weights_keep_their_statistics_in_checkpoints(kind: Any, tmp_pa
     part, resumed = Trained(), Trained()
     run(part, 1).save_checkpoint(tmp_path / "part.ckpt")
     run(resumed, 2, tmp_path / "part.ckpt")
-    assert resumed.normalization_metrics.seen("image")
+    assert resumed.normalization_metrics.is_complete
 
 
 @KINDS
@@ -264,5 +288,5 @@ def test_statistics_of_other_weights_do_not_stay(kind: Any) -> None:
     run.fit(module, loader(TRAIN), loader(DATA))
     with pytest.warns(UserWarning, match="the state dict holds no statistics of the .* belong to other weights"):
         module.load_state_dict(ScriptedModule().state_dict(), strict=False)
-    with pytest.raises(NotFittedError, match="run a validation epoch"):
+    with pytest.raises(NotFittedError, match="nothing has been fitted yet: run a validation"):
         run.predict(module, loader(DATA))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from expected import best_threshold, f1, moments
-from scripted_module import ScriptedModule, loader, predictions, samples, trainer
+from scripted_module import ScriptedModule, loader, numbers, predictions, samples, trainer
 
 from anomnorm_core import NotFittedError, OptionError, OutputError, ThresholdWarning
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
@@ -53,17 +53,17 @@ def test_the_threshold_of_the_best_f1_is_found_at_both_levels(kind: Any, option:
     truth = LABELS == 1
     threshold = best_threshold(SCORES, truth)
     expected = float(decided(kind, "image", np.float32([threshold]))[0])
-    assert callback.thresholds["image"] == pytest.approx(expected, rel=1e-12)
+    assert numbers(callback)["image"] == pytest.approx(expected, rel=1e-12)
     # The pixel threshold is the edge of a bin.
     z = decided(kind, "pixel", MAPS)
     optimum = f1(z >= best_threshold(z, MASKS), MASKS)
-    assert f1(z >= callback.thresholds["pixel"], MASKS) >= optimum - 1e-3
+    assert f1(z >= numbers(callback)["pixel"], MASKS) >= optimum - 1e-3
 
     found = predictions(run, module, loader(samples(SCORES, MAPS, LABELS, MASKS)))
     assert found["pred_labels"].tolist() == (threshold <= SCORES).tolist()
     assert found["pred_labels"][np.float32(threshold) == SCORES].all()  # the one that defines it
     assert found["pred_scores"][np.float32(threshold) == SCORES] == 0.5
-    assert found["pred_masks"][:, 0].tolist() == (z >= callback.thresholds["pixel"]).tolist()
+    assert found["pred_masks"][:, 0].tolist() == (z >= numbers(callback)["pixel"]).tolist()
     normalizer = callback.normalizer(module)
     again = normalizer(torch.tensor(SCORES), torch.tensor(MAPS)[:, None])
     for name, values in again.items():
@@ -118,14 +118,33 @@ def test_samples_without_labels_count_as_normal_and_a_warning_counts_them(kind: 
 
 @pytest.mark.clause("T6")
 @KINDS
-def test_without_masks_the_pixel_threshold_is_that_of_the_images(kind: Any) -> None:
+def test_without_masks_the_pixels_of_normal_images_place_the_pixel_threshold(kind: Any) -> None:
     callback = kind()
     run, module = validated(callback, samples(SCORES, MAPS, LABELS))
-    assert callback.thresholds["pixel"] == callback.thresholds["image"]
+    assert callback.thresholds["pixel"].origin == "adaptive"
+    found = predictions(run, module, loader(samples(SCORES, MAPS)))["pred_masks"][:, 0]
+    normal, z = LABELS == 0, decided(kind, "pixel", MAPS)
+    assert not found[normal].any()
+    # A bin is 0.4 percent wide; what lies further above all normals is flagged.
+    assert found[z > z[normal].max() + 0.01 * np.abs(z[normal].max())].all()
+    assert found.any()
+
+
+@pytest.mark.clause("T6")
+@KINDS
+def test_the_pixel_threshold_follows_the_images_where_no_pixel_is_known_or_the_user_says_so(kind: Any) -> None:
+    unknown, asked = kind(), kind(pixel_threshold="image")
+    with pytest.warns(ThresholdWarning, match="nothing is known about any pixel|is the smallest of 4 anomalous"):
+        run, module = validated(unknown, samples(SCORES[LABELS == 1], MAPS[LABELS == 1], [1] * 4))
+    validated(asked, samples(SCORES, MAPS, LABELS, MASKS))
+    for callback in (unknown, asked):
+        assert callback.thresholds["pixel"].origin == "image"
+        assert numbers(callback)["pixel"] == numbers(callback)["image"]
     found = predictions(run, module, loader(samples(SCORES, MAPS)))
     z = decided(kind, "pixel", MAPS)
-    assert found["pred_masks"][:, 0].tolist() == (z >= callback.thresholds["image"]).tolist()
-    assert module.normalization_metrics.pixel_threshold.isnan()  # it follows
+    assert found["pred_masks"][:, 0].tolist() == (z >= numbers(unknown)["image"]).tolist()
+    unknown.with_threshold(module, 0.75)  # and moves with it
+    assert numbers(unknown) == {"image": 0.75, "pixel": 0.75}
 
 
 @pytest.mark.clause("T6")
@@ -140,8 +159,8 @@ def test_images_without_a_mask_take_part_where_their_pixels_are_known(kind: Any)
     trainer(callback).fit(ScriptedModule(), loader(TRAIN), [loader(with_masks), loader(without)])
     trainer(more).fit(ScriptedModule(), loader(TRAIN), [loader(with_masks), loader(without), loader(unknown)])
     validated(whole, samples(SCORES, MAPS, LABELS, MASKS))
-    assert callback.thresholds == whole.thresholds
-    assert more.thresholds["pixel"] == whole.thresholds["pixel"]
+    assert numbers(callback) == numbers(whole)
+    assert numbers(more)["pixel"] == numbers(whole)["pixel"]
 
 
 @pytest.mark.clause("L5")
@@ -152,7 +171,7 @@ def test_a_mask_is_a_label_where_there_is_none(kind: Any) -> None:
     data = samples(SCORES, MAPS, False, MASKS)
     validated(callback, data)
     validated(labelled, samples(SCORES, MAPS, marked, MASKS))
-    assert callback.thresholds == labelled.thresholds
+    assert numbers(callback) == numbers(labelled)
 
 
 @pytest.mark.clause("L5")
@@ -180,7 +199,7 @@ def test_ground_truth_is_found_under_either_name_in_outputs_and_batch(names: tup
     module.on_validation_batch_end = lambda *_: None  # type: ignore[method-assign]
     run.validate(module, loader(data), verbose=False)
     trainer(plain).validate(ScriptedModule(), loader(samples(SCORES, MAPS, LABELS, MASKS)), verbose=False)
-    assert callback.thresholds == plain.thresholds
+    assert numbers(callback) == numbers(plain)
 
 
 @pytest.mark.clause("T1")
@@ -188,25 +207,17 @@ def test_ground_truth_is_found_under_either_name_in_outputs_and_batch(names: tup
 def test_the_modules_own_threshold_is_used_where_it_has_one(kind: Any) -> None:
     callback = kind()
     validated(callback, samples(SCORES, MAPS, LABELS, MASKS), ScriptedModule(threshold=0.75))
-    assert callback.thresholds["image"] == 0.75
+    assert numbers(callback)["image"] == 0.75
     # It has none for the maps, so that is found.
     found = kind()
     validated(found, samples(SCORES, MAPS, LABELS, MASKS))
-    assert callback.thresholds["pixel"] == found.thresholds["pixel"]
+    assert numbers(callback)["pixel"] == numbers(found)["pixel"]
     both = kind()
     validated(both, samples(SCORES, MAPS, LABELS, MASKS), ScriptedModule(threshold=0.75, pixel_threshold=1.25))
-    assert both.thresholds == {"image": 0.75, "pixel": 1.25}
+    assert numbers(both) == {"image": 0.75, "pixel": 1.25}
     asked = kind("adaptive")  # said outright, it wins over the module's
     validated(asked, samples(SCORES, MAPS, LABELS, MASKS), ScriptedModule(threshold=0.75, pixel_threshold=1.25))
-    assert asked.thresholds == found.thresholds
-
-
-@pytest.mark.clause("T1", "T6")
-@KINDS
-def test_the_own_image_threshold_serves_maps_without_masks(kind: Any) -> None:
-    callback = kind()
-    validated(callback, samples(SCORES, MAPS, False), ScriptedModule(threshold=0.75))
-    assert callback.thresholds == {"image": 0.75, "pixel": 0.75}
+    assert numbers(asked) == numbers(found)
 
 
 @pytest.mark.clause("T4")
@@ -216,17 +227,17 @@ def test_levels_are_set_separately(kind: Any) -> None:
     found = kind()
     validated(found, data)
     for options, expected in (
-        ({"pixel_threshold": 2.5}, {"image": found.thresholds["image"], "pixel": 2.5}),
-        ({"threshold": 1.5, "pixel_threshold": "adaptive"}, {"image": 1.5, "pixel": found.thresholds["pixel"]}),
+        ({"pixel_threshold": 2.5}, {"image": numbers(found)["image"], "pixel": 2.5}),
+        ({"threshold": 1.5, "pixel_threshold": "adaptive"}, {"image": 1.5, "pixel": numbers(found)["pixel"]}),
         ({"threshold": 1.5}, {"image": 1.5, "pixel": 1.5}),
         ({"threshold": 1.5, "pixel_threshold": 2.5}, {"image": 1.5, "pixel": 2.5}),
     ):
         callback = kind(**options)
         validated(callback, data)
-        assert callback.thresholds == expected
+        assert numbers(callback) == expected
     mixed = kind("normal_quantile", pixel_threshold="adaptive")
     validated(mixed, data)
-    assert mixed.thresholds["pixel"] == found.thresholds["pixel"]
+    assert numbers(mixed)["pixel"] == numbers(found)["pixel"]
 
 
 @pytest.mark.clause("T4")
@@ -242,31 +253,73 @@ def test_a_number_wins_over_a_checkpoint_and_none_keeps_it_until_the_next_valida
         for name in ("pred_scores", "pred_labels", "anomaly_maps", "pred_masks"):
             found = torch.cat([entry[name] for entry in outputs]).numpy()
             assert (found.tolist() == expected[name].tolist()) is same, name
-        assert callback.thresholds == (first.thresholds if same else {"image": 0.05, "pixel": pytest.approx(0.1)})
+        assert numbers(callback) == (numbers(first) if same else {"image": 0.05, "pixel": pytest.approx(0.1)})
+
+
+@pytest.mark.clause("T1", "T4")
+@KINDS
+def test_a_manual_threshold_survives_checkpoints_and_validations(kind: Any, tmp_path: Path) -> None:
+    data = samples(SCORES, MAPS, LABELS, MASKS)
+    first = kind()
+    run, module = validated(first, data)
+    found = numbers(first)
+    first.with_threshold(module, 0.4)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    # Over rules, numbers and the module's own.
+    for again, other in (
+        (kind(), ScriptedModule()),
+        (kind(0.6), ScriptedModule(threshold=0.9)),
+        (kind("adaptive"), None),
+    ):
+        loaded = other or ScriptedModule()
+        run = trainer(again)
+        run.predict(loaded, loader(data), ckpt_path=tmp_path / "a.ckpt")
+        assert numbers(again)["image"] == 0.4
+        run.validate(loaded, loader(data), verbose=False)
+        assert numbers(again)["image"] == 0.4
+        assert again.thresholds["image"].origin == "manual"
+    # Released, it is what the next validation finds.
+    slot = loaded.normalization_metrics
+    slot.normalizer = slot.normalizer.without_manual_threshold()
+    trainer(again).validate(loaded, loader(data), verbose=False)
+    assert numbers(again) == pytest.approx(found, rel=1e-12)
 
 
 @pytest.mark.clause("T4")
 @KINDS
-def test_a_number_set_by_hand_survives_checkpoint_and_validation(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("units", ["raw", "sigmas", "normalized"])
+def test_manual_thresholds_in_every_unit_decide_and_stay(kind: Any, units: str, tmp_path: Path) -> None:
     data = samples(SCORES, MAPS, LABELS, MASKS)
-    first = kind()
-    run, module = validated(first, data)
-    module.normalization_metrics.set_threshold("image", 0.4)
+    callback = kind()
+    run, module = validated(callback, data)
+    before = predictions(run, module, loader(data))
+    if units == "sigmas" and kind is not CdfNormalizationCallback:
+        with pytest.raises(OptionError, match=r'units="sigmas": .* has none'):
+            callback.with_threshold(module, 1.0, units=units)
+        return
+    image, pixel = {"raw": (1.5, 2.0), "sigmas": (0.5, 1.25), "normalized": (0.6, 0.75)}[units]
+    callback.with_threshold(module, image, pixel, units=units)
+    expected = {
+        "raw": (SCORES >= 1.5, MAPS >= 2.0),
+        "sigmas": (decided(kind, "image", SCORES) >= 0.5, decided(kind, "pixel", MAPS) >= 1.25),
+        "normalized": (before["pred_scores"] >= 0.6, before["anomaly_maps"][:, 0] >= 0.75),
+    }[units]
     run.save_checkpoint(tmp_path / "a.ckpt")
-    again, module = kind(), ScriptedModule()
-    run = trainer(again)
-    run.predict(module, loader(data), ckpt_path=tmp_path / "a.ckpt")
-    assert again.thresholds == first.thresholds | {"image": 0.4}
-    run.validate(module, loader(data), verbose=False)
-    assert again.thresholds == first.thresholds | {"image": 0.4}
-    module.normalization_metrics.set_threshold("image", None)  # taken back: what the validation found
-    run.predict(module, loader(data))
-    assert again.thresholds == first.thresholds
-    # A number or rule that is given to the callback wins over the checkpoint.
-    for option, expected in ((0.6, 0.6), ("adaptive", first.thresholds["image"])):
-        other = kind(option)
-        trainer(other).validate(ScriptedModule(), loader(data), verbose=False, ckpt_path=tmp_path / "a.ckpt")
-        assert other.thresholds["image"] == expected
+    again = kind()
+    loaded = ScriptedModule()
+    outputs = predictions(trainer(again), loaded, loader(data), ckpt_path=tmp_path / "a.ckpt")
+    for result in (predictions(run, module, loader(data)), outputs):
+        assert result["pred_labels"].tolist() == expected[0].tolist()
+        assert result["pred_masks"][:, 0].tolist() == expected[1].tolist()
+    assert {each.origin for each in again.thresholds.values()} == {"manual"}
+    # What was given in sigmas stays so when the statistics change, a raw number stays raw.
+    wide = samples(TRAIN_SCORES**2, TRAIN_MAPS**2)
+    trainer(again).fit(loaded.train(), loader(wide), loader(samples(SCORES**2, MAPS**2, LABELS, MASKS)))
+    kept = again.thresholds["image"]
+    if units == "raw":
+        assert kept.raw == 1.5
+    elif units == "sigmas":
+        assert (kept.sigmas, again.thresholds["pixel"].sigmas) == (0.5, 1.25)
 
 
 @pytest.mark.clause("L1")
@@ -277,7 +330,7 @@ def test_each_validation_finds_its_own(kind: Any) -> None:
 
         def on_validation_end(self) -> None:
             if not self.trainer.sanity_checking:
-                self.seen.append(dict(callback.thresholds))
+                self.seen.append(numbers(callback))
 
     callback, module = kind(), Changing()
     module.seen = []
@@ -308,40 +361,7 @@ def test_found_thresholds_are_logged_beside_the_metrics_of_the_validation(kind: 
         rows = [row for row in csv.DictReader(file) if row["image_threshold"]]
     assert [(row["step"], row["epoch"], row["gain"]) for row in rows] == [("7", "0", "1.0"), ("15", "1", "2.0")]
     for level in ("image", "pixel"):
-        assert float(rows[-1][f"{level}_threshold"]) == pytest.approx(callback.thresholds[level], rel=1e-6)
-
-
-@pytest.mark.clause("T4")
-@KINDS
-def test_what_was_found_lies_beneath_what_was_set_by_hand(kind: Any, tmp_path: Path) -> None:
-    data = samples(SCORES, MAPS, LABELS, MASKS)
-    first = kind()
-    run, module = validated(first, data)
-    module.normalization_metrics.set_threshold("image", 7.0)
-    run.save_checkpoint(tmp_path / "a.ckpt")
-    # An option that is given displaces it, whichever way the checkpoint comes in.
-    given = kind("adaptive")
-    trainer(given).predict(ScriptedModule(), loader(data), ckpt_path=tmp_path / "a.ckpt")
-    assert given.thresholds == first.thresholds
-    loaded = ScriptedModule()
-    loaded.normalization_metrics = type(module.normalization_metrics)()
-    loaded.load_state_dict(torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"])
-    assert loaded.normalization_metrics.image_threshold == 7.0
-    trainer(given).predict(loaded, loader(data))
-    assert given.thresholds == first.thresholds
-    # And taken back by hand, it is there again after loading.
-    restored, none = ScriptedModule(), kind()
-    trainer(none).predict(restored, loader(data), ckpt_path=tmp_path / "a.ckpt")
-    assert none.thresholds["image"] == 7.0
-    restored.normalization_metrics.set_threshold("image", None)
-    trainer(none).predict(restored, loader(data))
-    assert none.thresholds == first.thresholds
-
-
-def test_a_level_that_there_is_not_is_refused() -> None:
-    _, module = validated(MinMaxNormalizationCallback(), samples(SCORES, None, LABELS))
-    with pytest.raises(OptionError, match="level='images' is not a level; use one of 'image', 'pixel'"):
-        module.normalization_metrics.set_threshold("images", 1.0)
+        assert float(rows[-1][f"{level}_threshold"]) == pytest.approx(numbers(callback)[level], rel=1e-6)
 
 
 @KINDS
@@ -368,8 +388,8 @@ def test_a_module_may_still_compute_its_own_from_the_outputs() -> None:
 
     callback = CdfNormalizationCallback()
     _, module = validated(callback, samples(SCORES, None, LABELS), Owner())
-    assert callback.thresholds["image"] == pytest.approx(decided(type(callback), "image", SCORES).max(), rel=1e-6)
-    assert callback.thresholds["image"] == module.image_threshold.value
+    assert numbers(callback)["image"] == pytest.approx(decided(type(callback), "image", SCORES).max(), rel=1e-6)
+    assert numbers(callback)["image"] == module.image_threshold.value
 
 
 @pytest.mark.clause("N6", "T2")
@@ -389,7 +409,7 @@ def test_normals_without_a_logarithm_are_not_flagged_either() -> None:
     callback = CdfNormalizationCallback("normal_quantile")
     run, module = validated(callback, samples(scores, None, np.arange(8) == 7))
     assert predictions(run, module, loader(samples(scores)))["pred_labels"].tolist() == [False] * 7 + [True]
-    callback.normalizer(module).fitted_state()  # can be saved
+    callback.normalizer(module).to_fit()  # can be saved
 
 
 @pytest.mark.clause("T2")
@@ -400,21 +420,21 @@ def test_no_valid_score_is_an_error() -> None:
 
 @pytest.mark.clause("T4")
 @KINDS
-def test_a_number_set_by_hand_wins_over_a_checkpoint_that_is_loaded_later(kind: Any, tmp_path: Path) -> None:
+def test_a_manual_threshold_wins_over_a_checkpoint_that_is_loaded_later(kind: Any, tmp_path: Path) -> None:
     data = samples(SCORES, MAPS, LABELS, MASKS)
     callback = kind()
     run, module = validated(callback, data)
     run.save_checkpoint(tmp_path / "a.ckpt")
-    module.normalization_metrics.set_threshold("image", 0.123)
+    callback.with_threshold(module, 0.123)
     run.predict(module, loader(data), ckpt_path=tmp_path / "a.ckpt")
-    assert callback.thresholds["image"] == 0.123
-    # What another process set by hand gives way to the next checkpoint.
+    assert numbers(callback)["image"] == 0.123
+    # What another process set gives way to the next checkpoint.
     run.save_checkpoint(tmp_path / "b.ckpt")
     again = ScriptedModule()
     trainer(callback).predict(again, loader(data), ckpt_path=tmp_path / "b.ckpt")
-    assert callback.thresholds["image"] == 0.123
+    assert numbers(callback)["image"] == 0.123
     trainer(callback).predict(again, loader(data), ckpt_path=tmp_path / "a.ckpt")
-    assert callback.thresholds["image"] != 0.123
+    assert numbers(callback)["image"] != 0.123
 
 
 @pytest.mark.clause("T4")
@@ -424,10 +444,10 @@ def test_a_number_that_is_no_longer_given_stays_until_the_next_validation(kind: 
     _, module = validated(kind(0.5), data)
     callback, found = kind(), kind()
     trainer(callback).predict(module, loader(data))
-    assert callback.thresholds == {"image": 0.5, "pixel": 0.5}
+    assert numbers(callback) == {"image": 0.5, "pixel": 0.5}
     validated(found, data)
     trainer(callback).fit(module.train(), loader(TRAIN), loader(data))
-    assert callback.thresholds == found.thresholds
+    assert numbers(callback) == numbers(found)
 
 
 @pytest.mark.parametrize("truth", [{"label": ["good", "bad", "good"]}, {"mask": torch.zeros(3, 2, 2)}])

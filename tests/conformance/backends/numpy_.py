@@ -4,19 +4,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anomnorm_core import Normalizer, cdf, min_max, threshold
+from anomnorm_core import Normalizer, cdf, min_max, threshold, two_slope
+from anomnorm_core.methods import METHODS
 from conformance.backend import Backend, Description
 
 
 class NumPy(Backend):
     name = "numpy"
     dtypes = ("float64", "float32", "float16")
-    order_slack: ClassVar = {"float64": 16}  # SciPy's erfc
-    parts = ("kernels", "thresholds", "normalizer")
+    order_slack: ClassVar = {"float64": 2.0**-49}  # SciPy's erfc
+    parts = ("kernels", "histogram", "normalizer")
     min_max = min_max
+    two_slope = two_slope
     cdf = cdf
     threshold = threshold
     normalizer = Normalizer
+    methods = METHODS
 
     def asarray(self, values: Any, dtype: str) -> np.ndarray:
         return np.array(values, dtype=dtype)
@@ -34,6 +37,8 @@ class NumPy(Backend):
 
 class ReadOnlyNumPy(NumPy):
     variant = "readonly"
+    same_as = "numpy"
+    dtypes = ("float64", "float32")
 
     def asarray(self, values: Any, dtype: str) -> np.ndarray:
         array = super().asarray(values, dtype)

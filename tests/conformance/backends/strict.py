@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import array_api_strict as xp
 import numpy as np
 
-from anomnorm_core import cdf, min_max, threshold
+from anomnorm_core import cdf, min_max, threshold, two_slope
 from conformance.backend import (
     CDF_FUNCTIONS,
     DECISION_FUNCTIONS,
+    HISTOGRAM_FUNCTIONS,
     MIN_MAX_FUNCTIONS,
-    THRESHOLD_FUNCTIONS,
     Backend,
     Description,
 )
@@ -25,11 +25,12 @@ def _with_own_init(module: Any, names: tuple[str, ...]) -> SimpleNamespace:
 class Strict(Backend):
     name = "array-api-strict"
     dtypes = ("float64", "float32")
-    order_slack: ClassVar = {"float64": 16}  # SciPy's erfc
-    parts = ("kernels", "thresholds")
+    order_slack: ClassVar = {"float64": 2.0**-49}  # SciPy's erfc
+    parts = ("kernels", "histogram")
     min_max = _with_own_init(min_max, MIN_MAX_FUNCTIONS)
+    two_slope = _with_own_init(two_slope, MIN_MAX_FUNCTIONS)
     cdf = _with_own_init(cdf, CDF_FUNCTIONS)
-    threshold = _with_own_init(threshold, (*DECISION_FUNCTIONS, *THRESHOLD_FUNCTIONS))
+    threshold = _with_own_init(threshold, (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS))
 
     def asarray(self, values: Any, dtype: str) -> Any:
         return xp.asarray(np.array(values, dtype=dtype))

@@ -1,6 +1,7 @@
 """anomnorm in plain Python: floats in tuples and the ``math`` module."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -73,13 +74,32 @@ def _bounds(record: Range, *, level: str = "image") -> tuple[Toy, Toy]:
     return record.min, record.max
 
 
-def _unit_min_max(x: float, t: float, low: float, high: float) -> float:
-    if math.isnan(x) or low > high:
-        return math.nan
-    if low == high or math.isinf(x):
+def _repaired(unit: float, x: float, t: float) -> float:
+    """Clause N4: on the right side of 1/2."""
+    return max(unit, 0.5) if x >= t else min(unit, _BELOW_HALF)
+
+
+def _ramp(x: float, t: float, quarter: float) -> float:
+    """From 0 to 1, 1/2 at the threshold; ``quarter`` of the width, because all of it may overflow."""
+    if quarter == 0 or math.isinf(x):
         return 0.5 if x == t else float(x > t)
-    unit = min(max((x / 4 - t / 4) / (high / 4 - low / 4) + 0.5, 0.0), 1.0)
-    return min(unit, _BELOW_HALF) if x < t else unit
+    return _repaired(min(max((x / 4 - t / 4) / quarter + 0.5, 0.0), 1.0), x, t)
+
+
+def _widths(t: float, low: float, high: float) -> tuple[float, float]:
+    """A quarter of what is mapped to [0, 1] by the slope below the threshold and by that above it."""
+    span = high / 4 - low / 4
+    sides = (t / 4 - low / 4, high / 4 - t / 4)
+    below, above = (2 * side if span > 0 and 20 * side >= span else span for side in sides)
+    return below, above
+
+
+def _unit_min_max(x: float, t: float, low: float, high: float) -> float:
+    return math.nan if math.isnan(x) or low > high else _ramp(x, t, high / 4 - low / 4)
+
+
+def _unit_two_slope(x: float, t: float, low: float, high: float) -> float:
+    return math.nan if math.isnan(x) or low > high else _ramp(x, t, _widths(t, low, high)[x >= t])
 
 
 class Moments(NamedTuple):
@@ -142,11 +162,16 @@ def _mean_std(record: Moments, *, ddof: int = 1, level: str = "image") -> tuple[
     return Toy(tuple(means), record.mean.shape), Toy(tuple(stds), record.mean.shape)
 
 
+def _floor(mean: float, center: float) -> float:
+    """A deviation of logarithms up to which it is rounding (clause N7)."""
+    return max(2.0**-21 * max(abs(mean), abs(center)), 2.0**-24)
+
+
 def _z(x: float, mean: float, std: float, center: float) -> float:
     if math.isnan(x) or math.isnan(mean) or math.isnan(std):
         return math.nan
     distance = math.log(x) - center if x > 0 else -math.inf
-    floor = 2.0**-21 * max(abs(mean), abs(center))
+    floor = _floor(mean, center)
     if std > floor:
         return distance / std
     return 0.0 if abs(distance) <= floor else math.copysign(math.inf, distance)
@@ -158,9 +183,26 @@ def _standardize(scores: Toy, mean: Any, std: Any, center_at: Any = None) -> Toy
     return _map(_z, scores, mean, std, mean if center_at is None else center_at)
 
 
-def _unit_cdf(z: float, t: float) -> float:
-    unit = math.erfc((t - z) / math.sqrt(2)) / 2
-    return min(unit, _BELOW_HALF) if z < t else unit
+def _unit_sigmas(z: float, t: float) -> float:
+    return _repaired(math.erfc((t - z) / math.sqrt(2)) / 2, z, t) if z == z else math.nan
+
+
+def _unit_cdf(x: float, t: float, mean: float, std: float, center: float) -> float:
+    if math.isnan(x) or math.isnan(mean) or math.isnan(std):
+        return math.nan
+    if x <= 0 or math.isinf(x) or x == t or std <= _floor(mean, center):
+        return 0.5 if x == t else float(x > t)
+    ratio, quotient = (x - t) / t, x / t
+    normal = sys.float_info.min <= quotient < math.inf
+    far = math.log(quotient) if normal else math.log(x) - math.log(t)
+    distance = math.log1p(ratio) if abs(ratio) < 0.5 else far
+    return _repaired(math.erfc(-distance / std / math.sqrt(2)) / 2, x, t)
+
+
+def _normalize_cdf(scores: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
+    center = mean if center_at is None else center_at
+    require_resolution(scores.shape, *(_number(value).shape for value in (t, mean, std, center)))
+    return _map(_unit_cdf, scores, t, mean, std, center)
 
 
 def _margin(x: float, t: float, low: float, high: float) -> float:
@@ -177,31 +219,31 @@ def _raw_min_max(u: float, t: float, low: float, high: float) -> float:
     return 4 * ((u - 0.5) * (high / 4 - low / 4) + t / 4) if 0 <= u <= 1 and low <= high else math.nan
 
 
-def _standardize_around(scores: Toy, threshold: Any, mean: Any, std: Any) -> tuple[Toy, Toy]:
-    (t,) = _number(threshold).values
-    (z_t,) = _standardize(_number(t), mean, std).values
-    z_t = min(max(z_t, -1.7e308), 1.7e308)
-
-    def side(z: float, x: float) -> float:
-        if x < t:
-            return min(z, math.nextafter(z_t, -math.inf))
-        return z_t if x == t else z if not x > t or z >= z_t else math.nextafter(z_t, math.inf)
-
-    return _map(side, _standardize(scores, mean, std), scores), _number(z_t)
+def _raw_two_slope(u: float, t: float, low: float, high: float) -> float:
+    return 4 * ((u - 0.5) * _widths(t, low, high)[u >= 0.5] + t / 4) if 0 <= u <= 1 and low <= high else math.nan
 
 
-def _raw_cdf(u: float, t: float, mean: float, std: float, center: float) -> float:
+def _raw_cdf(u: float, t: float, mean: float, std: float) -> float:
     if not (0 <= u <= 1) or math.isnan(mean) or math.isnan(std):
         return math.nan
     if u in (0, 1):
-        return (0.0, math.inf)[int(u)] if std else math.exp(center)
-    return math.exp(center + std * (t + NormalDist().inv_cdf(u)))
+        return (0.0, math.inf)[int(u)] if std else t
+    return t * math.exp(std * NormalDist().inv_cdf(u))
 
 
 def _denormalize(unit: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
-    statistics = (value for value in (mean, std, center_at) if value is not None)
+    statistics = (value for value in (t, mean, std, center_at) if value is not None)
     require_resolution(unit.shape, *(_number(value).shape for value in statistics))
-    return _map(_raw_cdf, unit, t, mean, std, mean if center_at is None else center_at)
+    return _map(_raw_cdf, unit, t, mean, std)
+
+
+_RANGES: dict[str, Any] = {
+    "init": _range,
+    "update": _range_update,
+    "merge": _range_merge,
+    "bounds": _bounds,
+    "margin": lambda scores, t, low, high: _map(_margin, scores, t, low, high),
+}
 
 
 class ToyBackend(Backend):
@@ -210,13 +252,14 @@ class ToyBackend(Backend):
     name = "toy"
     dtypes = ("float64",)
     min_max = SimpleNamespace(
-        init=_range,
-        update=_range_update,
-        merge=_range_merge,
-        bounds=_bounds,
+        **_RANGES,
         normalize=lambda scores, t, low, high: _map(_unit_min_max, scores, t, low, high),
-        margin=lambda scores, t, low, high: _map(_margin, scores, t, low, high),
         denormalize=lambda unit, t, low, high: _map(_raw_min_max, unit, t, low, high),
+    )
+    two_slope = SimpleNamespace(
+        **_RANGES,
+        normalize=lambda scores, t, low, high: _map(_unit_two_slope, scores, t, low, high),
+        denormalize=lambda unit, t, low, high: _map(_raw_two_slope, unit, t, low, high),
     )
     cdf = SimpleNamespace(
         init=_moments,
@@ -224,8 +267,8 @@ class ToyBackend(Backend):
         merge=_moments_merge,
         mean_std=_mean_std,
         standardize=_standardize,
-        standardize_around=_standardize_around,
-        normalize=lambda z, t: _map(_unit_cdf, z, t),
+        normalize=_normalize_cdf,
+        normalize_standardized=lambda z, t: _map(_unit_sigmas, z, t),
         denormalize=_denormalize,
     )
     threshold = SimpleNamespace(flag=_flag)

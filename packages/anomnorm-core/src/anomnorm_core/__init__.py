@@ -1,10 +1,10 @@
-"""The executable specification of anomnorm: statistics, normalization and decisions for anomaly scores.
+"""The executable specification of anomnorm: methods, statistics, thresholds, the fit and its file.
 
 Written against the array API standard with NumPy float64 as the reference. The PyTorch and JAX packages implement
 the same functions natively and take only what has no arrays in it from here.
 """
 
-from anomnorm_core import cdf, min_max, threshold
+from anomnorm_core import methods, threshold
 from anomnorm_core._version import __version__
 from anomnorm_core.errors import (
     AnomnormError,
@@ -19,33 +19,43 @@ from anomnorm_core.errors import (
     ResolutionError,
     ThresholdWarning,
 )
+from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.fit_check import FitCheck
+from anomnorm_core.method import Kernels, Method
+from anomnorm_core.methods import cdf, min_max, register, two_slope
 from anomnorm_core.normalizer import Normalizer
-from anomnorm_core.policy import Center, Extra, Method, OnInvalid, Source, ThresholdRule, Units
+from anomnorm_core.options import Center, OnInvalid, Origin, Source, ThresholdRule, Units
 
 __all__ = [
     "AnomnormError",
     "Center",
-    "Extra",
     "FileFormatError",
+    "Fit",
     "FitCheck",
     "FitWarning",
     "InsufficientDataError",
     "InvalidScoreError",
     "InvalidScoreWarning",
+    "Kernels",
+    "LevelFit",
     "Method",
     "Normalizer",
     "NotFittedError",
     "OnInvalid",
     "OptionError",
+    "Origin",
     "OutputError",
     "ResolutionError",
     "Source",
+    "Threshold",
     "ThresholdRule",
     "ThresholdWarning",
     "Units",
     "__version__",
     "cdf",
+    "methods",
     "min_max",
+    "register",
     "threshold",
+    "two_slope",
 ]

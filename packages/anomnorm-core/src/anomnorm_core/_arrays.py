@@ -3,14 +3,15 @@
 Functions below the public ones take the namespace as ``xp``: inferring it inside a traced function is expensive.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from anomnorm_core.checks import batch_shape, require_mask
+from anomnorm_core.checks import batch_shape, require_mask, require_resolution
+from anomnorm_core.method import Kernels
 
 # The array API standard has no protocol class to annotate with yet.
 Array = Any
@@ -27,7 +28,8 @@ def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
     applied to float32 scores means float32(0.1) on every backend, or labels would differ between them.
     """
     if xp.isdtype(scores.dtype, "real floating"):
-        result = _native(scores.dtype)
+        _require_known(scores.dtype)
+        result = xp.float64 if xp.finfo(scores.dtype).bits == 64 else xp.float32
     elif xp.isdtype(scores.dtype, ("integral", "bool")):
         result = xp.__array_namespace_info__().default_dtypes()["real floating"]
     else:
@@ -36,13 +38,9 @@ def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
     return xp.astype(scores, xp.float64), parameter, result
 
 
-def _native(dtype: Any) -> Any:
-    # NumPy knows numbers in the byte order of other machines, and numbers wider than the reference.
-    if isinstance(dtype, np.dtype) and dtype.kind == "f":
-        if dtype.itemsize > 8:
-            raise TypeError(f"scores have dtype {dtype}; float64 is the widest. Use scores.astype(numpy.float64).")
-        return dtype.newbyteorder("=")
-    return dtype
+def _require_known(dtype: Any) -> None:
+    if isinstance(dtype, np.dtype) and dtype.itemsize > 8:
+        raise TypeError(f"scores have dtype {dtype}; float64 is the widest. Use scores.astype(numpy.float64).")
 
 
 def parameter(value: Array | float, like: Array, dtype: Any, xp: Namespace) -> Array:
@@ -52,9 +50,49 @@ def parameter(value: Array | float, like: Array, dtype: Any, xp: Namespace) -> A
     return xp.astype(xp.asarray(float(value), dtype=dtype, device=device(like)), xp.float64)
 
 
-def below_half(dtype: Any, xp: Namespace) -> float:
-    """The largest number of ``dtype`` below 0.5."""
-    return 0.5 - float(xp.finfo(dtype).eps) / 4
+@quiet
+def normalized(kernels: Kernels, scores: Array, threshold: Array | float, arguments: Iterable[Array | float]) -> Array:
+    """The normalized scores of ``kernels``, on the right side of 1/2 (clauses N4, N9)."""
+    xp = array_namespace(scores)
+    x, kept, result = widen(scores, xp)
+    require_resolution(x.shape, *(getattr(value, "shape", ()) for value in (threshold, *arguments)))
+    t, *others = (parameter(value, x, kept, xp) for value in (threshold, *arguments))
+    u = kernels.unit(x, t, *others)
+    below = 0.5 - float(xp.finfo(result).eps) / 4
+    half = 0.5 * xp.ones_like(u)
+    return xp.astype(xp.where(x >= t, xp.maximum(u, half), xp.minimum(u, below * xp.ones_like(u))), result)
+
+
+@quiet
+def evaluated(
+    function: Callable[..., Array], values: Array, threshold: Array | float, arguments: Iterable[Array | float]
+) -> Array:
+    """``function(values, threshold, *arguments)`` in float64, with parameters rounded as `normalized` does it."""
+    xp = array_namespace(values)
+    x, kept, result = widen(values, xp)
+    require_resolution(x.shape, *(getattr(value, "shape", ()) for value in (threshold, *arguments)))
+    return xp.astype(function(x, *(parameter(value, x, kept, xp) for value in (threshold, *arguments))), result)
+
+
+def to_host(values: Array) -> np.ndarray:
+    """Any library's array in NumPy, read off its device; numbers that NumPy has no type for are widened.
+
+    Raises:
+        TypeError: a traced array has no values; call this on the host.
+    """
+    if hasattr(values, "detach"):  # PyTorch
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    try:
+        array = np.asarray(values)
+    except Exception as error:
+        if "Tracer" not in type(error).__name__:
+            return np.from_dlpack(values)
+        raise TypeError(
+            "thresholds are searched on the host and need values; inside of jax.jit there are none. Call this outside, "
+            "or end the run with a hook."
+        ) from error
+    return array if array.dtype.kind in "biuf" else array.astype(np.float32)  # ml_dtypes
 
 
 def samples(scores: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
@@ -98,12 +136,14 @@ __all__ = [
     "Array",
     "Namespace",
     "array_namespace",
-    "below_half",
+    "evaluated",
     "ndtr",
     "ndtri",
+    "normalized",
     "parameter",
     "quiet",
     "samples",
     "selection",
+    "to_host",
     "widen",
 ]

@@ -14,7 +14,7 @@ from anomnorm_core.errors import (
     ThresholdWarning,
     warn,
 )
-from anomnorm_core.policy import OnInvalid
+from anomnorm_core.options import OnInvalid
 
 
 def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None:
@@ -82,13 +82,24 @@ def report_invalid(counts: Mapping[str, tuple[int, int]], on_invalid: OnInvalid)
     )
 
 
+def report_undefined(count: int) -> None:
+    """Warn of image scores of a test or prediction that are NaN (clause N6)."""
+    if count:
+        warn(
+            f"{count} image scores of this run are NaN; they stay NaN and are not flagged. Look at the detector's raw "
+            "scores.",
+            InvalidScoreWarning,
+        )
+
+
 def require_resolution(found: tuple[int, ...], *statistics: tuple[int, ...]) -> None:
     """Raise `ResolutionError` unless maps of shape ``found`` end in the (H, W) of the ``statistics`` (clause S8).
 
     Without this check a fitted map of one row or column would silently broadcast.
     """
     for fitted in statistics:
-        if len(fitted) >= 2 and tuple(found[-2:]) != tuple(fitted[-2:]):
+        one_for_each_image = len(fitted) > 2 and tuple(fitted[-2:]) == (1, 1)
+        if len(fitted) >= 2 and tuple(found[-2:]) != tuple(fitted[-2:]) and not one_for_each_image:
             raise ResolutionError(
                 f"anomaly maps have shape {tuple(found)}, but the statistics were fitted on maps of (H, W) = "
                 f"{tuple(fitted[-2:])}; resize the maps or fit again at the new resolution."
@@ -119,10 +130,10 @@ def batch_shape(found: tuple[int, ...], sample: tuple[int, ...]) -> tuple[int, .
     )
 
 
-def require_mask(found: tuple[int, ...], samples: int) -> None:
-    """Raise unless a ``where`` of shape ``found`` has one entry for each of ``samples``."""
+def require_mask(found: tuple[int, ...], samples: int, argument: str = "where") -> None:
+    """Raise unless a mask of shape ``found`` has one entry for each of ``samples``."""
     if tuple(found) != (samples,):
-        raise ValueError(f"where must have shape ({samples},), one entry for each sample, found {tuple(found)}.")
+        raise ValueError(f"{argument} must have shape ({samples},), one entry for each sample, found {tuple(found)}.")
 
 
 def require_threshold_samples(normal: int, anomalous: int, invalid: int) -> None:
@@ -134,8 +145,8 @@ def require_threshold_samples(normal: int, anomalous: int, invalid: int) -> None
     if normal + anomalous == 0:
         found = f"all {invalid} scores are NaN" if invalid else "there are none"
         raise NotFittedError(
-            f"a threshold needs scores to be placed by, and {found}. Give the scores of a validation run, or a "
-            "threshold by hand."
+            f"a threshold needs scores to be placed by, and {found}. Give the scores of a validation run, or the "
+            "threshold itself."
         )
     if normal == 0:
         warn(
@@ -154,6 +165,16 @@ def report_unlabelled(unlabelled: int, samples: int, where: str) -> None:
             'threshold="normal_quantile".',
             ThresholdWarning,
         )
+
+
+def report_unknown_pixels() -> None:
+    """Warn where no pixel has a known ground truth, so that the pixel threshold follows that of the images."""
+    warn(
+        "nothing is known about any pixel of this validation run: all images are anomalous and none has a mask. The "
+        "pixel threshold follows that of the images. Return masks or normal images, or say so with "
+        'pixel_threshold="image".',
+        ThresholdWarning,
+    )
 
 
 def require_normal_samples(normal: int, invalid: int) -> None:

@@ -6,7 +6,6 @@ with attributes, as newer ones do. Names only: reading and writing arrays is the
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from anomnorm_core.errors import OutputError
 
@@ -19,6 +18,7 @@ class Fields:
     maps: str
     labels: tuple[str, ...]  # ground truth per image; the first one present counts
     masks: tuple[str, ...]  # ground truth per pixel, likewise
+    valid: str  # False for what only pads a batch
     pred_labels: str
     pred_masks: str
 
@@ -28,6 +28,7 @@ MAPPING_FIELDS = Fields(
     maps="anomaly_maps",
     labels=("label", "gt_label"),
     masks=("mask", "gt_mask"),
+    valid="valid",
     pred_labels="pred_labels",
     pred_masks="pred_masks",
 )
@@ -38,6 +39,7 @@ ATTRIBUTE_FIELDS = Fields(
     maps="anomaly_map",
     labels=("gt_label", "label"),
     masks=("gt_mask", "mask"),
+    valid="valid",
     pred_labels="pred_label",
     pred_masks="pred_mask",
 )
@@ -57,13 +59,13 @@ def missing_fields(kind: str, found: Iterable[object], *, attributes: bool) -> O
 
 
 def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> None:
-    """Raise `OutputError` unless scores are (B,) and maps (B, 1, H, W) or (B, H, W), of one batch (clause L5).
+    """Raise `OutputError` unless scores are (B,) or (B, 1) and maps (B, 1, H, W) or (B, H, W), of one batch (L5).
 
     An axis in the wrong place would otherwise be normalized without a complaint.
     """
-    if len(scores) != 1:
+    if len(scores) != 1 and not (len(scores) == 2 and scores[1] == 1):
         raise OutputError(
-            f"the image scores have shape {scores}; one score for each image is needed, shape (B,). Reshape "
+            f"the image scores have shape {scores}; one score for each image is needed, shape (B,) or (B, 1). Reshape "
             "them, with .reshape(-1) for example."
         )
     if maps is None:
@@ -83,7 +85,7 @@ def require_truth(
     labels: tuple[int, ...] | None, masks: tuple[int, ...] | None, scores: tuple[int, ...], maps: tuple[int, ...] | None
 ) -> None:
     """Raise `OutputError` unless there is a label for each score, and for each map a mask of its height and width."""
-    if labels is not None and labels != scores:
+    if labels is not None and labels != scores[:1]:
         raise OutputError(
             f"there are {labels[0]} labels but {scores[0]} image scores; 'label' or 'gt_label' has one for each image."
         )
@@ -131,24 +133,7 @@ def missing_values() -> OutputError:
     return OutputError("a normalizer needs pred_scores of shape (B,) or anomaly_maps of shape (B, H, W); got neither.")
 
 
-def require_unit_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+def require_normalized_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
     """`require_shapes` where scores may be missing beside maps."""
     maps = shapes.get(MAPS)
     require_shapes(shapes.get(SCORES, (maps or ())[:1]), maps)
-
-
-class Scored(NamedTuple):
-    """What became of the scores or the maps."""
-
-    unit: Any  # unit scores
-    flagged: Any  # booleans of the same shape
-    extras: dict[str, Any]  # what else was asked for, by its name
-
-
-def assemble(levels: Mapping[str, Scored]) -> dict[str, Any]:
-    """The result of a normalizer, under the names of a step's outputs, from what became of `SCORES` and `MAPS`."""
-    decisions = {SCORES: MAPPING_FIELDS.pred_labels, MAPS: MAPPING_FIELDS.pred_masks}
-    units = {name: level.unit for name, level in levels.items()}
-    flagged = {decisions[name]: level.flagged for name, level in levels.items()}
-    extras = {f"{name}_{extra}": value for name, level in levels.items() for extra, value in level.extras.items()}
-    return units | flagged | extras

@@ -1,38 +1,309 @@
-"""A fitted normalization that scores what a detector gives, in NumPy (clauses N1 to N11, P1, T4)."""
+"""A fitted normalization that scores what a detector gives: what all packages do, and NumPy's (N1 to N11, P1, T4)."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from anomnorm_core import cdf, min_max
-from anomnorm_core._arrays import Array
+from anomnorm_core import file
+from anomnorm_core._arrays import Array, evaluated, normalized
 from anomnorm_core._version import __version__
-from anomnorm_core.cdf import ScoreDistribution
+from anomnorm_core.checks import require_mask
+from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
     MAPS,
     SCORES,
-    Scored,
-    assemble,
     missing_values,
     require_no_mapping,
+    require_normalized_shapes,
     require_shapes,
-    require_unit_shapes,
 )
-from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
-from anomnorm_core.fitted_state import FittedState
-from anomnorm_core.min_max import MinMaxStatistics
-from anomnorm_core.policy import Center, Extra, Method, manual, parse_extras, require_number
+from anomnorm_core.fit import Fit, LevelFit, Threshold
+from anomnorm_core.method import Kernels, Registry
+from anomnorm_core.methods import METHODS
+from anomnorm_core.options import LEVELS, Center, Origin, Units
 from anomnorm_core.threshold import flag
 
 
-class Normalizer(FittedNormalizer):
+class BaseNormalizer(ABC):
+    """The part of a normalizer that does not compute: made, saved, loaded, moved to another threshold, described.
+
+    A package's ``Normalizer`` says how it is made from a `Fit` and becomes one again, and reads its library's arrays.
+    """
+
+    _methods: ClassVar[Registry]  # of the package
+    _package: ClassVar[tuple[str, str]]  # name and version of the package that fits
+
+    @classmethod
+    @abstractmethod
+    def from_fit(cls, fit: Fit) -> Self:
+        """A normalizer of a complete `Fit`.
+
+        Raises:
+            NotFittedError: a level lacks its threshold, or nothing was fitted.
+        """
+
+    @abstractmethod
+    def to_fit(self) -> Fit:
+        """This normalizer as NumPy arrays and Python numbers. Reads them off the device."""
+
+    @staticmethod
+    @abstractmethod
+    def _read(value: Any) -> np.ndarray:
+        """An array of the package's library in NumPy."""
+
+    @staticmethod
+    def _total(count: Any) -> int:
+        """The ``count`` or ``invalid`` of a record: of pixels with their own, of the one that has most."""
+        return int(np.max(np.asarray(count)))
+
+    @classmethod
+    def min_max(
+        cls,
+        image: Any,
+        pixel: Any = None,
+        *,
+        threshold: SupportsFloat,
+        pixel_threshold: SupportsFloat | None = None,
+    ) -> Self:
+        """A min-max normalizer (clause N1).
+
+        Args:
+            image: image-level statistics: a record of `min_max.update`, or a pair ``(min, max)``.
+            pixel: the same of the maps, if there are any; the image-level ones again for one shared range.
+            threshold: for the image scores, in raw units.
+            pixel_threshold: for the maps, in raw units; None takes ``threshold``, also when that is changed (T6).
+
+        Raises:
+            NotFittedError: the statistics have seen no valid value.
+            OptionError: a threshold is no finite number, or a range is none.
+        """
+        return cls.of("min-max", image, pixel, threshold=threshold, pixel_threshold=pixel_threshold)
+
+    @classmethod
+    def cdf(
+        cls,
+        image: Any,
+        pixel: Any = None,
+        *,
+        threshold: SupportsFloat,
+        pixel_threshold: SupportsFloat | None = None,
+        units: Units | str = Units.SIGMAS,
+        center: Center | str = Center.IMAGE,
+    ) -> Self:
+        """A CDF normalizer (clauses N2, N3).
+
+        Args:
+            image: image-level statistics: a record of `cdf.update`, or a pair ``(mean, std)`` of the log scores.
+            pixel: the same of the maps, if there are any, of shape (H, W).
+            threshold: for the image scores, in ``units``.
+            pixel_threshold: for the maps; None takes that of the images in sigmas, also when that is changed (T6).
+            units: of both: ``"sigmas"`` or ``"raw"``.
+            center: where pixel z-scores are zero: ``"image"`` or ``"pixel"``.
+
+        Raises:
+            NotFittedError, InsufficientDataError: the statistics have seen too few valid values.
+            OptionError: a threshold is no finite number, or an option is none.
+        """
+        options = {"center": str(Center.parse(center, "center"))}
+        return cls.of(
+            "cdf", image, pixel, threshold=threshold, pixel_threshold=pixel_threshold, units=units, options=options
+        )
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        image: Any,
+        pixel: Any = None,
+        *,
+        threshold: SupportsFloat,
+        pixel_threshold: SupportsFloat | None = None,
+        units: Units | str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """A normalizer of any method.
+
+        Args:
+            method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"`` or that of a registered one.
+            image: image-level statistics: a record of the method's ``update``, or its parameters in a tuple.
+            pixel: the same of the maps, if there are any.
+            threshold: for the image scores, in ``units``.
+            pixel_threshold: for the maps; None takes that of the images, also when that is changed (T6).
+            units: of both: ``"raw"`` or, where the method has them, ``"sigmas"``, which are the default then.
+            options: of the method, by name.
+
+        Raises:
+            NotFittedError, InsufficientDataError: the statistics have seen too few valid values.
+            OptionError: a threshold is no finite number, or the method, or an option, is unknown.
+        """
+        kernels = cls._methods[method]
+        if units is not None and Units.parse(units, "units") is Units.NORMALIZED:
+            raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
+        fitted = {
+            level: cls._level_fit(kernels, level, each) for level, each in zip(LEVELS, (image, pixel), strict=True)
+        }
+        arrays = [array for each in fitted.values() if each is not None for array in each.parameters]
+        dtype = np.result_type(*arrays)
+        levels = {
+            level: LevelFit(tuple(array.astype(dtype) for array in each.parameters), None, each.valid, each.invalid)
+            for level, each in fitted.items()
+            if each is not None
+        }
+        fit = Fit(kernels.method, **levels, options=options or {}, fitted_with=cls._package)
+        fit = fit.placed("image", threshold, units, Origin.OPTION)
+        if pixel_threshold is None:
+            return cls.from_fit(fit.following())
+        if pixel is None:
+            raise OptionError(f"pixel_threshold={pixel_threshold} is given, but no statistics of maps.")
+        return cls.from_fit(fit.placed("pixel", pixel_threshold, units, Origin.OPTION))
+
+    @classmethod
+    def _level_fit(cls, kernels: Kernels, level: str, statistics: Any) -> LevelFit | None:
+        """A record, finalized, or parameters; None for None."""
+        if statistics is None:
+            return None
+        if hasattr(statistics, "_fields"):
+            record = type(kernels.init())
+            if not isinstance(statistics, record):
+                raise OptionError(
+                    f"{type(statistics).__name__} is no record of {kernels.method.name} normalization, which has "
+                    f"{record.__name__}."
+                )
+            parameters = kernels.finalize(statistics, level=level)
+            counts = cls._total(statistics.count), cls._total(statistics.invalid)
+        else:
+            parameters, counts = statistics, (0, 0)
+        try:
+            arrays = tuple(_floating(cls._read(value)) for value in parameters)
+        except (TypeError, ValueError):
+            raise OptionError(
+                "statistics are a record of this package or its parameters in a tuple, found "
+                f"{type(statistics).__name__}."
+            ) from None
+        return LevelFit(arrays, None, *counts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a normalizer that any of the packages saved.
+
+        Raises:
+            FileFormatError: the file is damaged, foreign, or of a newer format; the message names it and the reason.
+            OSError: it cannot be read, or is not there.
+        """
+        return cls.from_fit(file.read(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file that all of the packages read. It appears complete or not at all, and replaces an old one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        file.write(path, self.to_fit())
+
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """The thresholds by level, ``"image"`` and ``"pixel"``: raw, in sigmas, and where each comes from."""
+        fit = self.to_fit()
+        return {level: fit.threshold(level) for level in LEVELS if getattr(fit, level) is not None}
+
+    def raw_threshold(self, value: Any, units: Units | str | None = None, level: str = "image") -> np.ndarray:
+        """A threshold in raw units, which calls, traces and exported programs take (clause T4).
+
+        Args:
+            value: a number.
+            units: of ``value``: ``"raw"``, ``"sigmas"`` or ``"normalized"``, a present normalized score. None: sigmas
+                where the method has them, else raw units.
+            level: ``"image"`` or ``"pixel"``.
+
+        Returns:
+            float64 array of shape () or, for pixels under the CDF, (H, W).
+
+        Raises:
+            OptionError: the number is not finite, or none of a float32 score that could be flagged.
+            NotFittedError: the level was not fitted.
+        """
+        return self.to_fit().raw_threshold(value, units, level)
+
+    def with_threshold(
+        self,
+        threshold: SupportsFloat | None = None,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str | None = None,
+    ) -> Self:
+        """The same statistics with other thresholds (clause T4). This normalizer stays as it is.
+
+        Args:
+            threshold: for the image scores; None keeps the present one.
+            pixel_threshold: for the maps; None keeps the present one, or goes on following that of the images.
+            units: of both: ``"raw"``; ``"sigmas"``, where the method has them; or ``"normalized"``: a present
+                score. With 0.7, what has 0.7 now has 0.5 then, up to rounding; numbers above 0.5 flag less. None:
+                sigmas where the method has them, else raw units.
+
+        Raises:
+            OptionError: a number is not finite, or not between 0 and 1 if normalized.
+        """
+        return self.from_fit(self.to_fit().with_threshold(threshold, pixel_threshold, units=units))
+
+    def without_manual_threshold(self) -> Self:
+        """The same numbers, which the next validation run may replace: none is manual any more."""
+        return self.from_fit(self.to_fit().released())
+
+    def summary(self) -> str:
+        """Method, parameters and thresholds with their origins in a few lines for a person, and some raw scores."""
+        return f"{type(self).__name__}: {self.to_fit().summary()}"
+
+    def __repr__(self) -> str:
+        try:
+            fit = self.to_fit()
+        except (AnomnormError, TypeError, ValueError, RuntimeError) as error:
+            return f"{type(self).__name__}({type(error).__name__}: its values cannot be read)"  # a repr never raises
+        parts = [f"method={fit.method.name!r}"]
+        for level in LEVELS:
+            fitted = getattr(fit, level)
+            if fitted is not None and fitted.threshold is not None:
+                number = fitted.threshold.raw if fitted.threshold.sigmas is None else fitted.threshold.sigmas
+                units = "" if fitted.threshold.sigmas is None else "_sigmas"
+                prefix = "" if level == "image" else "pixel_"
+                parts.append(f"{prefix}threshold{units}={float(np.mean(number)):.6g}")
+        maps = "none" if fit.pixel is None else "any" if fit.resolution is None else "x".join(map(str, fit.resolution))
+        return f"{type(self).__name__}({', '.join(parts)}, maps={maps!r})"
+
+
+def _floating(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    copy = np.array(array, dtype=array.dtype if array.dtype == np.float32 else np.float64)
+    copy.setflags(write=False)
+    return copy
+
+
+def require_complete(fit: Fit) -> Fit:
+    """``fit``, if a normalizer can be made of it.
+
+    Raises:
+        NotFittedError: nothing was fitted, or a level lacks its threshold.
+    """
+    if fit.image is None:
+        raise NotFittedError(
+            "nothing has been fitted yet: run a validation first (trainer.fit or trainer.validate, or the hook's "
+            "on_validation_* methods), or load a checkpoint or file."
+        )
+    for level in LEVELS:
+        if getattr(fit, level) is not None:
+            fit.threshold(level)
+    return fit
+
+
+class Normalizer(BaseNormalizer):
     """A method with its statistics and thresholds, ready to score: in NumPy, with no framework installed.
 
-    Made by `min_max` or `cdf`, by `load` from a file, or by a training callback or hook of the other packages. It does
-    not change; `with_threshold` gives another one.
+    Made by `min_max`, `cdf` or `of`, by `load` from a file, or by a training callback or hook of the other packages. It
+    does not change; `with_threshold` gives another one.
 
     Example::
 
@@ -42,29 +313,24 @@ class Normalizer(FittedNormalizer):
         result["pred_labels"]   # True where flagged
     """
 
+    _methods = METHODS
     _package = ("anomnorm-core", __version__)
 
-    def __init__(self, fit: FittedState) -> None:
-        self._fit = fit
+    def __init__(self, fit: Fit) -> None:
+        self._fit = require_complete(fit)
 
     @classmethod
-    def from_fitted_state(cls, fit: FittedState) -> Self:
-        """A normalizer of what `FittedState` describes."""
+    def from_fit(cls, fit: Fit) -> Self:
+        """A normalizer of a complete `Fit`."""
         return cls(fit)
 
-    def fitted_state(self) -> FittedState:
+    def to_fit(self) -> Fit:
         """This normalizer as NumPy arrays and Python numbers."""
         return self._fit
 
     @staticmethod
-    def _finalized(method: Method, level: str, statistics: Any) -> tuple[Statistics, tuple[int, int] | None]:
-        if not isinstance(statistics, MinMaxStatistics | ScoreDistribution):
-            return pair(statistics), None
-        require_record(method, min_max=isinstance(statistics, MinMaxStatistics))
-        counts = (int(np.max(statistics.count)), int(np.max(statistics.invalid)))
-        if isinstance(statistics, MinMaxStatistics):
-            return pair(min_max.bounds(statistics, level=level)), counts
-        return pair(cdf.mean_std(statistics, level=level)), counts
+    def _read(value: Any) -> np.ndarray:
+        return np.asarray(value)
 
     def __call__(
         self,
@@ -73,129 +339,71 @@ class Normalizer(FittedNormalizer):
         *,
         threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
-        extras: Iterable[Extra | str] = (),
+        valid: ArrayLike | None = None,
+        extras: Iterable[str] = (),
+        finite: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Unit scores, labels and masks of raw scores and maps; either may be missing.
+        """Normalized scores, labels and masks of raw scores and maps; either may be missing.
 
         Args:
-            pred_scores: raw image scores of shape (B,); without them, the maximum of each map.
+            pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map.
             anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
-            threshold: for this call, in decision units, instead of the normalizer's own for image scores. One number.
-            pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
-                scores, ``threshold``.
-            extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin``
-                or ``_raw`` added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the unit score
-                is 0 or 1; ``"raw"``, the values given, not copied.
+            threshold: for this call, in raw units, instead of the normalizer's own for image scores: one number.
+                `raw_threshold` converts from sigmas and normalized scores.
+            pixel_threshold: the same for maps; under the CDF also one number for each pixel, (H, W). None takes the
+                normalizer's own or, where there are no sigmas and that follows the images' one, ``threshold``.
+            valid: booleans of shape (B,): False for what only pads the batch. It is never flagged (clause L5).
+            extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin`` or ``_raw``
+                added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the normalized score is 0
+                or 1; ``"raw"``, the values given, not copied.
+            finite: whether infinities among the extras become the largest finite numbers: metrics refuse infinite ones.
 
         Returns:
-            ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: unit scores of the
-            shape and dtype of the raw ones, and booleans.
+            ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: normalized scores
+            of the shape of the raw ones, float64 for float64 and float32 for other floating dtypes, and booleans.
 
         Raises:
             OutputError: neither scores nor maps are given, or their shapes are wrong.
             NotFittedError: maps are given, but none were fitted.
             ResolutionError: the maps do not have the fitted height and width (CDF).
             OptionError: an extra is not one of the method.
+            ValueError: ``valid`` is not of shape (B,).
         """
-        raw = _values(pred_scores, anomaly_maps)
-        z = {name: self._z(name, x) for name, x in raw.items()} if self._fit.method is Method.CDF else raw
-        return self._scored(z, raw, threshold, pixel_threshold, extras)
-
-    def standardize(
-        self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
-    ) -> dict[str, np.ndarray]:
-        """The z-scores of raw scores and maps: the space in which the CDF method decides.
-
-        Args:
-            pred_scores, anomaly_maps: as in a call.
-
-        Returns:
-            ``pred_scores`` and, with maps, ``anomaly_maps``: z-scores of the shape and dtype of the raw ones.
-
-        Raises:
-            OptionError: the method is min-max.
-            OutputError, NotFittedError, ResolutionError: as in a call.
-        """
-        require_cdf(self._fit.method)
-        return {name: self._z(name, x) for name, x in _values(pred_scores, anomaly_maps).items()}
-
-    def normalize_standardized(
-        self,
-        pred_scores: ArrayLike | None = None,
-        anomaly_maps: ArrayLike | None = None,
-        *,
-        threshold: ArrayLike | None = None,
-        pixel_threshold: ArrayLike | None = None,
-        extras: Iterable[Extra | str] = (),
-    ) -> dict[str, np.ndarray]:
-        """What a call gives, from the z-scores of `standardize`. ``"raw"`` gives those.
-
-        Args:
-            pred_scores, anomaly_maps: z-scores and maps of z-scores.
-            threshold, pixel_threshold, extras: as in a call.
-
-        Raises:
-            OptionError, OutputError: as `standardize`.
-        """
-        require_cdf(self._fit.method)
-        z = _values(pred_scores, anomaly_maps)
-        return self._scored(z, z, threshold, pixel_threshold, extras)
-
-    def _scored(
-        self,
-        values: Mapping[str, np.ndarray],
-        raw: Mapping[str, np.ndarray],
-        threshold: ArrayLike | None,
-        pixel_threshold: ArrayLike | None,
-        extras: Iterable[Extra | str],
-    ) -> dict[str, np.ndarray]:
-        """Unit scores and decisions of ``values`` in decision space."""
-        wanted = parse_extras(extras, self._fit.method)
-        result = {}
-        for name, x in values.items():
-            given = threshold
-            if name == MAPS and (pixel_threshold is not None or self._fit.pixel_threshold is not None):
-                given = pixel_threshold if pixel_threshold is not None else self._fit.pixel_threshold
-            result[name] = self._score(name, x, raw[name], given, wanted)
-        return assemble(result)
-
-    def _score(
-        self, name: str, x: np.ndarray, raw: np.ndarray, threshold: ArrayLike | None, wanted: tuple[Extra, ...]
-    ) -> Scored:
-        t = self._threshold(x) if threshold is None else _parsed(threshold)
-        beside: dict[Extra, Callable[[], np.ndarray]] = {Extra.RAW: lambda: raw}
-        if self._fit.method is Method.MIN_MAX:
-            low, high = self._fit.level(LEVEL[name])
-            unit = min_max.normalize(x, t, low, high)
-            beside[Extra.MARGIN] = lambda: min_max.margin(x, t, low, high)
-        else:
-            unit = cdf.normalize(x, t)
-            beside[Extra.Z] = lambda: x
-        return Scored(unit, flag(x, t), {str(extra): beside[extra]() for extra in wanted})
-
-    def _threshold(self, z: np.ndarray) -> Array:
-        """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""
-        if self._fit.raw_threshold:
-            return cdf.standardize_around(z[:0], self._fit.threshold, *self._fit.image)[1]
-        return self._fit.threshold
-
-    def _z(self, name: str, x: np.ndarray) -> Array:
-        fit = self._fit
-        mean, std = fit.level(LEVEL[name])
-        if name == MAPS:
-            return cdf.standardize(x, mean, std, center_at=fit.image[0] if fit.center is Center.IMAGE else None)
-        if fit.raw_threshold:
-            return cdf.standardize_around(x, fit.threshold, mean, std)[0]
-        return cdf.standardize(x, mean, std)
+        fit, method = self._fit, self._fit.method
+        wanted = method.parse_extras(extras)
+        given = {SCORES: threshold, MAPS: pixel_threshold}
+        if pixel_threshold is None and threshold is not None and follows_raw(fit):
+            given[MAPS] = threshold
+        result: dict[str, np.ndarray] = {}
+        for name, x in _values(pred_scores, anomaly_maps).items():
+            level = LEVEL[name]
+            arguments = fit.arguments(level)
+            t = fit.threshold(level).raw if given[name] is None else fit.raw_threshold(given[name], Units.RAW, level)
+            kernels = METHODS[method.name]
+            result[name] = normalized(kernels, x, t, arguments)
+            flagged = flag(x, t)
+            if valid is not None:
+                kept = np.asarray(valid, dtype=bool)
+                require_mask(kept.shape, x.shape[0], "valid")
+                flagged = flagged & kept.reshape(-1, *[1] * (x.ndim - 1))
+            result["pred_labels" if name == SCORES else "pred_masks"] = flagged
+            for extra in wanted:
+                value = x
+                if extra != "raw":
+                    value = evaluated(kernels.extras[extra], x, t, arguments)
+                    largest = np.finfo(value.dtype).max
+                    value = np.clip(value, -largest, largest) if finite else value
+                result[f"{name}_{extra}"] = value
+        return result
 
     def denormalize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
     ) -> dict[str, np.ndarray]:
-        """The raw scores and maps of unit scores and maps; either may be missing (clause N11).
+        """The raw scores and maps of normalized ones; either may be missing (clause N11).
 
         Args:
-            pred_scores: unit scores of shape (B,).
-            anomaly_maps: unit maps of shape (B, H, W) or (B, 1, H, W).
+            pred_scores: normalized scores of shape (B,).
+            anomaly_maps: normalized maps of shape (B, H, W) or (B, 1, H, W).
 
         Returns:
             ``pred_scores`` and ``anomaly_maps``, as far as given. 0 and 1 stand for a whole tail: under min-max they
@@ -208,34 +416,33 @@ class Normalizer(FittedNormalizer):
             raise missing_values()
         given = {SCORES: pred_scores, MAPS: anomaly_maps}
         units = {name: np.asarray(unit) for name, unit in given.items() if unit is not None}
-        require_unit_shapes({name: unit.shape for name, unit in units.items()})
-        return {name: self._raw(name, unit) for name, unit in units.items()}
-
-    def _raw(self, name: str, unit: np.ndarray) -> Array:
-        fit = self._fit
-        statistics = fit.level(LEVEL[name])
-        t = fit.pixel_threshold if name == MAPS and fit.pixel_threshold is not None else self._threshold(unit)
-        if fit.method is Method.MIN_MAX:
-            return min_max.denormalize(unit, t, *statistics)
-        center = fit.image[0] if name == MAPS and fit.center is Center.IMAGE else None
-        return cdf.denormalize(unit, t, *statistics, center_at=center)
+        require_normalized_shapes({name: unit.shape for name, unit in units.items()})
+        inverse, fit = METHODS[self._fit.method.name].inverse, self._fit
+        return {
+            name: evaluated(inverse, unit, fit.threshold(LEVEL[name]).raw, fit.arguments(LEVEL[name]))
+            for name, unit in units.items()
+        }
 
 
-def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, np.ndarray]:
+def follows_raw(fit: Fit) -> bool:
+    """Whether a raw image threshold is that of the pixels too: those follow it, and there are no sigmas between."""
+    pixel = None if fit.pixel is None else fit.pixel.threshold
+    return pixel is not None and pixel.origin is Origin.IMAGE and not fit.method.sigmas
+
+
+def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, Array]:
     """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
     require_no_mapping(pred_scores)
-    maps = None if anomaly_maps is None else np.asarray(anomaly_maps)
+    maps = None if anomaly_maps is None else np.asanyarray(anomaly_maps)
     if pred_scores is not None:
-        scores = np.asarray(pred_scores)
+        scores = np.asanyarray(pred_scores)
     elif maps is not None:
         require_shapes(maps.shape[:1], maps.shape)
         scores = maps.max(axis=tuple(range(1, maps.ndim)))
     else:
         raise missing_values()
+    for values in (scores, maps):
+        if isinstance(values, np.ma.MaskedArray):
+            raise TypeError("masked arrays are not understood: fill them with NaN, scores.filled(numpy.nan).")
     require_shapes(scores.shape, None if maps is None else maps.shape)
-    return {SCORES: scores} | ({} if maps is None else {MAPS: maps})
-
-
-def _parsed(threshold: ArrayLike) -> Array:
-    require_number(np.shape(threshold), "threshold")
-    return manual(threshold)  # type: ignore[arg-type]
+    return {SCORES: np.asarray(scores)} | ({} if maps is None else {MAPS: np.asarray(maps)})

@@ -1,30 +1,76 @@
-"""Dtypes, parameters and masks: what every kernel of this package starts and ends with."""
+"""Dtypes, parameters, masks, and what is done to the normalized scores of every method."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import batch_shape, require_mask
+from anomnorm_core.checks import batch_shape, require_mask, require_resolution
+from anomnorm_core.method import Kernels
 
 
-def arithmetic(scores: ArrayLike) -> tuple[Array, jnp.dtype]:
-    """Return ``scores`` in the dtype that is computed in, and the dtype of the result (clause N9).
+def arithmetic(scores: ArrayLike) -> Array:
+    """``scores`` in the dtype that is computed in and returned: float64, or float32 (clause N9).
 
-    Half types are computed in float32; integers take JAX's default float.
+    Half types become float32, and integers JAX's default float.
     """
     values = jnp.asarray(scores)
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise TypeError(f"scores must be real numbers, found dtype {values.dtype}.")
-    result = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.zeros(()).dtype
-    return values.astype(jnp.float64 if result == jnp.float64 else jnp.float32), jnp.dtype(result)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return values.astype(float)
+    return values.astype(jnp.float64 if values.dtype == jnp.float64 else jnp.float32)
 
 
 def parameter(value: ArrayLike, like: Array) -> Array:
-    """Round a statistic or threshold to the dtype of ``like``, with the axes to broadcast against it."""
+    """Round a parameter or threshold to the dtype of ``like``, with the axes to broadcast against it."""
     values = jnp.asarray(value, dtype=like.dtype)
     return values.reshape((1,) * (like.ndim - values.ndim) + values.shape)
+
+
+def normalized(kernels: Kernels, scores: ArrayLike, threshold: ArrayLike, arguments: Iterable[ArrayLike]) -> Array:
+    """The normalized scores of ``kernels``, on the right side of 1/2 (clauses N4, N9)."""
+    x, t, others = _rounded(scores, threshold, arguments)
+    return _repaired(kernels.unit(x, t, *others), x, t)
+
+
+def evaluated(
+    function: Callable[..., Array], values: ArrayLike, threshold: ArrayLike, arguments: Iterable[ArrayLike]
+) -> Array:
+    """``function(values, threshold, *arguments)``, with parameters rounded as the dtype of the values has it."""
+    x, t, others = _rounded(values, threshold, arguments)
+    return function(x, t, *others)
+
+
+def _rounded(
+    scores: ArrayLike, threshold: ArrayLike, arguments: Iterable[ArrayLike]
+) -> tuple[Array, Array, list[Array]]:
+    x = arithmetic(scores)
+    require_resolution(x.shape, *(jnp.shape(value) for value in (threshold, *arguments)))
+    t, *others = (parameter(value, x) for value in (threshold, *arguments))
+    return x, t, others
+
+
+@jax.custom_jvp
+def _repaired(u: Array, x: Array, t: Array) -> Array:
+    below_half = 0.5 - float(jnp.finfo(u.dtype).eps) / 4  # type: ignore[no-untyped-call]
+    return jnp.where(x >= t, jnp.maximum(u, 0.5), jnp.minimum(u, below_half))
+
+
+@_repaired.defjvp
+def _repaired_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    # The repair undoes rounding: what it moves still changes as the formula does, at the threshold too.
+    return _repaired(*primals), tangents[0]
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf is a value that is not known yet, inside of jit."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def to_host(x: ArrayLike) -> np.ndarray:
@@ -34,45 +80,6 @@ def to_host(x: ArrayLike) -> np.ndarray:
 
         return np.asarray(process_allgather(x, tiled=True))
     return np.asarray(x)
-
-
-def below_half(dtype: jnp.dtype) -> float:
-    """The largest number of ``dtype`` below 0.5."""
-    return 0.5 - float(jnp.finfo(dtype).eps) / 4  # type: ignore[no-untyped-call]
-
-
-def order_key(x: Array) -> Array:
-    """Integers that compare as the floats ``x`` do, for every number including subnormal ones.
-
-    XLA on CPU treats subnormal numbers as zero, also when comparing: there ``nextafter(0, -inf) >= 0`` holds, and the
-    decision of clause N4 would be wrong. The bit pattern of a float is a sign and a magnitude that orders like an
-    integer; both zeros get the key 0. NaN has no place in the order; mask it.
-    """
-    integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
-    bits = jax.lax.bitcast_convert_type(x, integer)
-    lowest = jnp.iinfo(integer).min  # type: ignore[no-untyped-call]
-    return jnp.where(bits < 0, lowest - bits, bits)
-
-
-def from_order_key(key: Array) -> Array:
-    """The float32 (of an int32) or float64 (of an int64) that has this `order_key`."""
-    lowest = jnp.iinfo(key.dtype).min  # type: ignore[no-untyped-call]
-    bits = jnp.where(key < 0, lowest - key, key)
-    return jax.lax.bitcast_convert_type(bits, jnp.float64 if key.dtype == jnp.int64 else jnp.float32)
-
-
-def less(a: Array, b: Array) -> Array:
-    """``a < b``, false where either is NaN, right for subnormal numbers too (see `order_key`)."""
-    return (order_key(a) < order_key(b)) & ~jnp.isnan(a) & ~jnp.isnan(b)
-
-
-def positive(x: Array) -> Array:
-    """Where ``x`` is a number above zero that has a logarithm here, infinity included.
-
-    A float32 counts from the smallest subnormal number on (see `_double`); a float64 from the smallest normal one,
-    because XLA's own logarithm takes the others for zero.
-    """
-    return x >= 2.0**-1022 if x.dtype == jnp.float64 else less(jnp.zeros_like(x), x)
 
 
 def samples(scores: Array, shape: tuple[int, ...]) -> Array:

@@ -19,9 +19,9 @@ def widened(lower: Array) -> Array:
     return jnp.stack([jnp.zeros_like(lower), lower])
 
 
-def of_ints(*numbers: int) -> Array:
-    """Python integers as counts, along the first axis."""
-    return jnp.asarray(np.array([(number >> 32, number & 0xFFFFFFFF) for number in numbers], dtype=np.uint32))
+def of_ints(*numbers: int) -> np.ndarray:
+    """Python integers as counts, along the first axis, on the host."""
+    return np.array([(number >> 32, number & 0xFFFFFFFF) for number in numbers], dtype=np.uint32)
 
 
 def add(a: Array, b: Array) -> Array:
@@ -31,14 +31,22 @@ def add(a: Array, b: Array) -> Array:
     return jnp.stack([a[0] + b[0] + carry, lower])
 
 
-def to_float(count: Array) -> Array:
-    """Counts in float32, rounded where they are longer than its 24 bits."""
-    upper, lower = count.astype(jnp.float32)
-    number: Array = upper * 2.0**32 + lower
-    return number
-
-
-def to_int(count: Array) -> int:
+def to_int(count: Array | np.ndarray) -> int:
     """The count as a Python integer. Waits for the device."""
     upper, lower = (int(half) for half in np.asarray(count))
     return (upper << 32) + lower
+
+
+def is_halves(count: np.ndarray) -> bool:
+    """Whether a record's ``count`` or ``invalid`` is one 64-bit count; else it has one of 32 bits for each pixel."""
+    return count.shape == (2,)
+
+
+def largest(count: np.ndarray) -> int:
+    """A record's ``count`` or ``invalid`` as a Python integer: of the pixel that has most, where each has its own."""
+    return to_int(count) if is_halves(count) else int(np.max(count))
+
+
+def total(count: np.ndarray) -> int:
+    """The same of all pixels together."""
+    return to_int(count) if is_halves(count) else int(np.sum(count, dtype=np.uint64))

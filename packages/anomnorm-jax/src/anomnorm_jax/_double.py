@@ -1,7 +1,8 @@
-"""Float32 arithmetic in heads and tails: twice the digits where cancellation would eat half of them.
+"""Logarithms of parameters in heads and tails: twice the digits of float32, where those of it would cancel.
 
-JAX has no float64 unless a global switch is set, and z-scores need it: ``log(x) - mean`` cancels, and what float32
-loses is then divided by a small deviation. So numbers here are pairs ``head + tail`` of float32.
+JAX has no float64 unless a global switch is set. The logarithm of a score needs none: its distance from a center comes
+from a quotient (`log_ratio`). What such a quotient takes for the center is a rounded number, whose own logarithm is
+needed to 2^-31: as a pair ``head + tail``. It is computed for the parameters, never for each score.
 
 Compilers may contract ``a * b + c`` into one rounding. Nothing below depends on whether they do: a product that enters
 an exact sum is exact itself, because its factors were cut to 12 bits (`cut`).
@@ -35,39 +36,23 @@ def cut(x: Array) -> Array:
     return lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFF000), jnp.float32)
 
 
-def divide(head: Array, tail: Array, divisor: Array) -> tuple[Array, Array]:
-    """``(head + tail) / divisor`` as a 12-bit head and a tail with the rest.
-
-    Where the quotient overflows or the divisor is zero, the tail is zero and the head has the IEEE quotient.
-    """
-    quotient = head / divisor
-    upper = cut(quotient)
-    divisor_upper = cut(divisor)
-    rest = ((head - upper * divisor_upper) - upper * (divisor - divisor_upper)) + tail
-    exact = jnp.isfinite(quotient) & (divisor != 0)
-    return jnp.where(exact, upper, quotient), jnp.where(exact, rest / jnp.where(exact, divisor, 1.0), 0.0)
-
-
 def log_distance(x: Array, center: Array) -> tuple[Array, Array]:
-    """``log(x) - center`` for float32 as head and tail, with an absolute error of about 2^-35.
+    """``log(x) - center`` for normal positive float32 as head and tail, with an absolute error of about 2^-35.
 
-    ``x`` must be positive and finite; others give finite nonsense, for the caller to mask. With ``x = m * 2^e`` and
-    ``s = (m - 1) / (m + 1)``, ``log(x) = e log 2 + 2 (s + s^3/3 + s^5/5 + ...)``: the first two terms carry a tail,
-    the others are too small to need one.
+    With ``x = m * 2^e`` and ``s = (m - 1) / (m + 1)``, ``log(x) = e log 2 + 2 (s + s^3/3 + s^5/5 + ...)``: the first
+    two terms carry a tail, the others are too small to need one.
     """
+    if x.dtype == jnp.float64:
+        return two_sum(jnp.log(x), -center)
     bits = lax.bitcast_convert_type(x, jnp.int32)
-    # A subnormal number is a small integer times 2^-149. XLA on CPU would take it for zero, so convert the integer.
-    subnormal = bits < 0x00800000
-    bits = jnp.where(subnormal, lax.bitcast_convert_type(bits.astype(jnp.float32), jnp.int32), bits)
-    offset = jnp.where(subnormal, jnp.int32(-149), jnp.int32(0))
     # m in [sqrt(1/2), sqrt(2)) keeps |s| under 0.172.
     exponent = lax.shift_right_arithmetic(bits - 0x3F3504F3, jnp.int32(23))
     mantissa = lax.bitcast_convert_type(bits - lax.shift_left(exponent, jnp.int32(23)), jnp.float32)
-    e = (exponent + offset).astype(jnp.float32)
+    e = exponent.astype(jnp.float32)
 
     f = mantissa - 1.0
     below, below_tail = two_sum(mantissa, jnp.ones_like(mantissa))
-    s, _ = divide(f, jnp.zeros_like(f), below)
+    s = cut(f / below)
     below_upper = cut(below)
     rest = ((f - s * below_upper) - s * (below - below_upper)) - s * below_tail
     s_tail = rest / below
@@ -91,19 +76,46 @@ def log_distance(x: Array, center: Array) -> tuple[Array, Array]:
     return two_sum(total, ((tail_1 + tail_2) + tail_3) + small)
 
 
-@jax.custom_jvp
-def log_ratio(x: Array, center: Array, scale: Array) -> Array:
-    """``(log(x) - center) / scale`` for positive finite float32 ``x``, rounded once: within 1 ulp.
+# 2 (atanh(s) - s) / s^3 in powers of s^2 for |s| <= 1/3, within 7e-9: a minimax polynomial.
+_ATANH = (0.66666667323, 0.39999705330, 0.28592412446, 0.21705656941, 0.23229070168)
 
-    A zero ``scale`` gives the IEEE quotient. The bit operations inside have no derivative of their own.
+
+@jax.custom_jvp
+def log_ratio(x: Array, c: Array) -> Array:
+    """``log(x / c)`` of positive finite numbers: within 2 ulp near ``c``, and some 2^-23 far from it (clause N3).
+
+    Where ``c`` is above 2^125, far scores lose a further ulp.
     """
-    upper, rest = divide(*log_distance(x, center), scale)
-    return upper + rest
+    info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
+    # XLA divides by a number by multiplying with its reciprocal, which must not be subnormal, hence zero on CPU. (A
+    # product, because it turns x / (c / 4) into 4 x / c.)
+    large = c > 2.0**125
+    quotient = x / (c * jnp.where(large, 0.25, 1.0).astype(x.dtype))
+    shift = jnp.where(large, 4.0, 1.0).astype(x.dtype)
+    near = (quotient >= 0.5 * shift) & (quotient <= 2.0 * shift)
+    normal = (quotient >= float(info.tiny)) & (quotient <= float(info.max))
+    # One logarithm for both kinds of far scores: they are many, and it is what takes time.
+    far = jnp.log(jnp.where(normal, quotient, x)) - jnp.where(normal, jnp.log(shift), jnp.log(c))
+    # The difference is exact there, and as large as is needed for it not to be subnormal.
+    scale = jnp.where(c < 2.0**-60, 2.0**60, 0.25).astype(x.dtype)
+    close = _log_near(jnp.where(near, x * scale - c * scale, 0.0), c * scale)
+    return jnp.where(near, close, far)
+
+
+def _log_near(difference: Array, c: Array) -> Array:
+    """``log1p(difference / c)`` for quotients from 1/2 to 2, where XLA's is off by up to 238 half places."""
+    if c.dtype == jnp.float64:
+        ratio = difference / c
+        return jnp.where(jnp.abs(ratio) < 0.25, jnp.log1p(ratio), jnp.log(1.0 + ratio))
+    s = difference / (2.0 * c + difference)
+    square = s * s
+    series = jnp.full_like(square, _ATANH[-1])
+    for coefficient in _ATANH[-2::-1]:
+        series = series * square + coefficient
+    return 2.0 * s + s * (square * series)
 
 
 @log_ratio.defjvp
 def _log_ratio_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    x, center, scale = primals
-    x_dot, center_dot, scale_dot = tangents
-    z = log_ratio(x, center, scale)
-    return z, (x_dot / x - center_dot - z * scale_dot) / scale
+    (x, c), (x_dot, c_dot) = primals, tangents
+    return log_ratio(x, c), x_dot / x - c_dot / c

@@ -6,7 +6,9 @@ from typing import Any, TypeVar, cast
 
 import jax
 from jax import Array
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
+
+from anomnorm_jax._arrays import is_traced, to_host
 
 Record = TypeVar("Record")
 
@@ -44,3 +46,24 @@ def varying(value: Array, *others: Array) -> Array:
         nothing = (first != first) & False
         value = value | nothing if value.dtype == bool else value + nothing.astype(value.dtype)
     return value
+
+
+def like(example: Any, tree: Record) -> Record:
+    """``tree`` on all devices that the arrays of ``example`` are on, in every process; inside of jit as it is.
+
+    An array on one device beside arrays on many is another program, and no checkpoint over several processes has it.
+    """
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(example) if not is_traced(leaf))
+    meshes = (each.mesh for each in shardings if isinstance(each, NamedSharding) and each.mesh.size > 1)
+    mesh = next(meshes, None)
+    if mesh is None or is_traced(tree):
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+
+    def put(leaf: Any) -> Array:
+        if getattr(leaf, "sharding", None) == whole:
+            return cast("Array", leaf)
+        host = to_host(leaf)
+        return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
+
+    return cast("Record", jax.tree.map(put, tree))

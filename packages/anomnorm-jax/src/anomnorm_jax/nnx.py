@@ -3,26 +3,31 @@
 They need ``flax``, which the rest of the package does not: ``pip install anomnorm-jax[flax]``.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, SupportsFloat, TypeVar
 
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
 from anomnorm_core.fit_check import FitCheck
-from anomnorm_jax import cdf, min_max
-from anomnorm_jax.hooks import CdfNormalizationHook, MinMaxNormalizationHook
+from anomnorm_core.options import Units
+from anomnorm_jax.hook import NormalizationHook
+from anomnorm_jax.methods import cdf, min_max
 from anomnorm_jax.normalizer import Normalizer
 from anomnorm_jax.outputs import Outputs
 
-__all__ = ["AnomalyScoreDistribution", "MinMax", "Normalization", "Statistics"]
+__all__ = ["AnomalyScoreDistribution", "Fitted", "MinMax", "Normalization", "Statistics"]
 
 Batch = TypeVar("Batch")
 
 
 class Statistics(nnx.Variable[Any]):
-    """The kind of variable that statistics and thresholds are kept in, to select them by."""
+    """The kind of variable that statistics and runs are kept in, to select them by."""
+
+
+class Fitted(nnx.Variable[Any]):
+    """The kind of variable that a normalizer is kept in: what a checkpoint has to hold."""
 
 
 class MinMax(nnx.Metric):
@@ -67,7 +72,7 @@ class MinMax(nnx.Metric):
         self.pixel.set_value(min_max.merge(self.pixel.get_value(), other.pixel.get_value()))
 
     def compute(self) -> dict[str, tuple[Array, Array]]:
-        """``{"image": (min, max), "pixel": (min, max)}``; the identity (inf, -inf) where a level has seen nothing."""
+        """``{"image": (min, max), "pixel": (min, max)}``; ``min`` above ``max`` where a level has seen nothing."""
         return {level: tuple(getattr(self, level).get_value()[:2]) for level in ("image", "pixel")}
 
 
@@ -122,73 +127,70 @@ class AnomalyScoreDistribution(nnx.Metric):
 
 
 class Normalization(nnx.Module):
-    """A hook and its state as one module: the hook's methods, which change the state here instead of returning it.
+    """A hook with its run and its normalizer as one module: the hook's methods, which change those here.
 
-    Per-batch methods can be called inside ``nnx.jit``; the methods of an epoch's ends cannot.
+    Per-batch methods can be called inside ``nnx.jit``, and so can the ends of epochs where a run needs no pass.
+    ``nnx.state(module, Fitted)`` is what a checkpoint has to hold: of one structure, before and after the fit.
 
     Args:
-        hook: `MinMaxNormalizationHook` or `CdfNormalizationHook`.
+        hook: `NormalizationHook` or one of its kinds.
         outputs: an example of a step's outputs, or their shapes.
     """
 
-    def __init__(self, hook: MinMaxNormalizationHook | CdfNormalizationHook, outputs: Outputs) -> None:
+    def __init__(self, hook: NormalizationHook, outputs: Outputs) -> None:
         self.hook = hook
-        self.state = Statistics(hook.setup(outputs))
+        self.run = Statistics(hook.setup(outputs))
+        self.fitted = Fitted(hook.empty(outputs))
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """What was fitted: to save, to serve, to export."""
+        normalizer: Normalizer = self.fitted.get_value()
+        return normalizer
 
     def on_validation_epoch_start(
-        self, predict: Callable[[Batch], Outputs] | None = None, batches: Iterable[Batch] = ()
+        self,
+        predict: Callable[[Batch], Outputs] | None = None,
+        batches: Iterable[Batch] | None = None,
+        *,
+        statistics: tuple[Any, Any] | None = None,
     ) -> None:
-        """Begin a validation run; the CDF needs ``predict`` and the normal training ``batches``."""
-        state = self.state.get_value()
-        if isinstance(self.hook, MinMaxNormalizationHook):
-            self.state.set_value(self.hook.on_validation_epoch_start(state))
-            return
-        if predict is None:
-            raise TypeError("the CDF hook fits on normal data: give on_validation_epoch_start predict and batches.")
-        self.state.set_value(self.hook.on_validation_epoch_start(state, predict, batches))
+        """Begin a validation run; the CDF needs ``predict`` and the normal training ``batches``, or ``statistics``."""
+        run = self.run.get_value()
+        self.run.set_value(self.hook.on_validation_epoch_start(run, predict, batches, statistics=statistics))
 
     def on_validation_batch_end(self, outputs: Outputs) -> Outputs:
         """See the hook's method; returns the outputs alone."""
-        state, outputs = self.hook.on_validation_batch_end(self.state.get_value(), outputs)
-        self.state.set_value(state)
+        run, outputs = self.hook.on_validation_batch_end(self.run.get_value(), outputs)
+        self.run.set_value(run)
         return outputs
 
     def on_validation_epoch_end(self) -> None:
-        """End a validation run: check the statistics and find thresholds."""
-        self.state.set_value(self.hook.on_validation_epoch_end(self.state.get_value()))
+        """End a validation run: its normalizer takes the place of the one before, whose manual thresholds stay."""
+        self.fitted.set_value(self.hook.on_validation_epoch_end(self.run.get_value(), self.normalizer))
 
     def on_test_start(self) -> None:
-        """Check that there are statistics and thresholds."""
-        self.hook.on_test_start(self.state.get_value())
+        """Resolve the thresholds, and check that something has been fitted."""
+        self.fitted.set_value(self.hook.on_test_start(self.normalizer))
 
     on_predict_start = on_test_start
 
-    def on_test_batch_end(self, outputs: Outputs) -> dict[str, Any]:
-        """The outputs with unit scores and maps, labels and masks."""
-        return self.hook.on_test_batch_end(self.state.get_value(), outputs)
+    def on_test_batch_end(self, outputs: Outputs) -> Any:
+        """The outputs with normalized scores and maps, labels and masks."""
+        return self.hook.on_test_batch_end(self.normalizer, outputs)
 
     on_predict_batch_end = __call__ = on_test_batch_end
 
-    def with_threshold(self, threshold: ArrayLike | None = None, pixel_threshold: ArrayLike | None = None) -> None:
-        """Set thresholds by hand; without any, take that back. See the hook's method."""
-        self.state.set_value(self.hook.with_threshold(self.state.get_value(), threshold, pixel_threshold))
-
-    def thresholds(self) -> dict[str, float]:
-        """The thresholds in decision units, by level."""
-        return self.hook.thresholds(self.state.get_value())
+    def with_threshold(
+        self,
+        threshold: SupportsFloat | None = None,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str | None = None,
+    ) -> None:
+        """Set manual thresholds. See the hook's method."""
+        self.fitted.set_value(self.hook.with_threshold(self.normalizer, threshold, pixel_threshold, units=units))
 
     def fit_check(self) -> FitCheck | None:
-        """How the fit of the CDF does on normal validation samples (clause S9); None where nothing is known of it."""
-        return self.hook.fit_check(self.state.get_value()) if isinstance(self.hook, CdfNormalizationHook) else None
-
-    def to_arrays(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, in one structure before and after the fit."""
-        return self.hook.to_arrays(self.state.get_value())
-
-    def restore(self, arrays: Mapping[str, Any]) -> None:
-        """Take over the arrays of another module's `to_arrays`; a number given to this hook wins."""
-        self.state.set_value(self.hook.restore(self.state.get_value(), arrays))
-
-    def normalizer(self) -> Normalizer:
-        """What was fitted, as a pytree of its own: to save, to serve, to export."""
-        return self.hook.normalizer(self.state.get_value())
+        """How a fit with sigmas does on normal validation samples (clause S9); None where nothing is known of it."""
+        return self.hook.fit_check(self.run.get_value())

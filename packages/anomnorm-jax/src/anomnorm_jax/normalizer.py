@@ -1,50 +1,97 @@
-"""A fitted normalization as a pytree, for inference and export (clauses N1 to N11, P1, P4, T4)."""
+"""A fitted normalization as a pytree, for inference, checkpoints and export (clauses N1 to N11, L6, P1, P4, T4)."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, SupportsFloat
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.core import Tracer
+import numpy as np
+from jax import Array, dtypes
+from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from anomnorm_core.checks import unfitted_level
+from anomnorm_core.errors import AnomnormError, InsufficientDataError, InvalidScoreError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
     MAPS,
     SCORES,
-    Scored,
-    assemble,
     missing_values,
     require_no_mapping,
+    require_normalized_shapes,
     require_shapes,
-    require_unit_shapes,
 )
-from anomnorm_core.fitted import FittedNormalizer, Statistics, pair, require_cdf, require_record
-from anomnorm_core.fitted_state import FittedState
-from anomnorm_core.policy import Center, Extra, Method, Units, manual, parse_extras, require_number
-from anomnorm_jax import _counter, cdf, min_max
+from anomnorm_core.fit import Fit, LevelFit, Threshold
+from anomnorm_core.method import Kernels
+from anomnorm_core.normalizer import BaseNormalizer, require_complete
+from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
+from anomnorm_jax import _counter
+from anomnorm_jax._arrays import evaluated, is_traced, normalized, to_host
 from anomnorm_jax._version import __version__
-from anomnorm_jax.cdf import ScoreDistribution
-from anomnorm_jax.min_max import MinMaxStatistics
+from anomnorm_jax.methods import METHODS
 from anomnorm_jax.threshold import flag
+
+# What the numbers in a checkpoint mean: append, and change nothing.
+_ORIGINS = (
+    Origin.MANUAL,
+    Origin.OPTION,
+    Origin.MODULE,
+    Origin.ADAPTIVE,
+    Origin.NORMAL_QUANTILE,
+    Origin.IMAGE,
+    Origin.UNKNOWN,
+)
+_NOT_FITTED, _RAW, _RAW_AND_SIGMAS, _SIGMAS = range(4)
+FITTED, EMPTY = 0, 1
+_WHERE = "the traced end of a validation run"
+FAILURES: dict[int, tuple[type[AnomnormError], str]] = {
+    EMPTY: (
+        NotFittedError,
+        "nothing has been fitted yet: this is the structure of a normalizer, from hook.empty(outputs). End a "
+        "validation run with normalizer = hook.on_validation_epoch_end(run), or restore a checkpoint or file into it.",
+    ),
+    2: (InsufficientDataError, f"{_WHERE} had too few valid values to fit on. Fit on more normal samples."),
+    3: (
+        InvalidScoreError,
+        f'{_WHERE} had values that are NaN, infinite or without a logarithm, which on_invalid="raise" refuses.',
+    ),
+    4: (OptionError, f"{_WHERE} could not place its threshold at a float32 score that could be flagged."),
+    5: (NotFittedError, f"{_WHERE} had no valid value to fit on or to place a threshold by."),
+    6: (AnomnormError, f"{_WHERE} had more images than its hook has room for. Make the hook with a larger capacity."),
+}
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["image", "pixel", "threshold", "pixel_threshold", "counts"],
-    meta_fields=["method", "raw_threshold", "center", "fitted_with"],
+    data_fields=["parameters", "threshold", "sigmas", "origin", "counts"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, eq=False)
+class Level:
+    """What was fitted of the image scores or of the pixels."""
+
+    parameters: tuple[Array, ...]  # as the method names them, each () float or, where each pixel has its own, (H, W)
+    threshold: Array  # like the parameters: the raw one, which decides
+    sigmas: Array  # (2,) uint32: the halves of a float64, which is the threshold in sigmas where it is known
+    origin: Array  # (2,) uint8: where the threshold comes from, 1 + index in _ORIGINS, 0 unfitted; and what of it stays
+    counts: Array  # (2, 2) uint32: valid values and those left out (see `_counter`)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["image", "pixel", "status"],
+    meta_fields=["method", "options", "fitted_with"],
 )
 @dataclass(frozen=True, repr=False, eq=False)
-class Normalizer(FittedNormalizer):
-    """A method with its statistics and thresholds, ready to score: a pytree.
+class Normalizer(BaseNormalizer):
+    """A method with its parameters and thresholds, ready to score: a pytree of finite arrays.
 
-    Made by `min_max` or `cdf`, by `load` from a file, or by ``hook.normalizer(state)`` after a fit. Statistics and
-    thresholds are leaves: pass it to a jitted function as an argument, and other values compile nothing anew. Calls are
-    jitted, and `jax.export` takes them.
+    Made by `min_max`, `cdf` or `of`, by `load` from a file, or by a hook at the end of a validation run. All of its
+    numbers are leaves: pass it to a jitted function as an argument, and other values compile nothing anew; save it with
+    any checkpoint library. Calls are jitted, and `jax.export` takes them.
 
     Example::
 
@@ -54,80 +101,117 @@ class Normalizer(FittedNormalizer):
         result["pred_labels"]   # True where flagged
     """
 
+    _methods = METHODS
     _package = ("anomnorm-jax", __version__)
 
-    method: Method
-    image: tuple[Array, Array]  # each () float: (min, max) or (mean, std)
-    threshold: Array  # () float: in decision units, or raw with raw_threshold
-    pixel: tuple[Array, Array] | None = None  # each () float under min-max, (H, W) float under the CDF
-    pixel_threshold: Array | None = None  # () float, in decision units; None: as for images
-    raw_threshold: bool = False
-    center: Center = Center.IMAGE
-    counts: Mapping[str, Array] = field(default_factory=dict)  # by level, (2, 2) uint32: valid, left out (`_counter`)
+    image: Level
+    pixel: Level | None  # None: made without maps
+    status: Array  # () uint8: 0, or what was wrong where it could not be raised: a key of FAILURES
+    method: str
+    options: tuple[tuple[str, Any], ...]
     fitted_with: tuple[str, str] = _package
 
     @classmethod
-    def from_fitted_state(cls, fit: FittedState) -> Self:
-        """A normalizer of what `FittedState` describes, in JAX's default float."""
-        return cls(
-            method=fit.method,
-            image=_arrays(fit.image),
-            threshold=jnp.asarray(fit.threshold, dtype=float),
-            pixel=None if fit.pixel is None else _arrays(fit.pixel),
-            pixel_threshold=None if fit.pixel_threshold is None else jnp.asarray(fit.pixel_threshold, dtype=float),
-            raw_threshold=fit.raw_threshold,
-            center=fit.center,
-            counts={level: _counter.of_ints(*numbers) for level, numbers in fit.counts.items()},
-            fitted_with=fit.fitted_with,
-        )
+    def from_fit(cls, fit: Fit) -> Self:
+        """A normalizer of a complete `Fit`, in JAX's default float."""
+        made: Self = jax.tree.map(jnp.array, cls.on_host(fit))
+        return made
 
-    def fitted_state(self) -> FittedState:
-        """This normalizer as NumPy arrays and Python numbers. Reads them off the device."""
-        counts = {level: (_counter.to_int(valid), _counter.to_int(out)) for level, (valid, out) in self.counts.items()}
-        return FittedState(
-            method=self.method,
-            image=pair(self.image),
-            threshold=float(self.threshold),
-            pixel=None if self.pixel is None else pair(self.pixel),
-            pixel_threshold=None if self.pixel_threshold is None else float(self.pixel_threshold),
-            raw_threshold=self.raw_threshold,
-            center=self.center,
-            counts=counts,
-            fitted_with=self.fitted_with,
-        )
+    @classmethod
+    def on_host(cls, fit: Fit) -> Self:
+        """The same with NumPy arrays as leaves."""
+        _register_with_flax()
+        require_complete(fit)
+        image, pixel = _level(fit.image), _level(fit.pixel)
+        return cls(image, pixel, _status(FITTED), fit.method.name, tuple(sorted(fit.options.items())), fit.fitted_with)
+
+    @classmethod
+    def empty(cls, method: str, options: Mapping[str, Any], resolution: tuple[int, int] | None) -> Self:
+        """The structure of a normalizer for maps of this height and width, or for none, with NumPy arrays as leaves.
+
+        Used with values it raises; traced it gives NaN and flags nothing (clause N8).
+        """
+        _register_with_flax()
+        described = METHODS[method].method
+        count, own = len(described.parameters), resolution if described.per_pixel and resolution else ()
+        pixel = None if resolution is None else _placeholder(count, own)
+        given = tuple(sorted(described.parse_options(options).items()))
+        return cls(_placeholder(count, ()), pixel, _status(EMPTY), method, given)
+
+    def to_fit(self) -> Fit:
+        """This normalizer as NumPy arrays and Python numbers. Reads them off the device.
+
+        Raises:
+            AnomnormError: it is traced, or the traced end of its validation run failed.
+        """
+        if is_traced(self):
+            raise AnomnormError(
+                "thresholds, files and summaries of a normalizer are made outside jax.jit: they read values off the "
+                "device. Inside, call the normalizer, with raw thresholds as arguments."
+            )
+        status = int(to_host(self.status))
+        if status not in (FITTED, EMPTY):
+            raise _failure(status)
+        levels = {level: _level_fit(getattr(self, level)) for level in LEVELS}
+        return Fit(METHODS[self.method].method, **levels, options=dict(self.options), fitted_with=self.fitted_with)
+
+    def filled(self, fit: Fit) -> Self:
+        """This structure with the numbers of ``fit``; a level of which it has none stays as it is."""
+        made: Self = jax.tree.map(jnp.array, self.filled_on_host(fit))
+        return made
+
+    def filled_on_host(self, fit: Fit) -> Self:
+        """The same with NumPy arrays as leaves, if this one has them."""
+        made = self.on_host(fit)
+        return replace(made, pixel=self.pixel if made.pixel is None else made.pixel)
 
     @staticmethod
-    def _finalized(method: Method, level: str, statistics: Any) -> tuple[Statistics, tuple[int, int] | None]:
-        if not isinstance(statistics, MinMaxStatistics | ScoreDistribution):
-            return pair(statistics), None
-        require_record(method, min_max=isinstance(statistics, MinMaxStatistics))
-        if isinstance(statistics, MinMaxStatistics):
-            counts = (_counter.to_int(statistics.count), _counter.to_int(statistics.invalid))
-            final = min_max.bounds(statistics, level=level)
-        else:
-            counts = (int(jnp.max(statistics.count)), int(jnp.max(statistics.invalid)))
-            final = cdf.mean_std(statistics, level=level)
-        return pair(final), counts
+    def _read(value: Any) -> np.ndarray:
+        return to_host(value)
+
+    @staticmethod
+    def _total(count: Any) -> int:
+        return _counter.largest(to_host(count))
 
     def with_threshold(
         self,
-        threshold: SupportsFloat | Array | None = None,
-        pixel_threshold: SupportsFloat | Array | None = None,
+        threshold: SupportsFloat | None = None,
+        pixel_threshold: SupportsFloat | None = None,
         *,
-        units: Units | str = Units.DECISION,
+        units: Units | str | None = None,
     ) -> Self:
-        """See `FittedNormalizer.with_threshold`. In decision units, arrays stay on the device, and may be traced."""
-        if Units.parse(units, "units") is not Units.DECISION:
-            return super().with_threshold(threshold, pixel_threshold, units=units)
-        changed = self
-        image, pixel = _threshold(threshold), _threshold(pixel_threshold)
-        if image is not None:
-            changed = replace(changed, threshold=image, raw_threshold=False)
-        return changed if pixel is None else replace(changed, pixel_threshold=pixel)
+        """See `anomnorm_core.Normalizer.with_threshold`. The new one has the same structure; nothing compiles anew."""
+        return self.filled(self.to_fit().with_threshold(threshold, pixel_threshold, units=units))
+
+    def without_manual_threshold(self) -> Self:
+        """The same numbers, which the next validation run may replace: none is manual any more."""
+        return self.filled(self.to_fit().released())
+
+    def require_fitted(self, maps: bool = False) -> None:
+        """Raise what is wrong with this normalizer, if it has values: they are read once.
+
+        Raises:
+            NotFittedError: nothing was fitted or, for ``maps``, nothing of those.
+            AnomnormError: the traced end of its validation run failed.
+        """
+        if maps and self.pixel is None:
+            raise unfitted_level("pixel")
+        read = [self.status, self.image.origin, *([] if self.pixel is None else [self.pixel.origin])]
+        if is_traced(read):
+            return
+        known = self.__dict__.get("_known")  # no part of the tree
+        if known is None:
+            status, *origins = (int(to_host(each).flat[0]) for each in read)
+            if status != FITTED:
+                raise _failure(status)
+            known = [bool(origin) for origin in origins]
+            object.__setattr__(self, "_known", known)
+        if not all(known[: 1 + maps]):
+            raise unfitted_level("pixel" if known[0] else "image")
 
     def __repr__(self) -> str:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
-            return f"{type(self).__name__}(method={str(self.method)!r}, traced)"
+        if is_traced(self):
+            return f"{type(self).__name__}(method={self.method!r}, traced)"
         return super().__repr__()
 
     def __call__(
@@ -137,131 +221,58 @@ class Normalizer(FittedNormalizer):
         *,
         threshold: ArrayLike | None = None,
         pixel_threshold: ArrayLike | None = None,
-        extras: Iterable[Extra | str] = (),
+        valid: ArrayLike | None = None,
+        extras: Iterable[str] = (),
+        finite: bool = False,
     ) -> dict[str, Array]:
-        """Unit scores, labels and masks of raw scores and maps; either may be missing.
+        """Normalized scores, labels and masks of raw scores and maps. See `anomnorm_core.Normalizer`.
 
         Args:
-            pred_scores: raw image scores of shape (B,); without them, the maximum of each map.
+            pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map.
             anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
-            threshold: for this call, in decision units, instead of the normalizer's own for image scores. A number, or
-                an array of shape (), which may be traced. Another value compiles nothing anew.
-            pixel_threshold: the same for maps; None takes the normalizer's own or, if that follows the one for image
-                scores, ``threshold``.
-            extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin``
-                or ``_raw`` added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the unit score
-                is 0 or 1; ``"raw"``, the values given, not copied.
+            threshold: for this call, in raw units, instead of the normalizer's own for image scores: a number, or an
+                array of shape (), which may be traced. Another value compiles nothing anew.
+            pixel_threshold: the same for maps; under the CDF also one number for each pixel, (H, W). None takes the
+                normalizer's own or, where there are no sigmas and that follows the images' one, ``threshold``.
+            valid: booleans of shape (B,): False for what only pads the batch. It is never flagged (clause L5).
+            extras: what else to return, under the same names with ``_z``, ``_margin`` or ``_raw`` added.
+            finite: whether infinities among the extras, but for ``raw``, become the largest finite numbers. Static.
 
         Returns:
-            ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: unit scores of the
-            shape and dtype of the raw ones, and booleans.
+            ``pred_scores`` and ``pred_labels`` and, with maps, ``anomaly_maps`` and ``pred_masks``: normalized scores
+            of the shape and sharding of the raw ones, float64 for float64 and float32 for other floating dtypes, and
+            booleans.
 
         Raises:
             OutputError: neither scores nor maps are given, or their shapes are wrong.
-            NotFittedError: maps are given, but none were fitted.
+            NotFittedError: nothing was fitted, or maps are given, but none were fitted. A traced normalizer has no
+                values to check: it gives NaN and flags nothing.
             ResolutionError: the maps do not have the fitted height and width (CDF).
             OptionError: an extra is not one of the method.
         """
         raw = _values(pred_scores, anomaly_maps)
-        return self._scored(_call, raw, threshold, pixel_threshold, extras)
-
-    def standardize(
-        self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
-    ) -> dict[str, Array]:
-        """The z-scores of raw scores and maps: the space in which the CDF method decides.
-
-        Args:
-            pred_scores, anomaly_maps: as in a call.
-
-        Returns:
-            ``pred_scores`` and, with maps, ``anomaly_maps``: z-scores of the shape and dtype of the raw ones.
-
-        Raises:
-            OptionError: the method is min-max.
-            OutputError, NotFittedError, ResolutionError: as in a call.
-        """
-        require_cdf(self.method)
-        z: dict[str, Array] = _standardize(self, _values(pred_scores, anomaly_maps))
-        return z
-
-    def normalize_standardized(
-        self,
-        pred_scores: ArrayLike | None = None,
-        anomaly_maps: ArrayLike | None = None,
-        *,
-        threshold: ArrayLike | None = None,
-        pixel_threshold: ArrayLike | None = None,
-        extras: Iterable[Extra | str] = (),
-    ) -> dict[str, Array]:
-        """What a call gives, from the z-scores of `standardize`. ``"raw"`` gives those.
-
-        Args:
-            pred_scores, anomaly_maps: z-scores and maps of z-scores.
-            threshold, pixel_threshold, extras: as in a call.
-
-        Raises:
-            OptionError, OutputError: as `standardize`.
-        """
-        require_cdf(self.method)
-        z = _values(pred_scores, anomaly_maps)
-        return self._scored(_decide, z, threshold, pixel_threshold, extras)
-
-    def _scored(
-        self,
-        function: Callable[..., dict[str, Array]],
-        values: dict[str, Array],
-        threshold: ArrayLike | None,
-        pixel_threshold: ArrayLike | None,
-        extras: Iterable[Extra | str],
-    ) -> dict[str, Array]:
-        wanted = parse_extras(extras, self.method)
-        computed = tuple(extra for extra in wanted if extra is not Extra.RAW)
-        result = function(self, values, _threshold(threshold), _threshold(pixel_threshold), computed)
-        if Extra.RAW in wanted:  # outside of the jitted function, which would copy them
-            result |= {f"{name}_{Extra.RAW}": value for name, value in values.items()}
+        kernels = METHODS[self.method]
+        wanted = kernels.method.parse_extras(extras)
+        self.require_fitted(MAPS in raw)
+        given = {
+            SCORES: _given(threshold, kernels, ()),
+            MAPS: _given(pixel_threshold, kernels, () if self.pixel is None else self.pixel.threshold.shape),
+        }
+        computed = tuple(extra for extra in wanted if extra != "raw")
+        kept = None if valid is None else jnp.asarray(valid, dtype=bool)
+        result: dict[str, Array] = _call(self, raw, given, kept, computed, finite)
+        if "raw" in wanted:  # outside of the jitted function, which would copy them
+            result |= {f"{name}_raw": value for name, value in raw.items()}
         return result
-
-    def _score(self, name: str, x: Array, threshold: Array | None, wanted: tuple[Extra, ...]) -> Scored:
-        t = self._own_threshold(x) if threshold is None else threshold
-        beside: dict[Extra, Callable[[], Array]] = {}
-        if self.method is Method.MIN_MAX:
-            low, high = self._level(name)
-            unit = min_max.normalize(x, t, low, high)
-            beside[Extra.MARGIN] = lambda: min_max.margin(x, t, low, high)
-        else:
-            unit = cdf.normalize(x, t)
-            beside[Extra.Z] = lambda: x
-        return Scored(unit, flag(x, t), {str(extra): beside[extra]() for extra in wanted})
-
-    def _own_threshold(self, z: Array) -> Array:
-        """The image threshold in decision units; where it is known in raw units, as z-score in the dtype of ``z``."""
-        return cdf.standardize_around(z[:0], self.threshold, *self.image)[1] if self.raw_threshold else self.threshold
-
-    def _z(self, name: str, x: Array) -> Array:
-        mean, std = self._level(name)
-        if name == MAPS:
-            z: Array = cdf.standardize(x, mean, std, center_at=self._pixel_center())
-        elif self.raw_threshold:
-            z = cdf.standardize_around(x, self.threshold, mean, std)[0]
-        else:
-            z = cdf.standardize(x, mean, std)
-        return z
-
-    def _pixel_center(self) -> Array | None:
-        return self.image[0] if self.center is Center.IMAGE else None
 
     def denormalize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
     ) -> dict[str, Array]:
-        """The raw scores and maps of unit scores and maps; either may be missing (clause N11).
+        """The raw scores and maps of normalized ones (clause N11). See `anomnorm_core.Normalizer.denormalize`.
 
         Args:
-            pred_scores: unit scores of shape (B,).
-            anomaly_maps: unit maps of shape (B, H, W) or (B, 1, H, W).
-
-        Returns:
-            ``pred_scores`` and ``anomaly_maps``, as far as given. 0 and 1 stand for a whole tail: under min-max they
-            give its near end, under the CDF 0 and infinity.
+            pred_scores: normalized scores of shape (B,) or (B, 1).
+            anomaly_maps: normalized maps of shape (B, H, W) or (B, 1, H, W).
 
         Raises:
             OutputError, NotFittedError, ResolutionError: as in a call.
@@ -270,61 +281,148 @@ class Normalizer(FittedNormalizer):
             raise missing_values()
         given = {SCORES: pred_scores, MAPS: anomaly_maps}
         units = {name: jnp.asarray(unit) for name, unit in given.items() if unit is not None}
-        require_unit_shapes({name: unit.shape for name, unit in units.items()})
-        return {name: self._raw(name, unit) for name, unit in units.items()}
+        require_normalized_shapes({name: unit.shape for name, unit in units.items()})
+        self.require_fitted(MAPS in units)
+        result: dict[str, Array] = _denormalize(self, units)
+        return result
 
-    def _raw(self, name: str, unit: Array) -> Array:
-        statistics = self._level(name)
-        own = self.pixel_threshold if name == MAPS else None
-        t = self._own_threshold(unit) if own is None else own
-        if self.method is Method.MIN_MAX:
-            x: Array = min_max.denormalize(unit, t, *statistics)
-        else:
-            x = cdf.denormalize(unit, t, *statistics, center_at=self._pixel_center() if name == MAPS else None)
-        return x
-
-    def _level(self, name: str) -> tuple[Array, Array]:
-        statistics = self.image if LEVEL[name] == "image" else self.pixel
-        if statistics is None:
-            raise unfitted_level(LEVEL[name])
-        return statistics
+    def _arguments(self, level: str) -> tuple[Array, ...]:
+        """Threshold, parameters and, with sigmas, the center; NaN where nothing was fitted. See `Fit.arguments`."""
+        fitted = self.image if level == "image" else self.pixel
+        if fitted is None:
+            raise unfitted_level(level)
+        parameters = centered(self.method, self.options, level, self.image.parameters, fitted.parameters)
+        usable = (self.status == FITTED) & (fitted.origin[0] != 0)
+        return tuple(jnp.where(usable, value, jnp.nan) for value in (fitted.threshold, *parameters))
 
 
-@jax.jit
-def _standardize(normalizer: Normalizer, raw: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: normalizer._z(name, x) for name, x in raw.items()}
-
-
-@partial(jax.jit, static_argnames="extras")
-def _decide(
-    normalizer: Normalizer,
-    values: Mapping[str, Array],
-    threshold: Array | None,
-    pixel_threshold: Array | None,
-    extras: tuple[Extra, ...],
-) -> dict[str, Array]:
-    """Unit scores and decisions of ``values`` in decision space."""
-    own = normalizer.pixel_threshold if pixel_threshold is None else pixel_threshold
-    given = {SCORES: threshold, MAPS: threshold if own is None else own}
-    return assemble({name: normalizer._score(name, values[name], given[name], extras) for name in _ordered(values)})
-
-
-@partial(jax.jit, static_argnames="extras")
+@partial(jax.jit, static_argnames=("extras", "finite"))
 def _call(
     normalizer: Normalizer,
     raw: Mapping[str, Array],
-    threshold: Array | None,
-    pixel_threshold: Array | None,
-    extras: tuple[Extra, ...],
+    given: Mapping[str, Array | None],
+    valid: Array | None,
+    extras: tuple[str, ...],
+    finite: bool,
 ) -> dict[str, Array]:
-    values = _standardize(normalizer, raw) if normalizer.method is Method.CDF else raw
-    result: dict[str, Array] = _decide(normalizer, values, threshold, pixel_threshold, extras)
+    kernels, pixel = METHODS[normalizer.method], normalizer.pixel
+    result = {}
+    for name in (SCORES, MAPS):  # a pytree sorts the keys of a dictionary
+        if name not in raw:
+            continue
+        x, t, (own, *arguments) = raw[name], given[name], normalizer._arguments(LEVEL[name])
+        image = given[SCORES]
+        if t is None and name == MAPS and pixel is not None and image is not None and not kernels.method.sigmas:
+            t = jnp.where(pixel.origin[0] == 1 + _ORIGINS.index(Origin.IMAGE), image, own)
+        t = own if t is None else jnp.where(jnp.isnan(own), own, t)  # of what was not fitted, nothing is flagged
+        result[name] = normalized(kernels, x, t, arguments)
+        flagged = flag(x, t)
+        if valid is not None:
+            flagged = flagged & valid.reshape(-1, *[1] * (x.ndim - 1))
+        result["pred_labels" if name == SCORES else "pred_masks"] = flagged
+        for extra in extras:
+            value = evaluated(kernels.extras[extra], x, t, arguments)
+            largest = jnp.finfo(value.dtype).max  # type: ignore[no-untyped-call]
+            result[f"{name}_{extra}"] = jnp.clip(value, -largest, largest) if finite else value
     return result
 
 
-def _ordered(values: Mapping[str, Array]) -> list[str]:
-    # A pytree sorts the keys of a dictionary.
-    return [name for name in (SCORES, MAPS) if name in values]
+@jax.jit
+def _denormalize(normalizer: Normalizer, units: Mapping[str, Array]) -> dict[str, Array]:
+    inverse, found = METHODS[normalizer.method].inverse, {}
+    for name, unit in units.items():
+        t, *arguments = normalizer._arguments(LEVEL[name])
+        found[name] = evaluated(inverse, unit, t, arguments)
+    return found
+
+
+def centered(
+    method: str, options: Iterable[tuple[str, Any]], level: str, image: tuple[Array, ...], own: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """The parameters of a level and, with sigmas, the center. See `Fit.arguments`."""
+    if not METHODS[method].method.sigmas:
+        return own
+    return (*own, (image if level == "pixel" and dict(options).get("center") == "image" else own)[0])
+
+
+def _register_with_flax() -> None:
+    """Let ``flax.serialization`` take normalizers, where the program uses it: this package does not need it."""
+    serialization = sys.modules.get("flax.serialization")
+    if serialization is None or Normalizer in serialization._STATE_DICT_REGISTRY:
+        return
+
+    def names(tree: Normalizer) -> list[str]:
+        return [keystr(path, simple=True, separator=".") for path, _ in tree_flatten_with_path(tree)[0]]
+
+    def restored(target: Normalizer, state: Mapping[str, Any]) -> Normalizer:
+        leaves, structure = jax.tree.flatten(target)
+        found = [jnp.array(state[name], dtype=leaf.dtype) for name, leaf in zip(names(target), leaves, strict=True)]
+        filled: Normalizer = jax.tree.unflatten(structure, found)
+        return filled
+
+    serialization.register_serialization_state(
+        Normalizer, lambda tree: dict(zip(names(tree), jax.tree.leaves(tree), strict=True)), restored
+    )
+
+
+def _status(code: int) -> Any:
+    return np.asarray(code, dtype=np.uint8)
+
+
+def failure_code(error: AnomnormError) -> int:
+    """The status that stands for an error."""
+    return next(code for code, (kind, _) in FAILURES.items() if code != EMPTY and isinstance(error, kind))
+
+
+def _failure(status: int) -> AnomnormError:
+    kind, message = FAILURES.get(status, (AnomnormError, f"status {status} is of a newer version of anomnorm-jax."))
+    return kind(message)
+
+
+def _level(fitted: LevelFit | None) -> Any:
+    """With NumPy arrays: this also runs where a compiled program calls the host, which must not call JAX."""
+    if fitted is None or fitted.threshold is None:
+        return None
+    threshold, dtype = fitted.threshold, dtypes.canonicalize_dtype(float)
+    fixed = _RAW if threshold.sigmas is None else _SIGMAS if threshold.fixed is Units.SIGMAS else _RAW_AND_SIGMAS
+    arrays: dict[str, Any] = {
+        "parameters": tuple(array.astype(dtype) for array in fitted.parameters),
+        "threshold": threshold.raw.astype(dtype),
+        "sigmas": np.array([threshold.sigmas or 0.0], dtype=np.float64).view(np.uint32),
+        "origin": np.array([1 + _ORIGINS.index(threshold.origin), fixed], dtype=np.uint8),
+        "counts": _counter.of_ints(fitted.valid, fitted.invalid),
+    }
+    return Level(**arrays)
+
+
+def _placeholder(parameters: int, shape: tuple[int, ...]) -> Any:
+    dtype = dtypes.canonicalize_dtype(float)
+    arrays: dict[str, Any] = {
+        "parameters": tuple(np.ones(shape, dtype) for _ in range(parameters)),
+        "threshold": np.ones(shape, dtype),
+        "sigmas": np.zeros(2, np.uint32),
+        "origin": np.zeros(2, np.uint8),
+        "counts": np.zeros((2, 2), np.uint32),
+    }
+    return Level(**arrays)
+
+
+def _level_fit(level: Level | None) -> LevelFit | None:
+    if level is None:
+        return None
+    arrays = jax.tree.map(to_host, level)
+    origin, fixed = (int(code) for code in arrays.origin)
+    if not origin:
+        return None
+    sigmas = float(np.ascontiguousarray(arrays.sigmas).view(np.float64)[0]) if fixed != _RAW else None
+    threshold = Threshold(
+        arrays.threshold.astype(np.float64),
+        sigmas,
+        _ORIGINS[origin - 1],
+        Units.SIGMAS if fixed == _SIGMAS else Units.RAW,
+    )
+    valid, invalid = (_counter.to_int(count) for count in arrays.counts)
+    return LevelFit(arrays.parameters, threshold, valid, invalid)
 
 
 def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, Array]:
@@ -342,14 +440,17 @@ def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> di
     return {SCORES: scores} | ({} if maps is None else {MAPS: maps})
 
 
-def _arrays(statistics: Statistics) -> tuple[Array, Array]:
-    first, second = (jnp.asarray(value, dtype=float) for value in statistics)
-    return first, second
-
-
-def _threshold(value: SupportsFloat | ArrayLike | None) -> Array | None:
-    # A number is checked; an array stays on the device, and may be traced.
+def _given(value: ArrayLike | None, kernels: Kernels, shape: tuple[int, ...]) -> Array | None:
+    """A threshold of a call. A number is checked; an array stays on the device, and may be traced."""
     if value is None:
         return None
-    require_number(jnp.shape(value), "threshold")  # type: ignore[arg-type]
-    return jnp.asarray(value if isinstance(value, Array) else manual(value), dtype=float)  # type: ignore[arg-type]
+    if jnp.shape(value) not in ((), shape):
+        raise OptionError(
+            f"threshold has shape {jnp.shape(value)}; one number, of shape (), is needed for all samples."
+        )
+    if isinstance(value, Array) or jnp.ndim(value):
+        return jnp.asarray(value, dtype=float)
+    number = parse_threshold(value, "threshold")  # type: ignore[arg-type]
+    if number is not None and kernels.method.positive and number < float(np.finfo(np.float32).tiny):
+        raise OptionError(f"threshold={number} is not a positive number of float32: no score could be on either side.")
+    return jnp.asarray(number, dtype=float)

@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from anomnorm_torch import cdf, min_max, threshold
+from anomnorm_torch import threshold
 from anomnorm_torch._version import __version__
+from anomnorm_torch.methods import cdf, min_max, register, two_slope
 from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
-    from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback
+    from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationCallback
     from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
     from anomnorm_torch.mixin import NormalizationMixin
 
@@ -16,12 +17,15 @@ __all__ = [
     "CdfNormalizationCallback",
     "MinMax",
     "MinMaxNormalizationCallback",
+    "NormalizationCallback",
     "NormalizationMixin",
     "Normalizer",
     "__version__",
     "cdf",
     "min_max",
+    "register",
     "threshold",
+    "two_slope",
 ]
 
 _LAZY = {
@@ -29,6 +33,7 @@ _LAZY = {
     "CdfNormalizationCallback": "anomnorm_torch.callbacks",
     "MinMax": "anomnorm_torch.metrics",
     "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
+    "NormalizationCallback": "anomnorm_torch.callbacks",
     "NormalizationMixin": "anomnorm_torch.mixin",
 }
 

@@ -4,31 +4,39 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from anomnorm_core.checks import batch_shape, require_mask
 
 
-def arithmetic(scores: Tensor) -> tuple[Tensor, torch.dtype]:
-    """Return ``scores`` in the dtype that is computed in, and the dtype of the result (clause N9).
+def arithmetic(scores: Tensor) -> Tensor:
+    """``scores`` in the dtype that is computed in, which is that of the result (clause N9).
 
-    Half types are computed in float32; integers take the default float. The result may alias ``scores``.
+    float64 stays, other floating dtypes give float32, and integers the default float. The result may alias ``scores``.
     """
-    like, result = arithmetic_like(scores)
-    return scores.to(like.dtype), result
-
-
-def arithmetic_like(scores: Tensor) -> tuple[Tensor, torch.dtype]:
-    """An empty tensor in the dtype and on the device that `arithmetic` computes in, and the dtype of the result."""
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores must be a torch.Tensor, found {type(scores).__name__}; use torch.as_tensor(scores).")
-    if scores.dtype.is_complex:
-        raise TypeError(f"scores must be real numbers, found dtype {scores.dtype}.")
-    result = scores.dtype if scores.dtype.is_floating_point else torch.get_default_dtype()
-    return scores.new_empty(0, dtype=torch.float64 if result == torch.float64 else torch.float32), result
+    dtype = scores.dtype
+    if dtype.is_complex:
+        raise TypeError(f"scores must be real numbers, found dtype {dtype}.")
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    return scores.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether derivatives may be wanted: backward ones of these tensors, or forward ones of any."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a generator would be a call for each
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """The dtype of accumulators and logarithms: float64 wherever the device has it."""
+    """The dtype of accumulators: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -57,19 +65,6 @@ def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
 
     return move
-
-
-def below_half(dtype: torch.dtype) -> float:
-    """The largest number of ``dtype`` below 0.5."""
-    return 0.5 - torch.finfo(dtype).eps / 4
-
-
-def round_below(unit: Tensor, dtype: torch.dtype) -> Tensor:
-    """Lower, in place, the unit scores below 1/2 that ``dtype`` would round up to it (clause N4)."""
-    if unit.dtype == dtype:
-        return unit
-    limit = below_half(dtype)
-    return unit.masked_fill_((unit < 0.5).logical_and_(unit > limit), limit)
 
 
 def samples(scores: Tensor, shape: tuple[int, ...]) -> Tensor:

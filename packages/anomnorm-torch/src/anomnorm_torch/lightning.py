@@ -2,18 +2,25 @@
 
 from lightning.pytorch import Callback
 
-from anomnorm_torch.life_cycle import CdfNormalization, MinMaxNormalization
+from anomnorm_torch.callback import Normalization
+from anomnorm_torch.named_callbacks import CdfNormalization, MinMaxNormalization
 
-__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback"]
+__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback", "NormalizationCallback"]
 
 
-class MinMaxNormalizationCallback(MinMaxNormalization, Callback):  # noqa: D101  # its docstring is copied
+class NormalizationCallback(Normalization, Callback):  # noqa: D101  # its docstring is copied
+    __doc__ = Normalization.__doc__
+
+    other_import = "from anomnorm_torch import NormalizationCallback"
+
+
+class MinMaxNormalizationCallback(MinMaxNormalization, NormalizationCallback):  # noqa: D101  # its docstring is copied
     __doc__ = MinMaxNormalization.__doc__
 
     other_import = "from anomnorm_torch import MinMaxNormalizationCallback"
 
 
-class CdfNormalizationCallback(CdfNormalization, Callback):  # noqa: D101  # its docstring is copied
+class CdfNormalizationCallback(CdfNormalization, NormalizationCallback):  # noqa: D101  # its docstring is copied
     __doc__ = CdfNormalization.__doc__
 
     other_import = "from anomnorm_torch import CdfNormalizationCallback"

@@ -1,21 +1,18 @@
 """Thresholds: the decision rule (`flag`), and where thresholds come from.
 
-A number of one's own (`manual`); image scores, exactly (`adaptive`, `normal_quantile`); or the pixels of any number of
-maps, from a histogram of fixed size: ``record = init()``, ``record = update(record, maps, masks)`` per batch, then
-`streamed_adaptive`, `streamed_normal_quantile` or `streamed_quantile`.
+Image scores, exactly (`adaptive`, `normal_quantile`); or the pixels of any number of maps, from a histogram of fixed
+size: ``record = init()``, ``record = update(record, maps, masks)`` per batch, then `streamed_adaptive`,
+`streamed_normal_quantile` or `streamed_quantile`. The search runs on the host, in NumPy, for all packages.
 """
 
-from anomnorm_core.policy import manual
 from anomnorm_core.threshold.decision import flag
-from anomnorm_core.threshold.exact import adaptive, normal_quantile
-from anomnorm_core.threshold.streamed import (
-    ScoreHistogram,
-    init,
-    merge,
+from anomnorm_core.threshold.histogram import ScoreHistogram, init, merge, update
+from anomnorm_core.threshold.search import (
+    adaptive,
+    normal_quantile,
     streamed_adaptive,
     streamed_normal_quantile,
     streamed_quantile,
-    update,
 )
 
 __all__ = [
@@ -23,7 +20,6 @@ __all__ = [
     "adaptive",
     "flag",
     "init",
-    "manual",
     "merge",
     "normal_quantile",
     "streamed_adaptive",

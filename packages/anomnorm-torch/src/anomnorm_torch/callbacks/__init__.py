@@ -2,5 +2,6 @@
 
 from anomnorm_torch.callbacks.cdf_normalization import CdfNormalizationCallback
 from anomnorm_torch.callbacks.min_max_normalization import MinMaxNormalizationCallback
+from anomnorm_torch.callbacks.normalization import NormalizationCallback
 
-__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback"]
+__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback", "NormalizationCallback"]

@@ -1,29 +1,26 @@
-"""Thresholds: the decision rule (`flag`), and where thresholds come from.
+"""Thresholds: the decision rule (`flag`), and where thresholds come from. See `anomnorm_core.threshold`.
 
-A number of one's own (`manual`); image scores, exactly (`adaptive`, `normal_quantile`); or the pixels of any number of
-maps, from a histogram of fixed size: ``record = init()``, ``record = update(record, maps, masks)`` per batch, then
-`streamed_adaptive`, `streamed_normal_quantile` or `streamed_quantile`.
+Image scores, exactly (`adaptive`, `normal_quantile`); or the pixels of any number of maps, from a histogram of fixed
+size: ``record = init()``, ``record = update(record, maps, masks)`` per batch, then `streamed_adaptive`,
+`streamed_normal_quantile` or `streamed_quantile`. The search runs on the host: it reads tensors off their device, once
+per validation run.
 """
 
-from anomnorm_core.policy import manual
-from anomnorm_torch.threshold.decision import flag
-from anomnorm_torch.threshold.exact import adaptive, normal_quantile
-from anomnorm_torch.threshold.streamed import (
-    ScoreHistogram,
-    init,
-    merge,
+from anomnorm_core.threshold import (
+    adaptive,
+    normal_quantile,
     streamed_adaptive,
     streamed_normal_quantile,
     streamed_quantile,
-    update,
 )
+from anomnorm_torch.threshold.decision import flag
+from anomnorm_torch.threshold.histogram import ScoreHistogram, init, merge, update
 
 __all__ = [
     "ScoreHistogram",
     "adaptive",
     "flag",
     "init",
-    "manual",
     "merge",
     "normal_quantile",
     "streamed_adaptive",

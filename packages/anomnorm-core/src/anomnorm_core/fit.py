@@ -1,0 +1,327 @@
+"""What a run has fitted, whichever package did it: the form in which it travels between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, SupportsFloat
+
+import numpy as np
+
+from anomnorm_core.checks import unfitted_level
+from anomnorm_core.errors import NotFittedError, OptionError
+from anomnorm_core.method import Method
+from anomnorm_core.methods import METHODS
+from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, Units, parse_threshold
+
+SPECIFICATION_VERSION = "2"
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold:
+    """The threshold of one level, and where it comes from."""
+
+    raw: np.ndarray  # () or, of pixels with parameters of their own, (H, W); float64: what decides
+    sigmas: float | None  # the same in sigmas; None: the method has none, or pixels were given raw numbers
+    origin: Origin
+    fixed: Units = Units.RAW  # which of the two stays when statistics are fitted anew
+
+    @property
+    def value(self) -> float | np.ndarray:
+        """What stays when statistics are fitted anew, in the units ``fixed``."""
+        if self.fixed is Units.SIGMAS and self.sigmas is not None:
+            return self.sigmas
+        return float(self.raw) if self.raw.ndim == 0 else self.raw
+
+    def __repr__(self) -> str:
+        sigmas = "" if self.sigmas is None else f", sigmas={self.sigmas:.6g}"
+        return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class LevelFit:
+    """The fitted parameters of image scores or of pixels, and their threshold."""
+
+    parameters: tuple[np.ndarray, ...]  # as the method names them, each () or (H, W), float32 or float64
+    threshold: Threshold | None = None  # None: not placed yet
+    valid: int = 0  # values that the parameters are of; of pixels with their own, of the one that has most
+    invalid: int = 0  # values left out
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A method with its parameters, thresholds and options, as NumPy arrays and Python numbers.
+
+    It may be empty, or lack thresholds: before the first validation run and in its middle. A ``Normalizer`` is made of
+    a complete one.
+
+    Raises:
+        OptionError: a value is not one that a fit can have; the message names it.
+        NotFittedError: a parameter is not finite, as if it had seen no value.
+    """
+
+    method: Method
+    image: LevelFit | None = None
+    pixel: LevelFit | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fitted_with: tuple[str, str] = ("", "")  # package and version
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", self.method.parse_options(self.options))
+        for level in LEVELS:
+            if getattr(self, level) is not None:
+                _check(self.method, level, getattr(self, level))
+        levels = [each for each in (self.image, self.pixel) if each is not None]
+        dtypes = {str(array.dtype) for each in levels for array in each.parameters}
+        if len(dtypes) > 1:
+            raise OptionError(f"the parameters have the dtypes {' and '.join(sorted(dtypes))}; give them one.")
+
+    @property
+    def resolution(self) -> tuple[int, int] | None:
+        """Height and width of the maps that were fitted, where it matters."""
+        shape = () if self.pixel is None else self.pixel.parameters[0].shape
+        return (shape[0], shape[1]) if len(shape) == 2 else None
+
+    def level(self, level: str) -> LevelFit:
+        """What was fitted of ``"image"`` or ``"pixel"``; `NotFittedError` if nothing was."""
+        found = self.image if level == "image" else self.pixel
+        if found is None:
+            raise unfitted_level(level)
+        return found
+
+    def threshold(self, level: str) -> Threshold:
+        """The threshold of a level; `NotFittedError` if there is none yet."""
+        found = self.level(level).threshold
+        if found is None:
+            raise NotFittedError(
+                f"there is no {level}-level threshold to put at 0.5 yet. Run a validation, which finds one; load a "
+                "checkpoint that has one; or give threshold=... to the callback or hook."
+            )
+        return found
+
+    def arguments(self, level: str) -> tuple[np.ndarray, ...]:
+        """What the method's kernels take beside values and threshold: its parameters and, with sigmas, the center."""
+        parameters = self.level(level).parameters
+        if not self.method.sigmas:
+            return parameters
+        by_image = level == "pixel" and self.options.get("center") == "image"
+        return (*parameters, (self.level("image").parameters if by_image else parameters)[0])
+
+    def raw_threshold(self, value: Any, units: Units | str | None = None, level: str = "image") -> np.ndarray:
+        """A threshold in raw units: what kernels, traces and exported programs take (clause T4).
+
+        Args:
+            value: a number; in raw units, of pixels with parameters of their own also one for each, (H, W).
+            units: of ``value``: ``"raw"``, ``"sigmas"`` or ``"normalized"``, a present normalized score. None: sigmas
+                where the method has them, else raw units.
+            level: ``"image"`` or ``"pixel"``.
+
+        Returns:
+            float64 array of shape () or, of pixels with parameters of their own, (H, W).
+
+        Raises:
+            OptionError: the number is not finite, or none of a float32 score that could be flagged.
+            NotFittedError: the level was not fitted.
+        """
+        return self._placed(level, value, units, Origin.MANUAL).raw
+
+    def with_threshold(
+        self,
+        threshold: SupportsFloat | None = None,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str | None = None,
+    ) -> "Fit":
+        """The same fit with other thresholds. See `Normalizer.with_threshold`."""
+        if threshold is None and pixel_threshold is None:
+            raise OptionError("threshold and pixel_threshold are None; give at least one of them.")
+        changed = self
+        if threshold is not None:
+            changed = changed._with("image", self._placed("image", threshold, units, Origin.MANUAL))
+        if pixel_threshold is not None:
+            placed = self._placed("pixel", pixel_threshold, units, Origin.MANUAL, argument="pixel_threshold")
+            changed = changed._with("pixel", placed)
+        return changed
+
+    def released(self) -> "Fit":
+        """The same fit with thresholds that the next validation run may replace: none is manual any more."""
+        changed = self
+        for level in LEVELS:
+            present = getattr(self, level)
+            if present is not None and present.threshold is not None and present.threshold.origin is Origin.MANUAL:
+                threshold = replace(present.threshold, origin=Origin.UNKNOWN)
+                changed = replace(changed, **{level: replace(present, threshold=threshold)})
+        return changed
+
+    def placed(
+        self, level: str, value: Any, units: Units | str | None, origin: Origin, *, found: bool = False
+    ) -> "Fit":
+        """The same fit with the threshold of ``level`` at ``value``.
+
+        Args:
+            level: ``"image"`` or ``"pixel"``, which then does not move with the image level any more.
+            value, units: as for `raw_threshold`.
+            origin: where it comes from.
+            found: whether it was found among values that were rounded to z-scores (clause N4a).
+        """
+        return self._with(level, self._placed(level, value, units, origin, found=found))
+
+    def following(self) -> "Fit":
+        """The same fit with the threshold of the images for the pixels too (clause T6).
+
+        It is the same raw score or, where there are sigmas, the same in those, and moves with that of the images.
+        """
+        if self.pixel is None or self.image is None or self.image.threshold is None:
+            return self
+        image = self.image.threshold
+        value, units = (float(image.raw), Units.RAW) if image.sigmas is None else (image.sigmas, Units.SIGMAS)
+        threshold = self._placed("pixel", value, units, Origin.IMAGE, refuse=False)
+        return replace(self, pixel=replace(self.pixel, threshold=threshold))
+
+    def _with(self, level: str, threshold: Threshold) -> "Fit":
+        changed: Fit = replace(self, **{level: replace(self.level(level), threshold=threshold)})  # type: ignore[arg-type]
+        follows = level == "image" and self.pixel is not None and self.pixel.threshold is not None
+        if follows and self.pixel.threshold.origin is Origin.IMAGE:  # type: ignore[union-attr]
+            return changed.following()
+        return changed
+
+    def _placed(
+        self,
+        level: str,
+        value: Any,
+        units: Units | str | None,
+        origin: Origin,
+        *,
+        found: bool = False,
+        refuse: bool = True,
+        argument: str = "threshold",
+    ) -> Threshold:
+        scale = self.method.units if units is None else Units.parse(units, "units")
+        method, fitted = self.method, self.level(level)
+        kernels, arguments = METHODS[method.name], [array.astype(np.float64) for array in self.arguments(level)]
+        if scale is Units.SIGMAS and not method.sigmas:
+            raise OptionError(f'units="sigmas": {method.name} normalization has none; give the threshold in raw units.')
+        shape = fitted.parameters[0].shape if method.per_pixel else ()
+        numbers = _numbers(value, argument, shape if scale is Units.RAW else ())
+        if scale is Units.NORMALIZED:
+            present = self.threshold(level)
+            if not 0.0 < numbers < 1.0:
+                raise OptionError(f"{argument}={value} is no normalized score; give a number between 0 and 1.")
+            raw = np.asarray(kernels.inverse(numbers, present.raw, *arguments))
+            if present.sigmas is not None and kernels.sigmas is not None:
+                # One number for all pixels, which constant ones do not know.
+                moved = kernels.sigmas(raw, *arguments) - kernels.sigmas(present.raw, *arguments)
+                return self._placed(
+                    level, present.sigmas + float(np.median(moved)), Units.SIGMAS, origin, argument=argument
+                )
+        elif scale is Units.SIGMAS:
+            raw = np.broadcast_to(kernels.raw_threshold(float(numbers), *arguments, found=found), shape)  # type: ignore[misc]
+        else:
+            raw = np.broadcast_to(numbers, shape)
+        least = _SMALLEST if method.positive else -LARGEST_FLOAT32
+        if refuse and raw.ndim == 0 and not least <= raw <= LARGEST_FLOAT32:
+            raise OptionError(
+                f"{argument}={value} is the raw score {raw:.6g}, "
+                + ("which is not a positive normal number of float32" if method.positive else "beyond float32")
+                + ": no score could be on either side of it. Give another number."
+            )
+        raw = np.clip(raw, least, LARGEST_FLOAT32)
+        sigmas = None
+        if scale is Units.SIGMAS:
+            sigmas = float(numbers)
+        elif kernels.sigmas is not None and raw.ndim == 0:
+            sigmas = float(kernels.sigmas(raw, *arguments))
+        fixed = Units.SIGMAS if scale is Units.SIGMAS else Units.RAW
+        return Threshold(np.array(raw, dtype=np.float64), sigmas, origin, fixed)
+
+    def summary(self) -> str:
+        """What this is, in a few lines for a person."""
+        package, version = self.fitted_with
+        options = "".join(f", {name} {value}" for name, value in self.options.items())
+        title = self.method.title or self.method.name
+        lines = [f"{title}{options}; fitted with {package or 'unknown'} {version}".rstrip()]
+        for level in LEVELS:
+            fitted = getattr(self, level)
+            if fitted is None:
+                lines.append(f"  {level} level: not fitted")
+                continue
+            of = "log scores" if self.method.positive else "scores"
+            values = ", ".join(
+                f"{name} {_range(array)}" for name, array in zip(self.method.parameters, fitted.parameters, strict=True)
+            )
+            lines.append(f"  {level} level: {of} with {values}{self._counted(level)}; {_placed(fitted.threshold)}")
+        if self.image is not None and self.image.threshold is not None:
+            marks = np.asarray([0.1, 0.25, 0.5, 0.75, 0.9])
+            raw = METHODS[self.method.name].inverse(marks, self.image.threshold.raw, *self.arguments("image"))
+            pairs = ", ".join(f"{mark} is {value:.6g}" for mark, value in zip(marks, raw, strict=True))
+            lines.append(f"  normalized image scores in raw units: {pairs}")
+        return "\n".join(lines)
+
+    def _counted(self, level: str) -> str:
+        fitted = self.level(level)
+        if not fitted.valid + fitted.invalid:
+            return ""
+        size = ""
+        if level == "pixel" and self.resolution is not None:
+            size = " for each of {}x{} pixels".format(*self.resolution)
+        return f" of {fitted.valid} values{size}" + (f" ({fitted.invalid} left out)" if fitted.invalid else "")
+
+
+def _placed(threshold: Threshold | None) -> str:
+    if threshold is None:
+        return "no threshold yet"
+    sigmas = "" if threshold.sigmas is None else f" ({threshold.sigmas:.6g} sigmas)"
+    origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
+    return f"threshold {_range(threshold.raw)}{sigmas}, {origin}"
+
+
+def _range(array: np.ndarray) -> str:
+    low, high = float(np.min(array)), float(np.max(array))
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+
+
+def _numbers(value: Any, argument: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A number or, where there may be one for each pixel, an array of them, checked."""
+    if shape and np.ndim(value) == len(shape):
+        array = np.array(value, dtype=np.float64)
+        if array.shape != shape or not np.all(np.isfinite(array)):
+            raise OptionError(f"{argument} has shape {array.shape}; one finite number or {shape} of them are needed.")
+        return array
+    if np.ndim(value):
+        raise OptionError(f"{argument} has shape {np.shape(value)}; one number, of shape (), is needed.")
+    number = parse_threshold(value, argument)
+    if number is None:
+        raise OptionError(f"{argument} is missing; give a finite number.")
+    return np.asarray(number)
+
+
+def _check(method: Method, level: str, fitted: LevelFit) -> None:
+    if len(fitted.parameters) != len(method.parameters):
+        raise OptionError(
+            f"{method.name} normalization has the parameters {', '.join(method.parameters)}, and {level} got "
+            f"{len(fitted.parameters)} of them."
+        )
+    names = [f"{level}_{name}" for name in method.parameters]
+    shape = fitted.parameters[0].shape
+    allowed = 2 if method.per_pixel and level == "pixel" else 0
+    for name, array in zip(names, fitted.parameters, strict=True):
+        if array.dtype not in (np.float32, np.float64):
+            raise OptionError(f"{name} has dtype {array.dtype}; float32 or float64 is needed.")
+        if not np.all(np.isfinite(array)):
+            raise NotFittedError(f"{name} is not finite, as if it had seen no value; fit it first.")
+        if np.any(np.abs(array) > LARGEST_FLOAT32):
+            raise OptionError(f"{name} is infinite in float32, which most scores are; scale the scores down.")
+        if array.shape != shape:
+            raise OptionError(f"{names[0]} has shape {shape}, but {name} {array.shape}.")
+    if len(shape) != allowed or fitted.parameters[0].size == 0:
+        raise OptionError(f"{names[0]} has shape {shape}; {'(H, W)' if allowed else '()'} is needed.")
+    check = METHODS[method.name].check
+    wrong = None if check is None else check(*fitted.parameters)
+    if wrong is not None:
+        raise OptionError(f"{level} level: {wrong}.")
+    threshold = fitted.threshold
+    if threshold is not None:
+        if threshold.raw.shape != (shape if method.per_pixel else ()):
+            raise OptionError(f"{level}_threshold has shape {threshold.raw.shape}; {shape} is needed.")
+        least = _SMALLEST if method.positive else -LARGEST_FLOAT32
+        if not np.all((threshold.raw >= least) & (threshold.raw <= LARGEST_FLOAT32)):
+            raise OptionError(f"{level}_threshold is no normal number of float32 that a score could be flagged by.")

@@ -1,0 +1,122 @@
+"""What a normalization method is, as a value, and where methods are found by their name."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from anomnorm_core.errors import OptionError
+from anomnorm_core.options import Units
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to turn raw scores into normalized ones, without arrays: the same value in every package.
+
+    ``u = unit(x, T, *arguments)`` with the raw threshold ``T``; the arguments are the fitted parameters and, where
+    thresholds can be given in sigmas, the centre from which those count.
+    """
+
+    name: str  # "min-max"; in options and files
+    parameters: tuple[str, ...]  # names of what is fitted, ("min", "max"); with sigmas, the location comes first
+    per_pixel: bool = False  # whether each pixel has its own parameters and threshold, arrays (H, W)
+    sigmas: bool = False  # whether thresholds can be given in sigmas; then it is fitted on normal data
+    positive: bool = False  # whether only scores above zero can be fitted and flagged (a logarithm is taken)
+    extras: tuple[str, ...] = ()  # names of what can be had beside the normalized score
+    options: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # by name, the allowed values; the first is the default
+    title: str = ""  # for people; the name, where it is empty
+    package: str = "anomnorm-core"  # to install where a file names this method and nobody knows it
+
+    @property
+    def units(self) -> Units:
+        """The units in which thresholds are given where nothing else is said."""
+        return Units.SIGMAS if self.sigmas else Units.RAW
+
+    def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options with their values; raise `OptionError` for an unknown one or a value that is not allowed."""
+        known = dict(self.options)
+        for name, value in given.items():
+            if name not in known:
+                there = ", ".join(map(repr, known)) or "none"
+                raise OptionError(f"{name}={value!r} is not an option of {self.name} normalization; there are {there}.")
+            if not any(type(value) is type(allowed) and value == allowed for allowed in known[name]):
+                allowed = ", ".join(map(repr, known[name]))
+                raise OptionError(f"{name}={value!r} is not an option; use one of {allowed}.")
+        return {name: given.get(name, values[0]) for name, values in self.options}
+
+    def parse_extras(self, names: Any) -> tuple[str, ...]:
+        """Return ``names`` as a tuple, each once; raise `OptionError` for one that this method does not have."""
+        found = tuple(dict.fromkeys((names,) if isinstance(names, str) else names))
+        there = (*self.extras, "raw")
+        for name in found:
+            if name not in there:
+                listed = ", ".join(map(repr, there))
+                raise OptionError(f"extras: {self.name} normalization has no {name!r}; there are {listed}.")
+        return found
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A method in the arrays of one library.
+
+    A record is a named tuple of arrays with ``count`` and ``invalid`` among its fields: how many values were taken and
+    how many left out. Laws: ``init()`` is the identity of ``merge``, which is associative and commutative; updating
+    with a concatenation equals merging the parts.
+
+    ``unit`` and ``inverse`` get values, threshold and arguments in one floating dtype, and need not care for the other
+    side of the threshold: what rounding did there is repaired for every method alike. At the threshold itself ``unit``
+    has to give exactly 1/2. Functions of the host are needed in core alone.
+    """
+
+    method: Method
+    init: Callable[..., Any]  # init(shape) -> record; shape () or, per pixel, (H, W)
+    update: Callable[..., Any]  # update(record, scores, *, where=None) -> record
+    merge: Callable[[Any, Any], Any]
+    finalize: Callable[..., tuple[Any, ...]]  # finalize(record, *, level) -> parameters
+    unit: Callable[..., Any]  # unit(x, T, *arguments) -> u
+    inverse: Callable[..., Any]  # inverse(u, T, *arguments) -> x
+    extras: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # by name, extra(x, T, *arguments)
+    raw_threshold: Callable[..., Any] | None = None  # host, with sigmas: raw_threshold(t, *arguments, found) -> T
+    sigmas: Callable[..., Any] | None = None  # host, with sigmas: sigmas(T, *arguments) -> t
+    check: Callable[..., str | None] | None = None  # host: check(*parameters) -> what is wrong with them
+
+
+class Registry(Mapping[str, Kernels]):
+    """The methods of one package by name: its own, those given to `register`, and those of installed packages.
+
+    Args:
+        group: the entry points of installed packages, each of one `Kernels`.
+        own: the package's own methods.
+    """
+
+    def __init__(self, group: str, own: tuple[Kernels, ...]) -> None:
+        self._group = group
+        self._kernels = {kernels.method.name: kernels for kernels in own}
+
+    def register(self, kernels: Kernels) -> None:
+        """Add a method. The same again changes nothing.
+
+        Raises:
+            OptionError: another method has this name.
+        """
+        name = kernels.method.name
+        if self._kernels.setdefault(name, kernels).method != kernels.method:
+            raise OptionError(f"a method of the name {name!r} is registered already; give this one another name.")
+
+    def __getitem__(self, name: str) -> Kernels:
+        if name not in self._kernels:
+            for point in entry_points(group=self._group, name=name):
+                self.register(point.load())
+        if name not in self._kernels:
+            raise OptionError(f"method={name!r} is unknown; there are {', '.join(map(repr, self))}.")
+        return self._kernels[name]
+
+    def __iter__(self) -> Iterator[str]:
+        names = dict.fromkeys([*self._kernels, *(point.name for point in entry_points(group=self._group))])
+        return iter(names)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))

@@ -1,0 +1,224 @@
+"""Where a validation run puts the threshold (clauses T2, T3, T5). On the host, once per run, for all packages."""
+
+import numpy as np
+
+from anomnorm_core._arrays import Array, quiet, to_host
+from anomnorm_core.checks import (
+    label_axes,
+    report_coarse_threshold,
+    require_count,
+    require_normal_samples,
+    require_threshold_samples,
+)
+from anomnorm_core.options import LARGEST_FLOAT32, may_exceed, parse_quantile
+from anomnorm_core.threshold.histogram import BINS, ScoreHistogram, lower_edge
+
+_LARGE = 2**30
+
+
+@quiet
+def adaptive(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> np.ndarray:
+    """The threshold that maximizes F1 under the rule ``score >= threshold``; among equals, the largest (clause T2).
+
+    It is the score of an anomaly, which is flagged. Without any anomaly to find, it is that of `normal_quantile`; with
+    anomalies alone, it is the smallest of them, and a warning says so (clause T3).
+
+    Args:
+        scores: real array of shape (B,), of any library; it is read off its device. NaN is left out. Any sign; -inf is
+            never flagged.
+        labels: array of shape (B,), 0 for normal samples and anything else for anomalous ones.
+        normal_quantile: where there is no anomaly, the share of the normals that must not be flagged.
+
+    Returns:
+        NumPy array of shape (), float64 for float64 scores and float32 for others.
+
+    Raises:
+        NotFittedError: there is no valid score.
+        OptionError: ``normal_quantile`` is not between 0 and 1.
+        ValueError: shapes do not match.
+    """
+    quantile = parse_quantile(normal_quantile, "normal_quantile")
+    x, normal, anomalous = _samples(scores, labels)
+    positives, negatives = int(anomalous.sum()), int(normal.sum())
+    require_threshold_samples(negatives, positives, x.size - positives - negatives)
+    if positives:
+        limit = x.dtype.type(LARGEST_FLOAT32)
+        sortable = np.minimum(np.where(normal | anomalous, x, -np.inf), limit)
+        order = np.argsort(sortable)
+        x_up, y_up = sortable[order], anomalous[order].astype(np.int64)
+        # Above and at each candidate; among equal scores the first one, which has them all.
+        true_positives = positives - np.cumsum(y_up) + y_up
+        flagged = np.arange(x.size, 0, -1)
+        candidate = np.append(True, x_up[1:] > x_up[:-1]) & (x_up >= -limit)
+        position, found = _best(np.where(candidate, true_positives, 0), flagged, positives)
+        if found:
+            return np.asarray(x_up[position], dtype=x.dtype)
+    require_normal_samples(negatives, 0)  # no anomaly can be flagged
+    return _above_quantile(x, normal, quantile)
+
+
+@quiet
+def normal_quantile(scores: Array, quantile: float = 1.0, *, labels: Array | None = None) -> np.ndarray:
+    """A threshold from normal scores alone: no normal at or below their ``quantile`` is flagged (clause T3).
+
+    The quantile is the smallest score that at least this share of the normals does not exceed, and the threshold is
+    the next number above it (or the smallest normal number, where that would be a subnormal one).
+
+    Args:
+        scores: real array of shape (B,), of any library; it is read off its device. NaN is left out.
+        quantile: from 0 to 1; with 1, no normal is flagged.
+        labels: array of shape (B,), 0 for normal samples, which alone count; None: all are normal.
+
+    Returns:
+        NumPy array of shape (), float64 for float64 scores and float32 for others.
+
+    Raises:
+        NotFittedError: there is no valid normal score.
+        OptionError: ``quantile`` is not between 0 and 1.
+        ValueError: shapes do not match.
+    """
+    share = parse_quantile(quantile, "quantile")
+    x, normal, _ = _samples(scores, labels)
+    require_normal_samples(int(normal.sum()), int(np.isnan(x).sum()))
+    return _above_quantile(x, normal, share)
+
+
+def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -> np.ndarray:
+    """The edge of a bin that maximizes F1 under ``score >= threshold``; among equals, the largest (clauses T2, T5).
+
+    Without any anomaly to find, it is the threshold of `streamed_normal_quantile`.
+
+    Args:
+        record: pixels of a validation run; a histogram of any of the packages, which is read off its device.
+        normal_quantile: where there is no anomaly, the share of the normals that must not be flagged.
+
+    Returns:
+        NumPy float32 array of shape (). A warning says where a threshold inside a bin could be notably better.
+
+    Raises:
+        NotFittedError: nothing valid was counted.
+        OptionError: ``normal_quantile`` is not between 0 and 1.
+    """
+    quantile = parse_quantile(normal_quantile, "normal_quantile")
+    normal, anomalous, invalid = _counts(record)
+    positives = int(anomalous.sum())
+    require_threshold_samples(int(normal.sum()), positives, int(invalid))
+    # An edge is a candidate if its bin holds an anomaly. Bin 0 is that of -inf, which is never flagged.
+    candidates = np.flatnonzero(anomalous[1:]) + 1
+    if candidates.size:
+        hits, alarms = (_at_or_above(counts)[candidates] for counts in (anomalous, normal))
+        position, _ = _best(hits, hits + alarms, positives)
+        f1 = 2 * hits[position] / (hits[position] + alarms[position] + positives)
+        # At best, a threshold inside a bin would flag all anomalies of the bin and none of its normals.
+        ideal = 2 * hits / (hits + (alarms - normal[candidates]) + positives)
+        report_coarse_threshold(float(ideal.max() - f1))
+        return lower_edge(int(candidates[position]), threshold=True)
+    return _above_quantile_bin(normal, quantile)
+
+
+def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> np.ndarray:
+    """The first edge above the bin that holds the ``quantile`` of the normal pixels (clause T3).
+
+    Args:
+        record: pixels of a validation run, see `streamed_adaptive`; only the normal ones count.
+        quantile: from 0 to 1; with 1, no normal pixel is flagged.
+
+    Returns:
+        NumPy float32 array of shape ().
+
+    Raises:
+        NotFittedError: no normal pixel was counted.
+        OptionError: ``quantile`` is not between 0 and 1.
+    """
+    share = parse_quantile(quantile, "quantile")
+    normal, _, invalid = _counts(record)
+    require_normal_samples(int(normal.sum()), int(invalid))
+    return _above_quantile_bin(normal, share)
+
+
+def streamed_quantile(record: ScoreHistogram, quantile: float) -> np.ndarray:
+    """The ``quantile`` of all pixels, down to the lower edge of its bin: within 0.4 percent.
+
+    Args:
+        record: pixels of any number of maps, see `streamed_adaptive`.
+        quantile: from 0 to 1.
+
+    Returns:
+        NumPy float32 array of shape (): the lower edge of the bin of the smallest score that at least this share of the
+        pixels does not exceed.
+
+    Raises:
+        NotFittedError: nothing valid was counted.
+        OptionError: ``quantile`` is not between 0 and 1.
+    """
+    share = parse_quantile(quantile, "quantile")
+    normal, anomalous, invalid = _counts(record)
+    counts = normal + anomalous
+    require_count("pixel", int(counts.sum()), int(invalid), minimum=1)
+    return lower_edge(_quantile_bin(counts, share))
+
+
+def _samples(scores: Array, labels: Array | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = to_host(scores)
+    x = x if x.dtype == np.float64 or x.dtype.kind != "f" else x.astype(np.float32)
+    x = x.astype(np.float64) if x.dtype.kind != "f" else x
+    marks = np.zeros(x.shape, dtype=bool) if labels is None else to_host(labels) != 0
+    anomalous = np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
+    x = x.ravel()
+    valid = ~np.isnan(x)
+    return x, valid & ~anomalous, valid & anomalous
+
+
+def _counts(record: ScoreHistogram) -> list[np.ndarray]:
+    """The counts in int64: JAX, which has no 64-bit integers by default, keeps them in two halves of 32 bits."""
+    fields = [to_host(field) for field in record]
+    halves = fields[0].ndim == 2
+    return [(f[0].astype(np.int64) << 32) + f[1] if halves else f.astype(np.int64) for f in fields]
+
+
+def _best(true_positives: np.ndarray, flagged: np.ndarray, positives: int) -> tuple[int, bool]:
+    """The last candidate among those with the largest ``F1 = 2 true_positives / (positives + flagged)``, if it has any.
+
+    Ratios of integers are compared as such, because floats would take different ratios for equal and equal ones, after
+    rounding, for different: half of F1 is written down to 62 binary places, which no two ratios of 31-bit integers
+    share. Counts past 2^30 are compared in float64.
+    """
+    divisor = flagged + positives
+    if int(divisor.max()) < _LARGE:
+        numerator = true_positives << 31
+        upper = numerator // divisor
+        half_f1 = (upper << 31) + ((numerator - upper * divisor) << 31) // divisor
+    else:
+        half_f1 = true_positives / divisor
+    return half_f1.size - 1 - int(np.argmax(half_f1[::-1])), bool(half_f1.max() > 0)
+
+
+def _above_quantile(x: np.ndarray, normal: np.ndarray, quantile: float) -> np.ndarray:
+    count = int(normal.sum())
+    position = count - 1 - may_exceed(quantile, count)
+    return _next_above(np.sort(x[normal])[position])
+
+
+def _next_above(value: np.floating) -> np.ndarray:
+    """The finite number above ``value`` that a threshold can be: subnormal ones are zero to some devices."""
+    smallest = np.finfo(value.dtype).smallest_normal
+    up = np.nextafter(value, value.dtype.type(np.inf))
+    if 0 < up < smallest:
+        up = smallest
+    elif -smallest < up <= 0:
+        up = up * 0
+    return np.asarray(np.clip(up, -LARGEST_FLOAT32, LARGEST_FLOAT32), dtype=value.dtype)
+
+
+def _at_or_above(counts: np.ndarray) -> np.ndarray:
+    return np.cumsum(counts[::-1])[::-1]
+
+
+def _quantile_bin(counts: np.ndarray, quantile: float) -> int:
+    above = may_exceed(quantile, int(counts.sum()))
+    return int(np.sum(_at_or_above(counts) > above)) - 1
+
+
+def _above_quantile_bin(normal: np.ndarray, quantile: float) -> np.ndarray:
+    require_normal_samples(int(normal.sum()), 0)
+    return lower_edge(min(_quantile_bin(normal, quantile) + 1, BINS - 1), threshold=True)

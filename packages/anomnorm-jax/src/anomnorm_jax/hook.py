@@ -1,0 +1,557 @@
+"""The callbacks' life cycle as functions of values: a run is collected, and a normalizer is what remains of it."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, SupportsFloat, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from anomnorm_core.checks import report_invalid, require_count
+from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
+from anomnorm_core.fields import LEVEL, MAPS, SCORES
+from anomnorm_core.fit import Fit, LevelFit
+from anomnorm_core.fit_check import FitCheck
+from anomnorm_core.method import Kernels
+from anomnorm_core.options import (
+    LEVELS,
+    OnInvalid,
+    Source,
+    ThresholdRule,
+    Units,
+    parse_quantile,
+    parse_threshold_option,
+)
+from anomnorm_core.threshold.choice import Choice, choose, place, search
+from anomnorm_jax import _counter
+from anomnorm_jax import run as _run
+from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, to_host
+from anomnorm_jax._collectives import all_merge
+from anomnorm_jax._sharding import like
+from anomnorm_jax.methods import METHODS
+from anomnorm_jax.normalizer import FITTED, Normalizer, centered, failure_code
+from anomnorm_jax.outputs import Entries, Outputs, Scores, ground_truth, padding, read, replaced, used
+from anomnorm_jax.run import Run
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class NormalizationHook:
+    """Normalize image-level and pixel-level anomaly scores to [0, 1] with 0.5 at the threshold, by any method.
+
+    A run is a pytree of arrays that a validation run fills; at its end it becomes a `Normalizer`, which tests,
+    predictions, checkpoints and exports take. Both have one structure from the beginning on, so that nothing compiles
+    anew, and everything per batch is traceable. The hook itself is hashable and static under ``jax.jit``.
+
+    Example::
+
+        hook = NormalizationHook("two-slope")
+        run, normalizer = hook.setup(outputs), hook.empty(outputs)
+        for epoch in range(epochs):
+            ...                                              # train
+            run = hook.on_validation_epoch_start(run)
+            for batch in validation:
+                run, outputs = hook.on_validation_batch_end(run, predict(batch))
+            normalizer = hook.on_validation_epoch_end(run, before=normalizer)
+        outputs = hook.on_predict_batch_end(normalizer, predict(batch))
+
+    Args:
+        method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"`` or that of a registered one.
+        threshold: in sigmas where the method has them, else in raw units; or how it is found when a validation run
+            ends. ``"adaptive"`` (or None): the one of the best F1, by the labels and masks in the outputs.
+            ``"normal_quantile"``: just above the normal samples.
+        pixel_threshold: the same for the anomaly maps; ``"image"`` takes that of the images. None does as ``threshold``
+            does, and takes a number that was given there.
+        normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
+            ``"adaptive"`` finds no anomaly.
+        capacity: how many image scores of a validation run there is room for, if a threshold has to be found: 5 or 9
+            bytes each. A run with more is an error at its end.
+        on_invalid: ``"warn"``: scores that cannot enter the statistics are left out and one warning per fit counts
+            them; ``"raise"``: they are an error when the fit ends.
+        source: with sigmas, what the batches of `on_validation_epoch_start` are: ``"train"`` (or None), or
+            ``"validation"``, normal samples that unlike the training data the detector has not seen before, which then
+            have to be labelled.
+        progress: whether passes over the training data show a progress bar.
+        options: of the method, by name.
+
+    Raises:
+        OptionError: the method is unknown, or an option has a value that is not allowed.
+    """
+
+    method: str
+    threshold: float | ThresholdRule | str | None = None
+    pixel_threshold: float | ThresholdRule | str | None = None
+    normal_quantile: float = 1.0
+    capacity: int = 2**16
+    on_invalid: OnInvalid | str = OnInvalid.WARN
+    source: Source | str | None = None
+    progress: bool = True
+    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = None
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_static(cls)
+
+    def __post_init__(self) -> None:
+        described = METHODS[self.method].method
+        # Plain floats, also where an array of one number was given: a hook has to be hashable.
+        for name in ("threshold", "pixel_threshold"):
+            object.__setattr__(self, name, parse_threshold_option(getattr(self, name), name))
+        object.__setattr__(self, "normal_quantile", parse_quantile(self.normal_quantile, "normal_quantile"))
+        object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
+        object.__setattr__(self, "source", Source.parse(self.source or Source.TRAIN, "source"))
+        if type(self.capacity) is not int or self.capacity < 1:
+            raise OptionError(f"capacity={self.capacity!r} is no number of images; give a positive integer.")
+        if type(self.progress) is not bool:
+            raise OptionError(f"progress={self.progress!r} is not an option; use True or False.")
+        parsed = described.parse_options(dict(self.options or {}))
+        object.__setattr__(self, "options", tuple(sorted(parsed.items())))
+
+    # A validation run.
+
+    def setup(self, outputs: Outputs) -> Run:
+        """A run that has seen nothing, for steps that return ``outputs`` (an example, or its shapes).
+
+        Raises:
+            OutputError: the outputs hold neither scores nor maps.
+        """
+        entries = used(outputs, truth=False)
+        values = jax.eval_shape(read, entries)
+        choices = self._choices(Fit(self._kernels.method))
+        run = _run.init(
+            self._kernels,
+            _resolution(values),
+            capacity=self.capacity,
+            dtype=jax.eval_shape(arithmetic, values.scores).dtype,
+            scores=choices["image"].is_searched,
+            pixels=choices["pixel"].is_searched,
+        )
+        return like(entries, run)
+
+    def empty(self, outputs: Outputs) -> Normalizer:
+        """The structure of the normalizers that validation runs of such steps end with: to restore checkpoints into.
+
+        Its numbers are finite and mean nothing. Used with values it raises `NotFittedError`; traced it gives NaN and
+        flags nothing (clause N8).
+
+        Args:
+            outputs: of a step, an example or its shapes.
+        """
+        entries = used(outputs, truth=False)
+        structure = Normalizer.empty(self.method, self._options, _resolution(jax.eval_shape(read, entries)))
+        normalizer: Normalizer = jax.tree.map(jnp.array, structure)
+        return like(entries, normalizer)
+
+    def on_validation_epoch_start(
+        self,
+        run: Run,
+        predict: Callable[[Batch], Outputs] | None = None,
+        batches: Iterable[Batch] | None = None,
+        *,
+        statistics: tuple[Any, Any] | None = None,
+    ) -> Run:
+        """Begin a validation run: each stands for itself (clause L1).
+
+        A method with sigmas is fitted here, with the current weights, by one pass over the normal training data; others
+        are fitted by the validation run, and look at none of the arguments beside ``run``.
+
+        Args:
+            run: from `setup` or an earlier epoch; its values are replaced.
+            predict: maps a batch to a step's outputs, in evaluation mode.
+            batches: the normal training data. Samples that the outputs label anomalous are left out.
+            statistics: instead of a pass, the records of image scores and of maps (or None) that a scan of one's own
+                has made with the method's ``init`` and ``update``; traceable. A method without sigmas goes on from
+                them.
+
+        Raises:
+            NotFittedError, InsufficientDataError: too few valid scores to fit on.
+            InvalidScoreError: under ``on_invalid="raise"``, something was left out.
+            ResolutionError: maps do not have the height and width of `setup`.
+            AnomnormError: the run is traced, and there are no ``statistics``.
+        """
+        self._require_run(run)
+        kernels, sigmas = self._kernels, self._kernels.method.sigmas
+        records = kernels.init(()), None if run.resolution is None else kernels.init(run.resolution)
+        if statistics is not None:
+            records = self._require_records(run, statistics)
+        image, pixel = like(run, records)
+        run = replace(self._ungathered(run), image=image, pixel=pixel)
+        if not sigmas:
+            return run
+        if statistics is None:
+            run = self._passed(run, predict, batches)
+        if not is_traced(run):
+            self._parameters(run, OnInvalid(self.on_invalid))
+        return run
+
+    def _passed(self, run: Run, predict: Callable[[Batch], Outputs] | None, batches: Iterable[Batch] | None) -> Run:
+        if predict is None or batches is None:
+            raise TypeError(
+                f"{self.method} normalization is fitted on normal data: give on_validation_epoch_start predict and "
+                "batches, or statistics."
+            )
+        if is_traced(run):
+            raise AnomnormError(
+                "a pass over the training data is made outside jax.jit. Inside, update the method's records in a scan "
+                "of your own and give them as statistics=(image, pixel)."
+            )
+        from tqdm.auto import tqdm  # here, because a tenth of the time of importing the package would be for it
+
+        logger.info("Collecting the statistics of the normal data to normalize the scores.")
+        for batch in tqdm(batches, desc="Collecting normal scores", leave=False, disable=not self.progress):
+            outputs = predict(batch)
+            if outputs is not None:
+                run = self._collect(run, used(outputs))
+        return run
+
+    def on_validation_batch_end(self, run: Run, outputs: Outputs) -> tuple[Run, Any]:
+        """Take note of a batch. With sigmas, the outputs come back with z-scores, else as they are.
+
+        Args:
+            run: begun with `on_validation_epoch_start`.
+            outputs: of a step; None is a skipped batch.
+
+        Raises:
+            OutputError: the outputs hold neither scores nor maps.
+            ResolutionError: the maps do not have the fitted height and width.
+        """
+        self._require_run(run)
+        if outputs is None:
+            return run, outputs
+        run, z = self._validate(run, used(outputs))
+        return run, replaced(outputs, z) if z else outputs
+
+    def on_validation_epoch_end(self, run: Run, before: Normalizer | None = None) -> Normalizer:
+        """What remains of a validation run: its normalizer, of the structure of `empty`.
+
+        It finds the thresholds that nobody gave, on the host, and says what was left out of the statistics and how the
+        fit does on normal validation samples (clause S9). Traceable: then the host is called from the compiled program,
+        nothing is said, and what would have been raised is raised where the normalizer is first used with values.
+
+        Args:
+            run: at its end.
+            before: the normalizer so far, whose manual thresholds stay.
+
+        Raises:
+            NotFittedError, InsufficientDataError: too few valid scores to fit on, or none to place a threshold by.
+            InvalidScoreError: under ``on_invalid="raise"``, something was left out.
+            AnomnormError: ``capacity`` was too small.
+        """
+        self._require_run(run)
+        if before is not None:
+            self._require_normalizer(before)
+        if is_traced((run, before)):
+            return self._traced_end(run, before)
+        parameters = self._parameters(run, None if self._kernels.method.sigmas else OnInvalid(self.on_invalid))
+        fit = self._ended(jax.tree.map(to_host, run), jax.tree.map(to_host, parameters), before)
+        check = self.fit_check(run)
+        # Once for each hook: its options stay, and so does what there is to say about them.
+        if check is not None and not hasattr(self, "_reported") and check.report():
+            object.__setattr__(self, "_reported", True)
+        return like(run, self._structure(run).filled(fit))
+
+    def _traced_end(self, run: Run, before: Normalizer | None) -> Normalizer:
+        structure = self._structure(run)
+        records = {"image": run.image, "pixel": run.pixel}
+        parameters = {
+            level: self._kernels.finalize(record, level=level)
+            for level, record in records.items()
+            if record is not None
+        }
+
+        def finish(run: Run, parameters: Any, before: Normalizer | None) -> Normalizer:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    run, parameters = jax.tree.map(np.asarray, (run, parameters))
+                    report_invalid(self._counts(run), OnInvalid(self.on_invalid))
+                    known = {level: parameters[level] for level in self._seen(run)}
+                    return structure.filled_on_host(self._ended(run, known, before))
+                except AnomnormError as error:
+                    return replace(structure, status=np.asarray(failure_code(error), np.uint8))  # type: ignore[arg-type]
+
+        shapes = jax.eval_shape(lambda: structure)
+        ended: Normalizer = jax.pure_callback(finish, shapes, run, parameters, before, vmap_method="sequential")
+        return ended
+
+    def _ended(self, run: Run, parameters: Mapping[str, Any], before: Normalizer | None) -> Fit:
+        """The fit with its thresholds, of values on the host. It runs inside of a callback too: nothing here is JAX."""
+        kernels, counts = self._kernels, self._counts(run, _counter.largest)
+        levels = {}
+        for level, arrays in parameters.items():
+            require_count(level, *counts[level], minimum=2 if kernels.method.sigmas else 1)
+            levels[level] = LevelFit(tuple(map(np.asarray, arrays)), None, *counts[level])
+        fit = Fit(kernels.method, **levels, options=self._options, fitted_with=Normalizer._package)
+        usable = before is not None and int(to_host(before.status)) == FITTED
+        choices = self._choices(before.to_fit() if before is not None and usable else Fit(kernels.method))
+        found: dict[str, float] = {}
+        if any(choice.is_searched for choice in choices.values()):
+            found = search(
+                _run.on_host(run),
+                choices,
+                self.normal_quantile,
+                positive=kernels.method.positive,
+                where="the step's outputs",
+            )
+        return place(fit, choices, found)
+
+    def fit_check(self, run: Run) -> FitCheck | None:
+        """How a fit with sigmas does on the labelled normal samples of a validation run; None without any (S9)."""
+        self._require_run(run)
+        if run.normals is None or self.source == Source.VALIDATION:
+            return None
+        normals, *above = (int(count) for count in to_host(run.normals))
+        return FitCheck(_counter.largest(to_host(run.image.count)), normals, *above) if normals else None
+
+    # Workers.
+
+    def emptied(self, run: Run) -> Run:
+        """The run that a worker begins from: without what the validation has shown; a fit with sigmas stays.
+
+        Traceable.
+        """
+        self._require_run(run)
+        if self._kernels.method.sigmas:
+            return self._ungathered(run)
+        return self.on_validation_epoch_start(run)
+
+    def merge(self, a: Run, b: Run) -> Run:
+        """The run of what ``a`` and ``b`` have seen; at least one of them began from `emptied`. Traceable.
+
+        A fit with sigmas is made in `on_validation_epoch_start`: workers validate with one, and do not make their own.
+
+        Raises:
+            AnomnormError: both were fitted, each on its own (outside of a trace, which has no values to compare).
+        """
+        for run in (a, b):
+            self._require_run(run)
+        if self._kernels.method.sigmas and not is_traced((a, b)) and not _equal((a.image, a.pixel), (b.image, b.pixel)):
+            raise AnomnormError(
+                "both runs were fitted, each on other data, and a finished fit is not merged. Let the workers begin "
+                "from hook.emptied(run) of one run; or merge records with the method's merge, and give the result to "
+                "on_validation_epoch_start as statistics."
+            )
+        merged: Run = _merge(self, a, b)
+        return merged
+
+    def all_merge(self, run: Run, axis_name: str) -> Run:
+        """The `merge` of the runs of all shards, inside of ``jax.shard_map`` over ``axis_name``: the same on each.
+
+        Each of them began from `emptied`; the result is merged into the run that was emptied. Everything that the
+        shards have seen is exchanged, so do it once for many batches.
+        """
+        return all_merge(run, axis_name, self.merge)
+
+    # Tests and predictions.
+
+    def on_test_start(self, normalizer: Normalizer) -> Normalizer:
+        """The normalizer with its thresholds resolved, before the first batch (clauses T1, N8).
+
+        A number that this hook was given wins over the one of a restored checkpoint, unless that is manual. Normalized
+        scores have their threshold at 0.5: that is where metrics of a test belong (clause L7).
+
+        Raises:
+            NotFittedError: nothing has been fitted.
+        """
+        self._require_normalizer(normalizer)
+        normalizer.require_fitted()
+        fit = normalizer.to_fit()
+        choices = self._choices(fit)
+        if all(choice.value is None for choice in choices.values()):
+            return normalizer
+        return like(normalizer, normalizer.filled(place(fit, choices)))
+
+    def on_predict_start(self, normalizer: Normalizer) -> Normalizer:
+        """The normalizer with its thresholds resolved. See `on_test_start`."""
+        return self.on_test_start(normalizer)
+
+    def on_test_batch_end(self, normalizer: Normalizer, outputs: Outputs) -> Any:
+        """The outputs with normalized scores and maps, labels and masks. None, a skipped batch, stays None.
+
+        Raises:
+            NotFittedError: nothing has been fitted.
+            OutputError: the outputs hold neither scores nor maps.
+            ResolutionError: the maps do not have the fitted height and width (CDF).
+        """
+        self._require_normalizer(normalizer)
+        if outputs is None:
+            return outputs
+        entries = used(outputs, truth=False)
+        return replaced(outputs, normalizer(entries.get(SCORES), entries.get(MAPS), valid=padding(entries)))
+
+    def on_predict_batch_end(self, normalizer: Normalizer, outputs: Outputs) -> Any:
+        """The outputs with normalized scores and maps, labels and masks. See `on_test_batch_end`."""
+        return self.on_test_batch_end(normalizer, outputs)
+
+    def with_threshold(
+        self,
+        normalizer: Normalizer,
+        threshold: SupportsFloat | None = None,
+        pixel_threshold: SupportsFloat | None = None,
+        *,
+        units: Units | str | None = None,
+    ) -> Normalizer:
+        """The normalizer with manual thresholds, which stay through later validation runs that get it as ``before``.
+
+        See `anomnorm_core.Normalizer.with_threshold`.
+
+        Raises:
+            NotFittedError: nothing has been fitted.
+            OptionError: a number is not finite, or not between 0 and 1 if normalized.
+        """
+        self._require_normalizer(normalizer)
+        normalizer.require_fitted()
+        return like(normalizer, normalizer.with_threshold(threshold, pixel_threshold, units=units))
+
+    # What the above is made of.
+
+    @property
+    def _kernels(self) -> Kernels:
+        return METHODS[self.method]
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(self.options or ())
+
+    def _choices(self, fit: Fit) -> dict[str, Choice]:
+        return choose({"image": self.threshold, "pixel": self.pixel_threshold}, fit)  # type: ignore[dict-item]
+
+    def _structure(self, run: Run) -> Normalizer:
+        return Normalizer.empty(self.method, self._options, run.resolution)
+
+    @partial(jax.jit, static_argnums=0)
+    def _collect(self, run: Run, entries: Entries) -> Run:
+        values = read(entries)
+        _require_maps(run, values)
+        truth = ground_truth(entries, values, masks=False)
+        if truth.anomalous is None and self.source is Source.VALIDATION:
+            raise NotFittedError(
+                "source=\"validation\" fits on the normal validation samples, but the outputs have no 'label' or "
+                "'gt_label' that tells which those are."
+            )
+        normal = None if truth.anomalous is None else ~truth.anomalous
+        where = normal if truth.valid is None else truth.valid if normal is None else truth.valid & normal
+        return _run.fitted(self._kernels, run, values, where, shared=self._is_shared)
+
+    @partial(jax.jit, static_argnums=0)
+    def _validate(self, run: Run, entries: Entries) -> tuple[Run, dict[str, Array]]:
+        values = read(entries)
+        _require_maps(run, values)
+        truth = ground_truth(entries, values, masks=run.pixels is not None)
+        kernels, scored = self._kernels, {SCORES: values.scores} | ({} if values.maps is None else {MAPS: values.maps})
+        z: dict[str, Array] = {}
+        if kernels.method.sigmas:
+            records = {"image": run.image} | ({} if run.pixel is None else {"pixel": run.pixel})
+            found = {level: kernels.finalize(record, level=level) for level, record in records.items()}
+            for name, x in scored.items():
+                level = LEVEL[name]
+                arguments = centered(self.method, self._options.items(), level, found["image"], found[level])
+                z[name] = evaluated(kernels.extras["z"], x, 1.0, arguments)
+        else:
+            run = _run.fitted(kernels, run, values, truth.valid, shared=self._is_shared)
+        return _run.gathered(run, values.scores, z.get(MAPS, values.maps), z.get(SCORES), truth), z
+
+    @property
+    def _is_shared(self) -> bool:
+        return bool(self._options.get("shared_range"))
+
+    def _ungathered(self, run: Run) -> Run:
+        """The run without what its validation has shown."""
+        empty: tuple[Any, ...] = jax.tree.map(
+            jnp.zeros_like, (run.scores, run.labels, run.seen, run.pixels, run.normals)
+        )
+        scores, labels, seen, pixels, normals = empty
+        return replace(run, scores=scores, labels=labels, seen=seen, pixels=pixels, normals=normals)
+
+    def _parameters(self, run: Run, on_invalid: OnInvalid | None) -> dict[str, Any]:
+        """The parameters of each level that has seen values; reports what was left out of them, unless that is None."""
+        counts = self._counts(run)
+        if on_invalid is OnInvalid.RAISE:
+            report_invalid(counts, on_invalid)
+        parameters = {level: self._kernels.finalize(getattr(run, level), level=level) for level in self._seen(run)}
+        if on_invalid is OnInvalid.WARN:  # of a usable fit: an unusable one was an error above
+            report_invalid(counts, on_invalid)
+        return parameters
+
+    def _seen(self, run: Run) -> list[str]:
+        counts = self._counts(run)
+        return [level for level in counts if level == "image" or any(counts[level])]
+
+    def _counts(self, run: Run, total: Callable[[np.ndarray], int] = _counter.total) -> dict[str, tuple[int, int]]:
+        records = {level: getattr(run, level) for level in LEVELS if getattr(run, level) is not None}
+        return {
+            level: (total(to_host(record.count)), total(to_host(record.invalid))) for level, record in records.items()
+        }
+
+    def _require_run(self, run: Any) -> None:
+        if isinstance(run, Run) and run.method == self.method:
+            return
+        found = f"one of {run.method} normalization" if isinstance(run, Run) else type(run).__name__
+        raise AnomnormError(
+            f"the first argument must be a run of this hook, found {found}. Begin with run = hook.setup(outputs); "
+            "on_validation_batch_end returns two values: run, outputs = hook.on_validation_batch_end(run, outputs)."
+        )
+
+    def _require_records(self, run: Run, statistics: tuple[Any, Any]) -> tuple[Any, Any]:
+        image, pixel = statistics
+        inits = self._kernels.init, lambda: None if run.resolution is None else self._kernels.init(run.resolution)
+        for level, record, init in zip(LEVELS, (image, pixel), inits, strict=True):
+            shapes: list[Any] = [
+                (jax.tree.structure(each), [leaf.shape for leaf in jax.tree.leaves(each)])
+                for each in (jax.eval_shape(init), jax.eval_shape(lambda given=record: given))
+            ]
+            if shapes[0] != shapes[1]:
+                raise AnomnormError(
+                    f"statistics: the {level}-level record does not belong to this run. Make it with the init and "
+                    f"update of {self.method} normalization, for maps of the height and width of setup; where there "
+                    "are none, it is None."
+                )
+        # A copy: a buffer of the caller's, or one that stands in both, could not be donated.
+        copies: tuple[Any, Any] = jax.tree.map(jnp.array, (image, pixel))
+        return copies
+
+    def _require_normalizer(self, normalizer: Any) -> None:
+        if isinstance(normalizer, Normalizer):
+            if (normalizer.method, normalizer.options) == (self.method, self.options):
+                return
+            found = f"one of {normalizer.method} normalization with {dict(normalizer.options)}"
+        else:
+            found = type(normalizer).__name__
+        raise AnomnormError(
+            f"a normalizer of this hook ({self.method} with {self._options}) is needed, found {found}. "
+            "on_validation_epoch_end(run) returns it, and hook.empty(outputs) has its structure before."
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _merge(hook: NormalizationHook, a: Run, b: Run) -> Run:
+    return _run.merge(hook._kernels, a, b)
+
+
+def _resolution(values: Scores) -> tuple[int, int] | None:
+    if values.maps is None:
+        return None
+    height, width = values.maps.shape[-2:]
+    return height, width
+
+
+def _require_maps(run: Run, values: Scores) -> None:
+    """Raise `NotFittedError` for maps at a run that was set up without any."""
+    if values.maps is not None and run.pixel is None:
+        raise NotFittedError(
+            "the outputs hold anomaly maps, but the run was set up from outputs without them. Call "
+            "hook.setup(outputs) with outputs of the shape that the steps return, and fit again."
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=False)
+    return all(np.array_equal(to_host(x), to_host(y)) for x, y in leaves)

@@ -1,0 +1,352 @@
+"""Log-normal CDF normalization (clauses N2, N3, S3, S4).
+
+The logarithms of the scores of normal data are taken as normally distributed; a score becomes a z-score ("so many
+sigmas above normal") and, around a raw threshold, a probability.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from anomnorm_core.checks import require_count, require_mask, require_same_shape
+from anomnorm_core.method import Kernels
+from anomnorm_core.methods.cdf import LEAST_STD, METHOD, STD_FLOOR
+from anomnorm_jax._arrays import arithmetic, evaluated, normalized, samples, selection
+from anomnorm_jax._double import log_distance, log_ratio, two_sum
+from anomnorm_jax._sharding import automatic, varying
+
+
+class ScoreDistribution(NamedTuple):
+    """Moments of ``log(score)`` of one level: of the images (shape ``()``) or of every pixel (shape ``(H, W)``).
+
+    ``mean`` and ``m2`` carry what rounding took from them in ``mean_tail`` and ``m2_tail``: without float64 a plain
+    float32 sum over 10^5 batches would lose half its digits (clause S4).
+
+    Laws: ``init(shape)`` is the identity of ``merge``; ``merge`` is associative and commutative up to rounding;
+    updating with a concatenation equals merging the parts, up to rounding.
+    """
+
+    count: Array  # type: ignore[assignment]  # shape uint32: images with a valid value here
+    mean: Array  # shape float32, or float64 where JAX has it: mean of log(score)
+    m2: Array  # shape like mean: sum of squared deviations from the mean
+    invalid: Array  # shape uint32: images whose value here was left out
+    mean_tail: Array  # shape like mean: the true mean is mean + mean_tail
+    m2_tail: Array  # shape like mean: the true sum is m2 + m2_tail
+
+
+def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:
+    """Empty statistics for image scores (``shape=()``) or maps (``shape=(H, W)``), in JAX's default float."""
+    # An array for each field: a buffer that stands twice in a record could not be donated.
+    return ScoreDistribution(
+        count=jnp.zeros(shape, dtype=jnp.uint32),
+        mean=jnp.zeros(shape, dtype=float),
+        m2=jnp.zeros(shape, dtype=float),
+        invalid=jnp.zeros(shape, dtype=jnp.uint32),
+        mean_tail=jnp.zeros(shape, dtype=float),
+        m2_tail=jnp.zeros(shape, dtype=float),
+    )
+
+
+@jax.jit
+@automatic
+def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | None = None) -> ScoreDistribution:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far, of shape () or (H, W).
+        scores: real array of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that are
+            not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        where: boolean array of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics.
+
+    Raises:
+        ResolutionError: the maps' height and width are not the record's (clause S8).
+
+    Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
+    """
+    x = samples(arithmetic(scores), record.mean.shape).astype(record.mean.dtype)
+    if x.shape[0] == 0:
+        return record
+    taken = jnp.ones(x.shape[:1], dtype=bool) if where is None else jnp.asarray(where, dtype=bool)
+    require_mask(taken.shape, x.shape[0])
+    # Distances from a score near the mean keep the digits that the logarithm itself would lose to its size: from the
+    # mean so far or, in the first batch, from the first valid score.
+    first = _first_valid(x, varying(taken, x), record.count > 0)
+    info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
+    near_mean = jnp.clip(jnp.exp(record.mean), float(info.tiny), float(info.max))
+    reference = jnp.where(record.count > 0, near_mean, first)
+    taken = varying(taken, reference)
+    if record.mean.ndim == 0:
+        batch = _moments(x, taken, reference)
+    else:
+        # XLA for CPUs reduces the first axis ten times slower than it goes through the images one after the other;
+        # others would wait for each of them.
+        batch = jax.lax.platform_dependent(x, taken, reference, cpu=_moments_by_image, default=_moments)
+    count, mean, mean_tail, m2, m2_tail = batch
+    at, at_tail = log_distance(reference, jnp.zeros_like(reference))
+    head, tail = two_sum(jnp.where(count > 0, at, 0.0), mean)
+    merged: ScoreDistribution = merge(
+        record,
+        ScoreDistribution(
+            count=count,
+            mean=head,
+            m2=m2,
+            invalid=jnp.sum(taken, dtype=jnp.uint32) - count,
+            mean_tail=tail + (mean_tail + jnp.where(count > 0, at_tail, 0.0)),
+            m2_tail=m2_tail,
+        ),
+    )
+    return merged
+
+
+def _valid(x: Array) -> Array:
+    # The smallest normal number, because XLA on CPU takes the others for zero.
+    valid: Array = (x >= float(jnp.finfo(x.dtype).tiny)) & (x < jnp.inf)  # type: ignore[no-untyped-call]
+    return valid
+
+
+def _first_valid(x: Array, taken: Array, known: Array) -> Array:
+    """The first valid value along the first axis; 1 where there is none, and anything where the mean is ``known``."""
+
+    def search(x: Array, taken: Array) -> Array:
+        valid = _valid(x) & selection(taken, x)
+        position = jnp.argmax(valid, axis=0)
+        return jnp.where(jnp.any(valid, axis=0), jnp.take_along_axis(x, position[None], axis=0)[0], 1.0)
+
+    # Nearly always the first image has it, and the others need not be looked at.
+    here = _valid(x[0]) & taken[0]
+    found: Array = jax.lax.cond(jnp.all(known | here), lambda x, _: jnp.where(here, x[0], 1.0), search, x, taken)
+    return found
+
+
+def _distance(x: Array, valid: Array, reference: Array) -> Array:
+    """``log(x / reference)``, 0 where ``x`` has no logarithm."""
+    return jnp.where(valid, log_ratio(jnp.where(valid, x, 1.0), reference), 0.0)
+
+
+def _moments(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
+    """Count, and mean and m2 of the distances from ``reference`` with their tails, of the first axis of ``x``."""
+    valid = _valid(x) & selection(taken, x)
+    count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
+    distance = _distance(x, valid, reference[None])
+    divisor = jnp.maximum(count, 1).astype(x.dtype)
+    mean = jnp.sum(distance, axis=0) / divisor
+    deviation = jnp.where(valid, distance - mean[None], 0.0)
+    # A second pass over the deviations gives what rounding took from the first mean.
+    residue = jnp.sum(deviation, axis=0) / divisor
+    m2 = jnp.sum(deviation * deviation, axis=0) - divisor * residue * residue
+    return count, mean, residue, m2, jnp.zeros_like(m2)
+
+
+def _moments_by_image(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
+    """The same as `_moments`, one image after the other (Welford 1962)."""
+
+    def add(so_far: Any, image: tuple[Array, Array]) -> tuple[Any, None]:
+        count, mean, mean_tail, m2, m2_tail = so_far
+        valid = _valid(image[0]) & image[1]
+        distance = _distance(image[0], valid, reference)
+        count = count + valid.astype(jnp.uint32)
+        before = (distance - mean) - mean_tail
+        share = before / jnp.maximum(count, 1).astype(x.dtype)
+        mean, lost = two_sum(mean, jnp.where(valid, share, 0.0))
+        mean_tail = mean_tail + lost
+        after = (distance - mean) - mean_tail
+        m2, lost = two_sum(m2, jnp.where(valid, before * after, 0.0))
+        return (count, mean, mean_tail, m2, m2_tail + lost), None
+
+    zero = jnp.zeros_like(reference)
+    empty = (zero.astype(jnp.uint32), zero, zero, zero, zero)
+    size: object = x.shape[0]  # a symbol where a program is exported for batches of any size
+    images = 4 if isinstance(size, int) else 1
+    moments: tuple[Array, ...] = jax.lax.scan(add, empty, (x, taken), unroll=images)[0]
+    return moments
+
+
+@jax.jit
+def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
+    """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape."""
+    require_same_shape(a.mean.shape, b.mean.shape)
+    count = a.count + b.count
+    dtype = a.mean.dtype
+    share = b.count.astype(dtype) / jnp.maximum(count, 1).astype(dtype)
+    delta = (b.mean - a.mean) + (b.mean_tail - a.mean_tail)
+    mean, mean_tail = two_sum(a.mean, delta * share)
+    # The first batch is taken over as it is: delta * 1 would round its tail away.
+    first = a.count == 0
+    mean, mean_tail = two_sum(jnp.where(first, b.mean, mean), jnp.where(first, b.mean_tail, a.mean_tail + mean_tail))
+    m2, m2_tail = two_sum(a.m2, b.m2)
+    between = delta * delta * share * a.count.astype(dtype)
+    m2, m2_tail = two_sum(m2, between + (m2_tail + (a.m2_tail + b.m2_tail)))
+    return ScoreDistribution(
+        count=count, mean=mean, m2=m2, invalid=a.invalid + b.invalid, mean_tail=mean_tail, m2_tail=m2_tail
+    )
+
+
+def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
+    """The finalizer: mean and standard deviation of ``log(score)``. Outside a trace it checks the counts.
+
+    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
+    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+
+    Args:
+        record: statistics in which at least one entry has seen more than ``ddof`` values.
+        ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
+        InsufficientDataError: too few values for a deviation (clause S7). Under a trace there is no value to check;
+            there both results are NaN.
+    """
+    if not isinstance(record.count, Tracer):
+        count, invalid = int(np.max(record.count)), int(np.max(record.invalid))
+        require_count(level, count, invalid, minimum=ddof + 1)
+    moments: tuple[Array, Array] = _mean_std(record, ddof)
+    return moments
+
+
+@partial(jax.jit, static_argnames="ddof")
+def _mean_std(record: ScoreDistribution, ddof: int) -> tuple[Array, Array]:
+    dtype = record.mean.dtype
+    known = record.count > ddof
+    freedom = jnp.where(known, record.count - ddof, 0).astype(dtype)
+    weight = jnp.where(known, record.count, 0).astype(dtype)
+    pooled_mean = jnp.sum(weight * record.mean) / jnp.sum(weight)
+    pooled_variance = jnp.sum(jnp.where(known, record.m2, 0.0)) / jnp.sum(freedom)
+    variance = jnp.where(known, record.m2 / jnp.maximum(freedom, 1.0), pooled_variance)
+    return jnp.where(known, record.mean, pooled_mean), jnp.sqrt(variance)
+
+
+@jax.jit
+def standardize(scores: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None) -> Array:
+    """Raw scores as z-scores of their logarithm: ``z = (log(scores) - mean) / std``.
+
+    With ``center_at``, ``z = (log(scores) - center_at) / std`` (clause N2). See `anomnorm_core.cdf.standardize`.
+
+    Args:
+        scores: real array of any shape. float64 is kept, other floating dtypes give float32, and integers JAX's
+            default float.
+        mean, std: moments of the logarithm of normal scores (the finalizer `mean_std`).
+        center_at: where ``z`` is zero instead of at ``mean``.
+
+    Returns:
+        Array of the shape and sharding of ``scores``.
+
+    Raises:
+        ResolutionError: the maps' height and width are not those of ``mean`` and ``std`` (clause S8).
+    """
+    return evaluated(_z, scores, 1.0, (mean, std, mean if center_at is None else center_at))
+
+
+@jax.jit
+def normalize(
+    scores: ArrayLike, threshold: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None
+) -> Array:
+    """Map raw scores to [0, 1] with 0.5 at the raw threshold: ``u = Phi(log(scores / threshold) / std)`` (clause N3).
+
+    See `anomnorm_core.cdf.normalize`.
+
+    Args:
+        scores: real array of any shape, of the dtypes of `standardize`.
+        threshold: in raw units, above zero.
+        mean, std, center_at: as for `standardize`.
+
+    Returns:
+        Array of the shape and sharding of ``scores``.
+
+    Raises:
+        ResolutionError: as for `standardize`.
+    """
+    return normalized(KERNELS, scores, threshold, (mean, std, mean if center_at is None else center_at))
+
+
+@jax.jit
+def normalize_standardized(z: ArrayLike, threshold: ArrayLike) -> Array:
+    """Map z-scores to [0, 1] with 0.5 at the threshold in sigmas: ``u = Phi(z - threshold)``.
+
+    See `anomnorm_core.cdf.normalize_standardized`.
+    """
+    return normalized(_STANDARDIZED, z, threshold, ())
+
+
+@jax.jit
+def denormalize(
+    unit: ArrayLike, threshold: ArrayLike, mean: ArrayLike, std: ArrayLike, center_at: ArrayLike | None = None
+) -> Array:
+    """The raw score of a normalized score: ``x = threshold exp(std Phi^-1(unit))`` (clause N11).
+
+    See `anomnorm_core.cdf.denormalize`.
+    """
+    return evaluated(_inverse, unit, threshold, (mean, std, mean if center_at is None else center_at))
+
+
+def _z(x: Array, _t: Array, mean: Array, std: Array, center: Array) -> Array:
+    flat, floor = _constant(mean, std, center)
+    finite = (x > 0) & (x < jnp.inf)
+    at, offset = _center(center)
+    distance = log_ratio(jnp.where(finite, x, 1.0), at) + offset
+    z = distance / jnp.where(flat, 1.0, std)
+    step = jnp.where(jnp.abs(distance) <= floor, 0.0, jnp.where(distance > 0, jnp.inf, -jnp.inf))
+    z = jnp.where(flat, step, z)
+    z = jnp.where(finite, z, jnp.where(jnp.isnan(x), x, jnp.where(x > 0, jnp.inf, -jnp.inf)))
+    # Moments that were never fitted must show also where the center makes the mean cancel.
+    return jnp.where(jnp.isnan(mean) | jnp.isnan(std), jnp.nan, z)
+
+
+def _unit(x: Array, t: Array, mean: Array, std: Array, center: Array) -> Array:
+    flat, _ = _constant(mean, std, center)
+    finite = (x > 0) & (x < jnp.inf)
+    distance = log_ratio(jnp.where(finite, x, 1.0), t)
+    u = _phi(distance, jnp.where(flat, 1.0, std))
+    limit = jnp.where(x < t, 0.0, jnp.where(x > t, 1.0, 0.5))
+    u = jnp.where(flat | ~finite, jnp.where(jnp.isnan(x), x, limit), u)
+    return jnp.where(jnp.isnan(mean) | jnp.isnan(std) | jnp.isnan(t), jnp.nan, u)
+
+
+def _inverse(u: Array, t: Array, mean: Array, std: Array, _center: Array) -> Array:
+    # Without a deviation every score is the threshold, also an infinite one.
+    x = t * jnp.exp(jnp.where(std == 0, 0.0, std * jax.scipy.special.ndtri(u)))
+    return jnp.where((u >= 0) & (u <= 1) & ~jnp.isnan(mean), x, jnp.nan)
+
+
+def _constant(mean: Array, std: Array, center: Array) -> tuple[Array, Array]:
+    """See `anomnorm_core.methods.cdf.constant`."""
+    floor = jnp.maximum(STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.abs(center)), LEAST_STD)
+    return std <= floor, floor
+
+
+@jax.custom_jvp
+def _center(center: Array) -> tuple[Array, Array]:
+    """A normal number near ``exp(center)``, and the rest ``log(number) - center``."""
+    info = jnp.finfo(center.dtype)  # type: ignore[no-untyped-call]
+    low, high = math.log(float(info.tiny)) + 1e-3, math.log(float(info.max)) - 1e-3
+    at = jnp.exp(jnp.clip(center, low, high))
+    head, tail = log_distance(at, center)
+    return at, head + tail
+
+
+@_center.defjvp
+def _center_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    # As if the number were fixed: the bit operations inside have no derivative.
+    return _center(*primals), (jnp.zeros_like(tangents[0]), -tangents[0])
+
+
+def _phi(distance: Array, std: Array) -> Array:
+    """``Phi(distance / std)``, with one factor for all scores: each operation costs digits."""
+    # erfc, because (1 + erf) / 2 loses the lower tail, and XLA's erf exceeds 1 and is not monotone.
+    phi: Array = 0.5 * jax.scipy.special.erfc(distance * (-(0.5**0.5) / std))
+    return phi
+
+
+KERNELS = Kernels(METHOD, init, update, merge, mean_std, unit=_unit, inverse=_inverse, extras={"z": _z})
+_STANDARDIZED = replace(KERNELS, unit=lambda z, t: _phi(z - t, jnp.ones_like(t)))

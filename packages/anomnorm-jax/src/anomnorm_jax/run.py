@@ -1,0 +1,164 @@
+"""What a validation run has seen so far, in arrays of fixed shapes (clauses L1, L2, L8, T2, T5)."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from anomnorm_core.errors import AnomnormError
+from anomnorm_core.fit_check import LIMITS
+from anomnorm_core.method import Kernels
+from anomnorm_core.threshold.choice import ANOMALOUS, UNLABELLED, Gathered
+from anomnorm_jax import threshold
+from anomnorm_jax._arrays import to_host
+from anomnorm_jax._sharding import automatic
+from anomnorm_jax.outputs import GroundTruth, Scores
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["image", "pixel", "scores", "labels", "seen", "pixels", "normals"],
+    meta_fields=["method", "resolution"],
+)
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A pytree of finite arrays, of one structure from `hook.setup` on: it can be donated, scanned and mapped over.
+
+    Laws: what `init` gives is the identity of `merge`; `merge` is associative, and commutative but for the order of the
+    scores, which does not matter.
+    """
+
+    image: Any  # the method's record of the image scores
+    pixel: Any  # and of the maps; None where the steps return none
+    scores: Array | None  # (capacity,) float32, or float64 for float64 scores: raw image scores; None: none are needed
+    labels: Array | None  # (capacity,) uint8: NORMAL, ANOMALOUS or UNLABELLED
+    seen: Array  # () uint32: images so far; those beyond the capacity are counted and not kept
+    pixels: threshold.ScoreHistogram | None  # pixels whose ground truth is known; None: they are not needed
+    normals: Array | None  # with sigmas, (3,) uint32: normal validation samples; with z above 2; above 3
+    method: str
+    resolution: tuple[int, int] | None  # height and width of the maps
+
+
+def init(
+    kernels: Kernels,
+    resolution: tuple[int, int] | None,
+    *,
+    capacity: int,
+    dtype: Any,
+    scores: bool,
+    pixels: bool,
+) -> Run:
+    """A run that has seen nothing.
+
+    Args:
+        kernels: of the method.
+        resolution: height and width of the maps; None without any.
+        capacity: how many image scores there is room for.
+        dtype: of them.
+        scores, pixels: whether a threshold will be looked for among these.
+    """
+    return Run(
+        image=kernels.init(()),
+        pixel=None if resolution is None else kernels.init(resolution),
+        scores=jnp.zeros((capacity,), dtype=dtype) if scores else None,
+        labels=jnp.zeros((capacity,), dtype=jnp.uint8) if scores else None,
+        seen=jnp.zeros((), dtype=jnp.uint32),
+        pixels=threshold.init() if pixels and resolution is not None else None,
+        normals=jnp.zeros((1 + len(LIMITS),), dtype=jnp.uint32) if kernels.method.sigmas else None,
+        method=kernels.method.name,
+        resolution=resolution,
+    )
+
+
+def fitted(kernels: Kernels, run: Run, values: Scores, where: Array | None, *, shared: bool) -> Run:
+    """The run whose records have seen a batch.
+
+    Args:
+        kernels: of the method.
+        run: so far.
+        values: of the batch.
+        where: booleans of shape (B,): samples that take part; None: all.
+        shared: whether the image level has the record of the maps too.
+    """
+    pixel = run.pixel
+    if pixel is not None and values.maps is not None:
+        pixel = kernels.update(pixel, values.maps, where=where)
+    of_images = values.maps if shared and values.maps is not None else values.scores
+    return replace(run, image=kernels.update(run.image, of_images, where=where), pixel=pixel)
+
+
+@automatic
+def gathered(run: Run, scores: Array, maps: Array | None, z: Array | None, truth: GroundTruth) -> Run:
+    """The run that has noted a validation batch for its thresholds.
+
+    Args:
+        run: so far.
+        scores: raw image scores.
+        maps: of the batch, raw or in sigmas, as the method has thresholds.
+        z: image scores in sigmas, for the fit check; None: there is none to be made.
+        truth: what is known about the samples.
+    """
+    images = scores.shape[0]
+    valid = jnp.ones((images,), dtype=bool) if truth.valid is None else truth.valid
+    anomalous = jnp.zeros((images,), dtype=bool) if truth.anomalous is None else truth.anomalous
+    kept, labels, pixels, normals = run.scores, run.labels, run.pixels, run.normals
+    if kept is not None and labels is not None:
+        after = jnp.cumsum(valid.astype(jnp.uint32), dtype=jnp.uint32)
+        positions = jnp.where(valid, run.seen + after - jnp.uint32(1), jnp.uint32(kept.shape[0]))  # the last is dropped
+        known = jnp.where(anomalous, jnp.uint8(ANOMALOUS), jnp.uint8(0 if truth.anomalous is not None else UNLABELLED))
+        kept = kept.at[positions].set(scores.ravel().astype(kept.dtype), mode="drop")
+        labels = labels.at[positions].set(known, mode="drop")
+    if pixels is not None and maps is not None:
+        if truth.masks is None:  # the pixels of an anomalous image are unknown
+            pixels = threshold.update(pixels, maps, where=valid & ~anomalous)
+        else:
+            pixels = threshold.update(pixels, maps, truth.masks, where=valid)
+    if normals is not None and z is not None and truth.anomalous is not None:
+        flat = z.ravel()
+        above = [~jnp.isnan(flat), *(flat > limit for limit in LIMITS)]
+        counted = [jnp.sum(which & valid & ~anomalous, dtype=jnp.uint32) for which in above]
+        normals = normals + jnp.stack(counted)
+    seen = run.seen + jnp.sum(valid, dtype=jnp.uint32)
+    return replace(run, scores=kept, labels=labels, seen=seen, pixels=pixels, normals=normals)
+
+
+def merge(kernels: Kernels, a: Run, b: Run) -> Run:
+    """The run of both; the scores of ``b`` follow those of ``a``.
+
+    With sigmas, the records were fitted before the run and stay those of ``a``.
+    """
+    image, pixel, kept, labels, pixels = a.image, a.pixel, a.scores, a.labels, a.pixels
+    if not kernels.method.sigmas:
+        image = kernels.merge(image, b.image)
+        pixel = None if pixel is None else kernels.merge(pixel, b.pixel)
+    if kept is not None and labels is not None:
+        capacity = kept.shape[0]
+        index = jnp.arange(capacity, dtype=jnp.uint32)
+        positions = jnp.where(index < b.seen, a.seen + index, jnp.uint32(capacity))  # the last is dropped
+        kept = kept.at[positions].set(b.scores, mode="drop")
+        labels = labels.at[positions].set(b.labels, mode="drop")
+    if pixels is not None and b.pixels is not None:
+        pixels = threshold.merge(pixels, b.pixels)
+    normals = None if a.normals is None or b.normals is None else a.normals + b.normals
+    return Run(image, pixel, kept, labels, a.seen + b.seen, pixels, normals, a.method, a.resolution)
+
+
+def on_host(run: Run) -> Gathered:
+    """What a search for thresholds needs, in NumPy.
+
+    Raises:
+        AnomnormError: there was no room for all scores.
+    """
+    seen = int(to_host(run.seen))
+    scores, labels = (np.zeros(0, np.float32) if each is None else to_host(each) for each in (run.scores, run.labels))
+    if run.scores is not None and seen > scores.size:
+        raise AnomnormError(
+            f"the validation run had {seen} images, and the hook keeps the scores of {scores.size} to find a threshold "
+            f"among them. Make the hook with capacity={seen} or more, or give it a threshold."
+        )
+    pixels = None if run.pixels is None else jax.tree.map(to_host, run.pixels)
+    return Gathered(scores[:seen], labels[:seen], pixels)

@@ -1,0 +1,150 @@
+"""From a method's kernels to normalized scores and decisions: the same for every method (clauses N4, N9).
+
+Values are computed by ``unit``, which may round to the other side of 1/2; `scored` repairs that. For tensors on a CPU
+there may be a way to specialize a ``unit`` for numbers that can be read, see `specializes`.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from anomnorm_core.checks import require_resolution
+from anomnorm_core.method import Kernels
+from anomnorm_torch._tensors import arithmetic, is_differentiated, parameter
+from anomnorm_torch._tiles import fits_tiles, is_readable, tiled
+
+Number = Tensor | float
+Specialized = tuple[Callable[..., None], tuple[Tensor, ...]]
+Specialize = Callable[..., Specialized | None]
+
+# By the unit that is meant, and not in `Kernels`, where it would outlive an exchange of the unit.
+_SPECIALIZE: dict[Callable[..., Tensor], Specialize] = {}
+
+
+def specializes(unit: Callable[..., Tensor]) -> Callable[[Specialize], Specialize]:
+    """Says that the decorated function makes a faster ``unit`` for given numbers.
+
+    ``specialize(T, *arguments)`` gives a function ``(x, T, *coefficients, out)`` and its coefficients, which is right
+    on both sides of the threshold by itself and works in place; or None.
+    """
+
+    def register(specialize: Specialize) -> Specialize:
+        _SPECIALIZE[unit] = specialize
+        return specialize
+
+    return register
+
+
+def specialized(kernels: Kernels, t: Tensor, *arguments: Tensor) -> Specialized:
+    """A function that writes normalized scores, and its coefficients; its values are read."""
+    specialize = _SPECIALIZE.get(kernels.unit)
+    found = None if specialize is None else specialize(t, *arguments)
+    return (_repairing(kernels), arguments) if found is None else found
+
+
+def scored(kernels: Kernels, scores: Tensor, threshold: Number, arguments: tuple[Number, ...]) -> tuple[Tensor, Tensor]:
+    """Normalized scores and whether they are flagged, both of the shape of ``scores``. Waits for no device."""
+    x = arithmetic(scores)
+    t, *others = parameters = _rounded(x, threshold, arguments)
+    if is_differentiated(x, *parameters) or not is_readable(x, *parameters):
+        u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
+        flagged = flag(x, t)
+        # The compiled kernel compares for itself.
+        return repaired(u, x >= t if torch.compiler.is_compiling() else flagged), flagged
+    # From here on values can be read, and memory written to.
+    function, coefficients = specialized(kernels, t, *others)
+    for each in parameters:
+        if each.ndim and each.shape != x.shape[x.ndim - each.ndim :]:
+            x = x.expand(torch.broadcast_shapes(x.shape, each.shape))  # type: ignore[no-untyped-call]
+    u, flagged = x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.bool)
+
+    def tile(x: Tensor, t: Tensor, *rest: Tensor) -> None:
+        torch.ge(x, t, out=rest[-1])
+        function(x, t, *rest[:-2], out=rest[-2])
+
+    if fits_tiles(x, (t, *coefficients)):
+        tiled(tile, x, (t, *coefficients), (u, flagged))
+    else:
+        tile(x, t, *coefficients, u, flagged)
+    return u, flagged
+
+
+def evaluated(
+    function: Callable[..., Tensor], values: Tensor, threshold: Number, arguments: tuple[Number, ...]
+) -> Tensor:
+    """``function(values, threshold, *arguments)`` with parameters rounded as the dtype of the values has it."""
+    x = arithmetic(values)
+    return function(x, *_rounded(x, threshold, arguments))
+
+
+def flag(x: Tensor, t: Tensor) -> Tensor:
+    """``x >= t`` (clause N4)."""
+    if x.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        result: Tensor = torch.ops.anomnorm.flag(x, t)
+        return result
+    return x >= t
+
+
+# PyTorch's compiler for CPUs stores booleans one by one (2.13: 15 ms where an eager comparison takes 0.7), and slows
+# down everything in the same kernel with it. An operator of our own stays beside the compiled kernel.
+@torch.library.custom_op("anomnorm::flag", mutates_args=())
+def _flag(x: Tensor, t: Tensor) -> Tensor:
+    return x >= t
+
+
+@_flag.register_fake
+def _(x: Tensor, t: Tensor) -> Tensor:
+    return x >= t
+
+
+def repaired(u: Tensor, flagged: Tensor) -> Tensor:
+    """``u`` on the right side of 1/2, with the derivative that it had."""
+    below = 0.5 - torch.finfo(u.dtype).eps / 4
+    right = torch.where(flagged, u.clamp(min=0.5), u.clamp(max=below))
+    # Where a clamp steps in, its own derivative would be 0.
+    return right.detach() + (u - u.detach()) if is_differentiated(u) else right
+
+
+def limited(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    inside: Tensor,
+    *others: Tensor,
+    limits: tuple[float, float],
+    positive: bool = False,
+) -> Tensor:
+    """``function(x, inside, *others)``, with the derivative 0 at its limits, where formulas have NaN.
+
+    Args:
+        inside: a number, or some that broadcast against ``x``, of which ``function`` has a finite value.
+        limits: for ``x`` at minus and plus infinity.
+        positive: whether a logarithm is taken: what has none is at the lower limit too.
+    """
+    if not is_differentiated(x, inside, *others):
+        return function(x, inside, *others)
+    usual = x.isfinite() & (x > 0) if positive else x.isfinite()
+    value = function(torch.where(usual, x, inside.detach()), inside, *others)
+    limit = torch.where(x.isnan(), math.nan, torch.where(x > 0, limits[1], limits[0])).to(value.dtype)
+    return torch.where(usual, value, value.detach() * 0.0 + limit)
+
+
+def _repairing(kernels: Kernels) -> Callable[..., None]:
+    def function(x: Tensor, t: Tensor, *others: Tensor, out: Tensor) -> None:
+        out.copy_(repaired(kernels.unit(x, t, *others), x >= t))
+
+    return function
+
+
+def _rounded(x: Tensor, threshold: Number, arguments: tuple[Number, ...]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in (threshold, *arguments):
+        if isinstance(value, Tensor):
+            if value.ndim >= 2 and value.shape[-2:] != x.shape[-2:]:
+                require_resolution(tuple(x.shape), tuple(value.shape))
+            if value.dtype == x.dtype and value.device == x.device:
+                found.append(value)
+                continue
+        found.append(parameter(value, x))
+    return found

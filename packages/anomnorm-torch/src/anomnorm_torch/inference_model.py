@@ -1,0 +1,123 @@
+"""A duplicate of a module that shares its weights (clause L3)."""
+
+import copy
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomnorm_torch.framework import LightningModule
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_MAPPINGS = (dict, OrderedDict, defaultdict)
+_SEQUENCES = (list, tuple, set, deque)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def create_inference_model(pl_module: LightningModule) -> LightningModule:
+    """Create a duplicate of the module that can be used to perform inference on the training set.
+
+    It shares the parameters, has copies of the buffers, is in evaluation mode and logs nothing, so that using it leaves
+    no trace in the module.
+    """
+    model = share_weights(cast("nn.Module", pl_module))
+    model.eval()
+    for name in ("log", "log_dict"):
+        object.__setattr__(model, name, _log_nothing)
+    return cast("LightningModule", model)
+
+
+def _log_nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Stands in for ``LightningModule.log`` in the duplicate."""
+
+
+def share_weights(module: ModuleT) -> ModuleT:
+    """Duplicate ``module``: the same parameters, copies of everything that running it could change.
+
+    Copied are the modules themselves (so the duplicate's train and eval flags are its own), buffers and other tensors,
+    Python containers, and objects that are registered as hooks. Hooks and other functions that close over a module are
+    made anew for its duplicate: feature extractors often store activations that way, and would otherwise store them in
+    the original. Any other object (a trainer, a data set, hyperparameters) is shared, as are scripted modules.
+    """
+    prepared = _Prepared(module)
+    twin = copy.deepcopy(module, prepared.memo)
+    prepared.fill_functions()
+    for mine, its in zip(module.modules(), twin.modules(), strict=True):
+        for name, value in vars(mine).items():
+            if name == "_trainer":  # Lightning leaves it out of copies
+                vars(its)[name] = value
+            elif type(value) is weakref.ref:
+                vars(its)[name] = prepared.copied(value)
+    return twin
+
+
+class _Prepared:
+    """A memo for `copy.deepcopy`, with what that would copy and should not, or should and would not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+        self._functions: list[tuple[types.FunctionType, types.FunctionType]] = []
+        self._seen: set[int] = set()
+        for part in module.modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                self.memo[id(part)] = part
+                continue
+            for name, value in vars(part).items():
+                self._add(value, hooks=name in _HOOKS)
+
+    def _add(self, value: Any, *, hooks: bool = False) -> None:
+        kind = type(value)
+        if id(value) in self.memo or id(value) in self._seen or isinstance(value, nn.Module):
+            return
+        self._seen.add(id(value))
+        if isinstance(value, Tensor):
+            self.memo[id(value)] = value.detach().clone()  # deepcopy refuses what a gradient runs through
+        elif kind in _MAPPINGS or kind in _SEQUENCES:
+            for item in value.values() if kind in _MAPPINGS else value:
+                self._add(item, hooks=hooks)
+        elif kind is types.MethodType:
+            self._add(value.__self__)
+        elif kind is partial:
+            for item in (value.func, *value.args, *value.keywords.values()):
+                self._add(item)
+        elif kind is types.FunctionType and (value.__closure__ or value.__defaults__ or value.__kwdefaults__):
+            self._add_function(value)
+        elif hooks and hasattr(value, "__dict__"):
+            # An object that is called: what it stores must go where the duplicate looks for it.
+            self._add(vars(value))
+        else:
+            self.memo[id(value)] = value
+
+    def _add_function(self, function: types.FunctionType) -> None:
+        # Filled when the duplicates exist that it closes over. Closures that share a variable share its cell.
+        closure = function.__closure__ or ()
+        cells = tuple(self.memo.setdefault(id(cell), types.CellType()) for cell in closure)
+        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+        made.__dict__.update(function.__dict__)
+        self.memo[id(function)] = made
+        self._functions.append((function, made))
+        for cell in closure:
+            with suppress(ValueError):  # a variable that was never assigned
+                self._add(cell.cell_contents)
+        self._add(function.__defaults__)
+        self._add(function.__kwdefaults__)
+
+    def fill_functions(self) -> None:
+        """Give the new functions what they close over, now that there are duplicates of it."""
+        for function, made in self._functions:
+            made.__defaults__ = self.copied(function.__defaults__)
+            made.__kwdefaults__ = self.copied(function.__kwdefaults__)
+            for cell, empty in zip(function.__closure__ or (), made.__closure__ or (), strict=True):
+                with suppress(ValueError):
+                    empty.cell_contents = self.copied(cell.cell_contents)
+
+    def copied(self, value: Any) -> Any:
+        """What stands for ``value`` in the duplicate."""
+        if type(value) is weakref.ref and isinstance(value(), nn.Module) and id(value()) in self.memo:
+            return weakref.ref(self.memo[id(value())])
+        return copy.deepcopy(value, self.memo)

@@ -1,0 +1,357 @@
+"""Log-normal CDF normalization (clauses N2, N3, S3, S4).
+
+The logarithms of the scores of normal data are taken as normally distributed; a score becomes a z-score ("so many
+sigmas above normal") and, around a raw threshold, a probability.
+"""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomnorm_core import cdf as core
+from anomnorm_core.checks import require_count, require_same_shape
+from anomnorm_core.method import Kernels
+from anomnorm_torch._kernels import Specialized, evaluated, limited, scored, specializes
+from anomnorm_torch._normal import log_ratio, ndtr
+from anomnorm_torch._tensors import arithmetic, is_differentiated, samples, selection, wide
+from anomnorm_torch._tiles import columns, finite_range, fits_tiles, is_readable, tiled
+
+METHOD = core.METHOD
+
+
+class ScoreDistribution(NamedTuple):
+    """Moments of ``log(score)`` of one level: of the images (shape ``()``) or of every pixel (shape ``(H, W)``).
+
+    Laws: ``init(shape)`` is the identity of ``merge``; ``merge`` is associative and commutative up to rounding;
+    updating with a concatenation equals merging the parts, up to rounding.
+    """
+
+    count: Tensor  # type: ignore[assignment]  # shape int64: images with a valid value here
+    mean: Tensor  # shape float64: mean of log(score)
+    m2: Tensor  # shape float64: sum of squared deviations from the mean
+    invalid: Tensor  # shape int64: images whose value here was left out
+
+
+def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> ScoreDistribution:
+    """Empty statistics on ``device`` for image scores (``shape=()``) or maps (``shape=(H, W)``).
+
+    Accumulators are float64, or float32 where the device has none.
+    """
+    dtype = wide(torch.device(device))
+    return ScoreDistribution(
+        count=torch.zeros(shape, dtype=torch.int64, device=device),
+        mean=torch.zeros(shape, dtype=dtype, device=device),
+        m2=torch.zeros(shape, dtype=dtype, device=device),
+        invalid=torch.zeros(shape, dtype=torch.int64, device=device),
+    )
+
+
+def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = None) -> ScoreDistribution:
+    """Add a batch of raw scores or maps.
+
+    Args:
+        record: statistics so far, of shape () or (H, W).
+        scores: real tensor of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that
+            are not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
+
+    Returns:
+        New statistics on the device of ``record``, which is not changed. Only on a CPU values are read, so no device
+        is waited for.
+
+    Raises:
+        ResolutionError: the maps' height and width are not the record's (clause S8).
+
+    Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
+    """
+    x = samples(arithmetic(scores).detach(), tuple(record.mean.shape))
+    if x.shape[0] == 0:
+        return record
+    taken = selection(where, x)
+    known = finite_range(x) if taken is None else None
+    if known is not None and known[0] > 0:
+        return merge(record, _of_valid(x))
+    return merge(record, _of_some(x, taken))
+
+
+def _of_valid(x: Tensor) -> ScoreDistribution:
+    """Statistics of positive finite values, without masks and a piece of the pixels at a time."""
+    rows = x.reshape(x.shape[0], -1)
+    dtype = wide(x.device)
+    mean, m2 = torch.empty((2, rows.shape[1]), dtype=dtype, device=x.device)
+    memory = None
+    for column in columns(rows):
+        piece = rows[:, column]
+        if memory is None:
+            memory = torch.empty_like(piece, dtype=dtype, memory_format=torch.contiguous_format)
+        log_x = memory[:, : piece.shape[1]].copy_(piece).log_()
+        mean[column] = log_x.sum(dim=0).div_(x.shape[0])
+        deviation = log_x.sub_(mean[column])
+        if dtype == torch.float32:
+            # A second pass over the deviations removes the rounding error of the first mean.
+            residue = deviation.sum(dim=0).div_(x.shape[0])
+            mean[column] += residue
+            deviation.sub_(residue)
+        m2[column] = deviation.square_().sum(dim=0)
+    shape = x.shape[1:]
+    counts = torch.full(shape, x.shape[0], dtype=torch.int64, device=x.device)
+    return ScoreDistribution(counts, mean.view(shape), m2.view(shape), torch.zeros_like(counts))
+
+
+def _of_some(x: Tensor, taken: Tensor | None) -> ScoreDistribution:
+    """Statistics of what is valid among values of any kind."""
+    log_x = x.to(wide(x.device), copy=True)
+    left_out = (log_x <= 0).logical_or_(log_x.isfinite().logical_not_())
+    if taken is not None:
+        left_out.logical_or_(~taken)
+    valid = left_out.logical_not()
+    log_x.masked_fill_(left_out, 1.0).log_()
+    count = valid.sum(dim=0)
+    divisor = count.clamp(min=1)
+    mean = log_x.sum(dim=0) / divisor
+    deviation = log_x.sub_(mean).masked_fill_(left_out, 0.0)
+    residue = deviation.sum(dim=0) / divisor
+    return ScoreDistribution(
+        count=count,
+        mean=mean + residue,
+        m2=deviation.square_().sum(dim=0) - divisor * residue.square(),
+        invalid=(x.shape[0] if taken is None else taken.sum(dim=0)) - count,
+    )
+
+
+def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
+    """Statistics of the union of the data behind ``a`` and ``b``, which must have one shape, on the device of ``a``."""
+    require_same_shape(tuple(a.mean.shape), tuple(b.mean.shape))
+    b = ScoreDistribution(*(field.to(a.mean.device) for field in b))
+    count = a.count + b.count
+    share = b.count.to(a.mean.dtype) / count.clamp(min=1)
+    delta = b.mean.to(a.mean.dtype) - a.mean
+    return ScoreDistribution(
+        count=count,
+        mean=a.mean + delta * share,
+        m2=a.m2 + b.m2 + delta * delta * share * a.count,
+        invalid=a.invalid + b.invalid,
+    )
+
+
+def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Tensor, Tensor]:
+    """The finalizer: mean and standard deviation of ``log(score)``. Waits for the device: call it once per stage.
+
+    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
+    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+
+    Args:
+        record: statistics in which at least one entry has seen more than ``ddof`` values.
+        ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
+        level: ``"image"`` or ``"pixel"``, for the error message.
+
+    Raises:
+        NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
+        InsufficientDataError: too few values for a deviation (clause S7).
+    """
+    require_count(level, int(record.count.max()), int(record.invalid.max()), minimum=ddof + 1)
+    known = record.count > ddof
+    freedom = (record.count - ddof).clamp(min=0)
+    weight = torch.where(known, record.count, 0)
+    pooled_mean = (weight * record.mean).sum() / weight.sum()
+    pooled_variance = torch.where(known, record.m2, 0.0).sum() / freedom.sum()
+    variance = torch.where(known, record.m2 / freedom.clamp(min=1), pooled_variance)
+    return torch.where(known, record.mean, pooled_mean), variance.sqrt()
+
+
+def standardize(
+    scores: Tensor, mean: Tensor | float, std: Tensor | float, center_at: Tensor | float | None = None
+) -> Tensor:
+    """Raw scores as z-scores of their logarithm: ``z = (log(scores) - center) / std``.
+
+    See `anomnorm_core.cdf.standardize`.
+
+    Args:
+        scores: real tensor of any shape.
+        mean, std: moments of the logarithm of normal scores (the finalizer `mean_std`).
+        center_at: where ``z`` is zero instead of at ``mean``. All three are numbers or tensors that broadcast against
+            ``scores``, and are rounded to float32 unless ``scores`` is float64.
+
+    Returns:
+        Tensor of the shape and device of ``scores``, float64 for float64 and float32 for other floating dtypes.
+
+    Raises:
+        ResolutionError: the maps' height and width are not those of ``mean`` and ``std`` (clause S8).
+    """
+    return evaluated(_z, scores, 1.0, (mean, std, mean if center_at is None else center_at))
+
+
+def normalize(
+    scores: Tensor,
+    threshold: Tensor | float,
+    mean: Tensor | float,
+    std: Tensor | float,
+    center_at: Tensor | float | None = None,
+) -> Tensor:
+    """Map raw scores to [0, 1] with 0.5 at the threshold: ``u = Phi(log(scores / threshold) / std)``.
+
+    See `anomnorm_core.cdf.normalize`. The result is differentiable, with the derivative of the formula also at the
+    threshold itself.
+
+    Args:
+        scores: real tensor of any shape.
+        threshold: decision threshold in raw units, above zero.
+        mean, std, center_at: as for `standardize`.
+    """
+    return scored(KERNELS, scores, threshold, (mean, std, mean if center_at is None else center_at))[0]
+
+
+def normalize_standardized(z: Tensor, threshold: Tensor | float) -> Tensor:
+    """Map z-scores to [0, 1] with 0.5 at the threshold in sigmas: ``u = Phi(z - threshold)``.
+
+    See `anomnorm_core.cdf.normalize_standardized`.
+
+    Args:
+        z: z-scores (from `standardize`) of any shape.
+        threshold: in sigmas.
+    """
+    return scored(_STANDARDIZED, z, threshold, ())[0]
+
+
+def denormalize(
+    unit: Tensor,
+    threshold: Tensor | float,
+    mean: Tensor | float,
+    std: Tensor | float,
+    center_at: Tensor | float | None = None,
+) -> Tensor:
+    """The raw score of a normalized score: ``x = threshold exp(std Phi^-1(unit))``.
+
+    See `anomnorm_core.cdf.denormalize`.
+
+    Args:
+        unit: real tensor of any shape.
+        threshold, mean, std, center_at: as for `normalize`.
+    """
+    return evaluated(_inverse, unit, threshold, (mean, std, mean if center_at is None else center_at))
+
+
+def _constant(mean: Tensor, std: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a deviation is zero up to rounding, and how far from the center a score is still at it (clause N7)."""
+    floor = (core.STD_FLOOR * torch.maximum(mean.abs(), center.abs())).clamp(min=core.LEAST_STD)
+    return std <= floor, floor
+
+
+def _factor(mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
+    """``1 / std``, or a number so large that the step of a constant population is one (N7); NaN of an unfitted mean."""
+    flat, _ = _constant(mean, std, center)
+    return torch.where(flat, _STEEP, 1.0 / torch.where(flat, 1.0, std)) + mean * 0.0
+
+
+_STEEP = 2.0**60
+
+
+def _z(x: Tensor, _t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
+    precise = wide(x.device)
+    exact = center.to(precise)
+    if is_readable(x, mean, std, center) and not is_differentiated(x, mean, std, center):
+        factor = _reciprocal(mean, std, center)
+        if factor is not None:
+            if factor.ndim + exact.ndim:
+                x = x.expand(torch.broadcast_shapes(x.shape, factor.shape, exact.shape))  # type: ignore[no-untyped-call]
+            z = x.new_empty(x.shape)
+            if fits_tiles(x, (exact, factor)):
+                tiled(_standardize, x, (exact, factor), (z,))
+            else:
+                _standardize(x, exact, factor, z)
+            return z
+    # `log_ratio` needs a number: that nearest to exp(center), and what is missing to the center itself.
+    at = exact.exp().clamp(min=torch.finfo(x.dtype).smallest_normal, max=torch.finfo(x.dtype).max).to(x.dtype)
+    rest = (at.to(precise).log() - exact).to(x.dtype)
+    flat, floor = _constant(mean, std, center)
+    return limited(_distance, x, at, rest, mean, std, flat, floor, limits=(-math.inf, math.inf), positive=True)
+
+
+def _reciprocal(mean: Tensor, std: Tensor, center: Tensor) -> Tensor | None:
+    """``1 / std`` in double precision, where no population is constant; reads values."""
+    precise = wide(std.device)
+    if mean.ndim == std.ndim == center.ndim == 0:  # Python is faster there
+        location, scale, at = float(mean), float(std), float(center)
+        flat = scale <= max(core.STD_FLOOR * max(abs(location), abs(at)), core.LEAST_STD)
+        return None if flat else std.new_full((), 1.0 / scale + location * 0.0, dtype=precise)
+    if bool(_constant(mean, std, center)[0].any()):
+        return None
+    return 1.0 / std.to(precise) + mean * 0.0
+
+
+def _distance(x: Tensor, at: Tensor, rest: Tensor, mean: Tensor, std: Tensor, flat: Tensor, floor: Tensor) -> Tensor:
+    distance = log_ratio(x, at) + rest
+    step = torch.where(distance.abs() <= floor, 0.0, torch.sign(distance.detach()) * math.inf)
+    return torch.where(flat, step, distance / torch.where(flat, 1.0, std)) + mean * 0.0
+
+
+def _standardize(x: Tensor, center: Tensor, factor: Tensor, z: Tensor) -> None:
+    z.copy_(x.to(center.dtype, copy=True).clamp_(min=0.0).log_().sub_(center).mul_(factor))
+
+
+def _unit(x: Tensor, t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
+    distance = log_ratio(x, t)
+    if is_differentiated(distance):  # a step has the derivative 0
+        distance = torch.where(_constant(mean, std, center)[0], distance.detach(), distance)
+    return ndtr(distance * _factor(mean, std, center))
+
+
+def _inverse(u: Tensor, t: Tensor, mean: Tensor, std: Tensor, _center: Tensor) -> Tensor:
+    precise = wide(u.device)
+    # Without a deviation every score is the threshold, also an infinite one.
+    exponent = torch.where(std == 0, 0.0, std.to(precise) * torch.special.ndtri(u.to(precise)))
+    x = t.to(precise) * exponent.exp() + mean * 0.0
+    return torch.where((u >= 0) & (u <= 1), x, math.nan).to(u.dtype)
+
+
+@specializes(_unit)
+def specialize(_t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Specialized | None:
+    """The formula in few operations, as far as the deviations allow."""
+    widest = float(std.amax()) if std.numel() else 0.0
+    reciprocal = _reciprocal(mean, std, center)
+    factor = (_factor(mean, std, center) if reciprocal is None else reciprocal.to(std.dtype)) * -(0.5**0.5)
+    if widest <= _NO_PUSH:
+        return _near, (factor,)
+    if widest <= _NO_SWITCH:
+        return _near_pushed, (factor,)
+    return (_anywhere, (factor,)) if math.isfinite(widest) else None
+
+
+# Up to this deviation, the nearest number below the threshold is 2^-24 / sigma = 2^-23.5 sigmas away: enough for erfc
+# to be less than 1. Up to the other, log1p is accurate enough far from the threshold, where its error of 2^-24 t / x
+# meets the density: exp(std^2 / 2) / (sqrt(2 pi) std) times 2^-24 at most, 0.82 x 2^-24 (clause N3).
+_NO_PUSH = 0.7
+_NO_SWITCH = 1.5
+
+
+def _near(x: Tensor, t: Tensor, factor: Tensor, *, out: Tensor) -> None:
+    torch.sub(x, t, out=out).div_(t).clamp_(min=-1.0).log1p_().mul_(factor).erfc_().mul_(0.5)
+
+
+def _near_pushed(x: Tensor, t: Tensor, factor: Tensor, *, out: Tensor) -> None:
+    torch.sub(x, t, out=out)
+    side = out.sign()
+    out.div_(t).clamp_(min=-1.0).log1p_().mul_(factor)
+    _erfc(out, side)
+
+
+def _anywhere(x: Tensor, t: Tensor, factor: Tensor, *, out: Tensor) -> None:
+    precise = wide(x.device)
+    torch.sub(x, t, out=out)
+    side = out.sign()
+    out.copy_(x.to(precise, copy=True).clamp_(min=0.0).div_(t).log_().mul_(factor))
+    _erfc(out, side)
+
+
+def _erfc(y: Tensor, side: Tensor) -> None:
+    # Just enough that erfc is less than 1 below the threshold.
+    y.add_(side, alpha=-torch.finfo(y.dtype).eps / 2).erfc_().mul_(0.5)
+
+
+KERNELS = Kernels(METHOD, init, update, merge, mean_std, unit=_unit, inverse=_inverse, extras={"z": _z})
+_STANDARDIZED = Kernels(
+    replace(METHOD, positive=False), init, update, merge, mean_std, unit=lambda z, t: ndtr(z - t), inverse=_inverse
+)

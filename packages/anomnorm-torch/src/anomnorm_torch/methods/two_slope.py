@@ -1,0 +1,98 @@
+"""Two-slope min-max normalization: each side of the threshold has its own scale (clause N1b)."""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from anomnorm_core import two_slope as core
+from anomnorm_core.method import Kernels
+from anomnorm_torch._kernels import Specialized, evaluated, scored, specializes
+from anomnorm_torch._tensors import wide
+from anomnorm_torch.methods.min_max import bounds, distance, half_or_less, init, margin, merge, side, update
+
+__all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+
+METHOD = core.METHOD
+
+
+def normalize(scores: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:
+    """Map raw scores to [0, 1] with 0.5 at the threshold, ``min`` at 0 and ``max`` at 1.
+
+    See `anomnorm_core.two_slope.normalize`.
+
+    Args:
+        scores, threshold, min, max: as for `min_max.normalize`.
+    """
+    return scored(KERNELS, scores, threshold, (min, max))[0]
+
+
+def denormalize(unit: Tensor, threshold: Tensor | float, min: Tensor | float, max: Tensor | float) -> Tensor:
+    """The raw score of a normalized score, the inverse of `normalize`. See `anomnorm_core.two_slope.denormalize`.
+
+    Args:
+        unit: real tensor of any shape.
+        threshold, min, max: as for `normalize`.
+    """
+    return evaluated(_inverse, unit, threshold, (min, max))
+
+
+def _unit(x: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    scale, below, above = _widths(t, low, high)
+    width = torch.where(x < t, below, above)
+    flat = width == 0
+    ratio = torch.where(flat, side(x, t), (x * scale - t * scale) / torch.where(flat, 1.0, width))
+    return torch.where(high >= low, (ratio + 0.5).clamp(0.0, 1.0), math.nan)
+
+
+def _inverse(u: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    scale, below, above = _widths(t, low, high)
+    x = ((u - 0.5) * torch.where(u < 0.5, below, above) + t * scale) / scale
+    return torch.where((u >= 0) & (u <= 1) & (high >= low), x, math.nan)
+
+
+def _widths(t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The widths that are mapped to all of [0, 1], by the slope below and by the one above, times a scale."""
+    # Quarters stay finite where a difference or its double would overflow; scaling by one is exact.
+    largest = torch.maximum(torch.maximum(low.abs(), high.abs()), t.abs())
+    scale = torch.where(largest > torch.finfo(t.dtype).max / 8, 0.25, 1.0).to(t.dtype)
+    # In float64, as core decides whether a side is too short.
+    precise = wide(t.device)
+    factor = scale.to(precise)  # of any shape, which a number would not turn to float64
+    low, high, at = low.to(precise) * factor, high.to(precise) * factor, t.to(precise) * factor
+    span, below, above = high - low, at - low, high - at
+    below = torch.where((span > 0) & (core.PARTS * below >= span), 2 * below, span)
+    above = torch.where((span > 0) & (core.PARTS * above >= span), 2 * above, span)
+    return scale, below.to(t.dtype), above.to(t.dtype)
+
+
+@specializes(_unit)
+def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
+    """The formula in few operations, for ranges far from the largest and the smallest numbers."""
+    if t.ndim or low.ndim or high.ndim:
+        return None
+    info = torch.finfo(t.dtype)
+    _, below, above = map(float, _widths(t, low, high))
+    largest = max(abs(float(t)), abs(float(low)), abs(float(high)))
+    if not (min(below, above) >= 16 * info.smallest_normal and largest <= info.max / 16):  # also where it is NaN
+        return None
+    return partial(_clip, 1.0 / below, 1.0 / above), ()
+
+
+def _clip(lower: float, upper: float, x: Tensor, t: Tensor, *, out: Tensor) -> None:
+    torch.sub(x, t, out=out)
+    half, above = half_or_less(out), out.clamp(min=0.0)
+    torch.add(half, out.clamp_(max=0.0), alpha=lower, out=out).add_(above, alpha=upper).clamp_(0.0, 1.0)
+
+
+KERNELS = Kernels(
+    METHOD,
+    init,
+    update,
+    merge,
+    bounds,
+    unit=_unit,
+    inverse=_inverse,
+    extras={"margin": distance},
+)

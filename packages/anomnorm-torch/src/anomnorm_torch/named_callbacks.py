@@ -1,0 +1,87 @@
+"""Callbacks that have their method in their name, with its options as arguments: those of anomalib 0.3."""
+
+from anomnorm_core.options import Center, OnInvalid, Source
+from anomnorm_torch.callback import Normalization, ThresholdOption
+
+
+class MinMaxNormalization(Normalization):
+    """Normalize image-level and pixel-level anomaly scores to [0, 1] with 0.5 at the threshold.
+
+    Each validation run collects the smallest and the largest raw score. Test and predict then replace, in place in the
+    step's outputs, ``pred_scores`` and ``anomaly_maps`` by normalized scores
+    ``clip((x - threshold) / (max - min) + 1/2, 0, 1)`` and add ``pred_labels`` and ``pred_masks``, which are decided on
+    the raw values (``x >= threshold``). Range and thresholds are in the module's state dict.
+
+    Args:
+        threshold: decision threshold in raw units, or how to find it; wins over a checkpoint. See
+            `NormalizationCallback`.
+        pixel_threshold: the same for the anomaly maps.
+        normal_quantile: see `NormalizationCallback`.
+        shared_range: one range for both levels, from the maps where there are any (as in anomalib 0.3).
+        on_invalid: see `NormalizationCallback`; NaN and infinite scores cannot enter the range.
+
+    Raises:
+        OptionError: an option has a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        threshold: ThresholdOption = None,
+        *,
+        pixel_threshold: ThresholdOption = None,
+        normal_quantile: float = 1.0,
+        shared_range: bool = False,
+        on_invalid: OnInvalid | str = OnInvalid.WARN,
+    ) -> None:
+        super().__init__(
+            "min-max",
+            threshold,
+            pixel_threshold=pixel_threshold,
+            normal_quantile=normal_quantile,
+            on_invalid=on_invalid,
+            options={"shared_range": shared_range},
+        )
+
+
+class CdfNormalization(Normalization):
+    """Standardize image-level and pixel-level anomaly scores and normalize them to [0, 1] with 0.5 at the threshold.
+
+    Before each validation run the current model scores the normal training data; the logarithms of those scores are
+    taken as normally distributed. Validation then leaves z-scores ``(log x - mean) / std`` in the step's outputs, in
+    place, so that thresholds that the module computes from them are in sigmas ("so many deviations above normal"). Test
+    and predict leave normalized scores ``Phi(z - threshold)`` and add ``pred_labels`` and ``pred_masks``, which are
+    decided on the raw values. Moments and thresholds are in the module's state dict.
+
+    Args:
+        threshold: decision threshold in sigmas, or how to find it; wins over a checkpoint. See
+            `NormalizationCallback`.
+        pixel_threshold: the same for the anomaly maps.
+        normal_quantile: see `NormalizationCallback`.
+        center: where pixel z-scores are zero: ``"image"`` (the image-level mean, as in anomalib 0.3) or ``"pixel"``
+            (each pixel's own mean, for detectors with a stable spatial baseline).
+        source: see `NormalizationCallback`.
+        on_invalid: see `NormalizationCallback`; NaN, infinite, and not positive scores have no logarithm.
+
+    Raises:
+        OptionError: an option has a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        threshold: ThresholdOption = None,
+        *,
+        pixel_threshold: ThresholdOption = None,
+        normal_quantile: float = 1.0,
+        center: Center | str = Center.IMAGE,
+        source: Source | str = Source.TRAIN,
+        on_invalid: OnInvalid | str = OnInvalid.WARN,
+    ) -> None:
+        super().__init__(
+            "cdf",
+            threshold,
+            pixel_threshold=pixel_threshold,
+            normal_quantile=normal_quantile,
+            source=source,
+            on_invalid=on_invalid,
+            options={"center": str(Center.parse(center, "center"))},
+        )

@@ -1,0 +1,308 @@
+"""What one validation run gathers, and the fit that comes of it (clauses L1, S1 to S8, T1 to T6)."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomnorm_core.checks import report_invalid
+from anomnorm_core.errors import AnomnormError, ResolutionError
+from anomnorm_core.fields import MAPS, SCORES
+from anomnorm_core.fit import Fit, LevelFit
+from anomnorm_core.fit_check import LIMITS, FitCheck
+from anomnorm_core.method import Kernels
+from anomnorm_core.methods import METHODS as CORE_METHODS
+from anomnorm_core.options import LEVELS, OnInvalid
+from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
+from anomnorm_core.threshold.choice import ANOMALOUS, NORMAL, UNLABELLED, Choice, Gathered, place, search
+from anomnorm_torch import threshold
+from anomnorm_torch._kernels import evaluated
+from anomnorm_torch._tensors import arithmetic, wide
+from anomnorm_torch._version import __version__
+from anomnorm_torch.outputs import GroundTruth
+from anomnorm_torch.processes import concatenated, gathered, total
+
+_PADDING = 3  # in place of a label
+
+
+class Records:
+    """The statistics of both levels, updated batch by batch.
+
+    Args:
+        kernels: of the method.
+        options: of the method.
+        device: where the records are.
+    """
+
+    def __init__(self, kernels: Kernels, options: Mapping[str, Any], device: torch.device) -> None:
+        self._kernels, self._options, self._device = kernels, options, device
+        self._shared = bool(options.get("shared_range", False))  # one range, of the maps where there are any
+        self._image: Any = kernels.init(device=device)
+        self._pixel: Any = None  # until there are maps
+
+    def add(self, scores: Tensor, maps: Tensor | None, where: Tensor | None = None) -> None:
+        """Add raw scores (B,) and maps of a batch, both or, after an error, none. No host synchronization."""
+        update, pixel = self._kernels.update, self._pixel
+        if self._shared and maps is not None:
+            scores, maps = maps, None
+        if maps is not None:
+            pixel = self._empty(tuple(maps.shape[-2:])) if pixel is None else pixel
+            pixel = update(pixel, maps, where=where)
+        self._image, self._pixel = update(self._image, scores, where=where), pixel
+
+    def _empty(self, shape: tuple[int, ...]) -> Any:
+        return self._kernels.init(shape, device=self._device)
+
+    def merge_processes(self) -> None:
+        """Take over the values of all processes. Every process has to call it.
+
+        Raises:
+            ResolutionError: the processes have maps of different height and width.
+        """
+        shape = (0, 0) if self._pixel is None else tuple(self._pixel.count.shape) or (1, 1)
+        shapes = {tuple(each.tolist()) for each in gathered(torch.tensor(shape, device=self._device))} - {(0, 0)}
+        if len(shapes) > 1:
+            raise ResolutionError(f"the processes have anomaly maps of (H, W) = {sorted(shapes)}; they need one size.")
+        self._image = self._pooled(self._image)
+        if shapes:
+            self._pixel = self._pooled(self._empty(shapes.pop()) if self._pixel is None else self._pixel)
+
+    def _pooled(self, record: Any) -> Any:
+        columns = [gathered(field) for field in record]
+        first, *others = (type(record)(*fields) for fields in zip(*columns, strict=True))
+        for other in others:
+            first = self._kernels.merge(first, other)
+        return first
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image score has arrived, valid or not. Waits for the device."""
+        return int(self._image.count.sum() + self._image.invalid.sum()) == 0
+
+    def report_invalid(self, on_invalid: OnInvalid) -> bool:
+        """Warn about, or refuse, what was left out so far (clause S6), and return whether anything was.
+
+        Waits for the device.
+
+        Raises:
+            InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``.
+        """
+        present = zip(LEVELS, (self._image, self._pixel), strict=True)
+        # Of a per-pixel record, all pixels together.
+        counts = {
+            level: (int(record.count.sum()), int(record.invalid.sum()))
+            for level, record in present
+            if record is not None
+        }
+        report_invalid(counts, on_invalid)
+        return any(invalid for _, invalid in counts.values())
+
+    def finish(self) -> Fit:
+        """The parameters, without thresholds.
+
+        Raises:
+            NotFittedError, InsufficientDataError: a level has too few valid values (clauses S6, S7).
+        """
+        levels = {"image": self._level("image", self._image)}
+        if self._shared:
+            levels["pixel"] = levels["image"]
+        elif self._pixel is not None:
+            levels["pixel"] = self._level("pixel", self._pixel)
+        method = self._kernels.method
+        return Fit(method, **levels, options=self._options, fitted_with=("anomnorm-torch", __version__))
+
+    def _level(self, level: str, record: Any) -> LevelFit:
+        parameters = tuple(value.cpu().numpy() for value in self._kernels.finalize(record, level=level))
+        return LevelFit(parameters, None, int(record.count.max()), int(record.invalid.max()))
+
+
+class Run:
+    """A validation run: the raw image scores with their labels, and the pixels in a histogram of fixed size.
+
+    Samples without a label count as normal; a warning says how many they were, where that matters.
+
+    Args:
+        kernels: of the method.
+        options: of the method.
+        device: where everything is kept.
+        draft: parameters that were fitted before the run; None: the run's ``records`` give them at its end.
+        pixels: whether a pixel threshold has to be found.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        options: Mapping[str, Any],
+        device: torch.device,
+        *,
+        draft: Fit | None = None,
+        pixels: bool = True,
+    ) -> None:
+        self.draft, self._device = draft, device
+        self.records = Records(kernels, options, device) if draft is None else None
+        self.standardizer = None if draft is None else Standardizer(kernels, draft, device)
+        self._scores = _Column(torch.float32, device)
+        self._labels = _Column(torch.uint8, device)
+        self._pixels = threshold.init(device=device) if pixels else None
+        self._maps = 0  # batches with maps
+
+    def add(
+        self,
+        scores: Tensor,
+        maps: Tensor | None,
+        truth: GroundTruth,
+        valid: Tensor | None = None,
+        *,
+        units: Tensor | None,
+    ) -> None:
+        """Add a batch. No host synchronization.
+
+        Args:
+            scores: raw image scores (B,).
+            maps: raw maps.
+            truth: labels and masks.
+            valid: (B,); False for what only pads the batch.
+            units: the maps in the method's units, of which the pixel threshold is found.
+        """
+        if self.records is not None:
+            self.records.add(scores, maps, valid)
+        anomalous, masks = truth
+        labels = torch.full_like(scores, UNLABELLED, dtype=torch.uint8) if anomalous is None else anomalous.byte()
+        labels = labels.to(scores.device)
+        if valid is not None:
+            labels = labels.masked_fill(~valid, _PADDING)
+        self._scores.add(arithmetic(scores).detach())
+        self._labels.add(labels)
+        if units is None or self._pixels is None:
+            return
+        self._maps += 1
+        # The pixels of a normal image are known to be normal; those of an anomalous one are not known.
+        where = valid if masks is not None else (labels != ANOMALOUS) & (labels != _PADDING)
+        self._pixels = threshold.update(self._pixels, units, masks, where=where)
+
+    def merge_processes(self) -> None:
+        """Take over the samples of all processes. Every process has to call it.
+
+        Raises:
+            AnomnormError: one process has a pixel threshold to find, and another has not.
+        """
+        if self.records is not None:
+            self.records.merge_processes()
+        scores, labels = (column.values().to(self._device) for column in (self._scores, self._labels))
+        precise = wide(self._device)
+        mine = [scores.dtype == torch.float64, self._pixels is not None, self._maps]
+        double, searching, self._maps = (int(count) for count in total(torch.tensor(mine, device=self._device)))
+        columns = concatenated(torch.stack([scores.to(precise), labels.to(precise)]))
+        self._scores, self._labels = _Column(torch.float32, self._device), _Column(torch.uint8, self._device)
+        self._scores.add(columns[0].to(torch.float64 if double else torch.float32))
+        self._labels.add(columns[1].byte())
+        if searching not in (0, torch.distributed.get_world_size()):
+            raise AnomnormError(
+                "the module has a pixel threshold of its own in some processes and not in others. Let it have one, "
+                "and the same, in all of them."
+            )
+        if self._pixels is not None:
+            self._pixels = threshold.ScoreHistogram(*map(total, self._pixels))
+
+    def finish(self, choices: Mapping[str, Choice], quantile: float) -> Fit:
+        """The fit of this run, with its thresholds.
+
+        Args:
+            choices: where the thresholds come from, by level.
+            quantile: share of the normals that is not flagged, where those alone decide.
+
+        Raises:
+            NotFittedError, InsufficientDataError: there are too few valid values, or none to place a threshold by.
+        """
+        fit = cast("Fit", self.draft)
+        pixels = None
+        if self._pixels is not None and self._maps:
+            pixels = CoreHistogram(*(field.cpu().numpy() for field in self._pixels))
+        found = search(
+            Gathered(*self._samples(), pixels),
+            choices,
+            quantile,
+            positive=fit.method.positive,
+            where="the step's outputs or in the batch",
+        )
+        return place(fit, choices, found)
+
+    def _samples(self) -> tuple[np.ndarray, np.ndarray]:
+        scores, labels = (column.values().cpu().numpy() for column in (self._scores, self._labels))
+        own = labels != _PADDING
+        return scores[own], labels[own]
+
+    def fit_check(self, fit: Fit) -> FitCheck | None:
+        """How ``fit`` does on the normal samples of this run (clause S9); None without any."""
+        scores, labels = self._samples()
+        normals = scores[labels == NORMAL].astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = CORE_METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
+        z = z[~np.isnan(z)]
+        return (
+            FitCheck(fit.level("image").valid, z.size, *(int((z > limit).sum()) for limit in LIMITS))
+            if z.size
+            else None
+        )
+
+
+class Standardizer:
+    """Raw scores and maps to z-scores, without a threshold.
+
+    Args:
+        kernels: of a method with sigmas.
+        fit: its parameters.
+        device: of what is given.
+    """
+
+    def __init__(self, kernels: Kernels, fit: Fit, device: torch.device) -> None:
+        self._function, self._fit = kernels.extras["z"], fit
+        self._arguments = {
+            level: tuple(torch.tensor(array, device=device) for array in fit.arguments(level))
+            for level in LEVELS
+            if getattr(fit, level) is not None
+        }
+
+    def __call__(self, pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str, Tensor]:
+        """The z-scores of what is given.
+
+        Raises:
+            NotFittedError: maps are given, but none were fitted.
+            ResolutionError: the maps do not have the fitted height and width.
+        """
+        given = ((SCORES, "image", pred_scores), (MAPS, "pixel", anomaly_maps))
+        return {name: self.of(level, values) for name, level, values in given if values is not None}
+
+    def of(self, level: str, values: Tensor) -> Tensor:
+        """The z-scores of ``values`` of one level."""
+        self._fit.level(level)  # which says what is missing
+        return evaluated(self._function, values, 1.0, self._arguments[level])
+
+
+class _Column:
+    """The values of all batches in one tensor, which grows by doubling.
+
+    A tensor for each batch would be small and stay: scattered over the heap between the maps that come and go, such
+    tensors keep the allocator from using the room of one map for the next (measured: 5 MB more for each batch).
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._values = torch.empty(0, dtype=dtype, device=device)
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Copy ``values`` of shape (B,), on whichever device the first ones were."""
+        old, end = self._values, self._count + values.numel()
+        dtype = torch.promote_types(old.dtype, values.dtype)
+        if end > old.numel() or dtype != old.dtype:
+            device = old.device if self._count else values.device
+            self._values = torch.empty(max(2 * end, 1024), dtype=dtype, device=device)
+            self._values[: self._count] = old[: self._count]
+        self._values[self._count : end] = values
+        self._count = end
+
+    def values(self) -> Tensor:
+        """All of them, shape (N,)."""
+        return self._values[: self._count]

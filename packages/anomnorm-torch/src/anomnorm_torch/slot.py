@@ -1,0 +1,194 @@
+"""What a normalization callback leaves in a module: the fit of its last validation run (clauses L6, N8, T4)."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anomnorm_core import cdf as core_cdf
+from anomnorm_core.errors import AnomnormError
+from anomnorm_core.file import compose, describe
+from anomnorm_core.fit import Fit, LevelFit
+from anomnorm_core.fit_check import FitCheck
+from anomnorm_core.methods import METHODS
+from anomnorm_core.options import LEVELS, Origin
+from anomnorm_torch.normalizer import Normalizer
+
+NAME = "normalization_metrics"  # of the attribute, as in anomalib 0.3
+_ABOUT = "about"
+_RANGE = {"min", "max"}  # keys of anomalib 0.3
+_MOMENTS = {f"{level}_{name}" for level in LEVELS for name in ("mean", "std")}
+
+
+class Slot(nn.Module):
+    """Holds a fit for a module whose state dict it joins; it has neither parameters nor buffers of its own.
+
+    So nothing that averages, broadcasts or converts a module's tensors touches it. Its keys in the state dict are the
+    arrays of a complete fit, and one text that says the rest. Before the first complete one there are none.
+
+    Args:
+        fit: of the method and with the options that are expected; None takes those of the state dict that comes.
+    """
+
+    def __init__(self, fit: Fit | None = None) -> None:
+        super().__init__()
+        self._fit = Fit(METHODS["min-max"].method) if fit is None else fit
+        self._takes_any = fit is None
+        self.device = torch.device("cpu")  # where the module is
+        self.draft: Fit | None = None  # parameters of a validation run that goes on
+        self.fit_check: FitCheck | None = None  # of the last validation run (clause S9)
+        self._manual: set[str] = set()  # levels whose threshold was set here, not where a checkpoint comes from
+        self._cached: tuple[torch.device, Normalizer] | None = None  # in a tuple, so that it is no submodule
+
+    @property
+    def fit(self) -> Fit:
+        """The fit; it may be empty or lack thresholds."""
+        return self._fit
+
+    @fit.setter
+    def fit(self, fit: Fit) -> None:
+        self._fit, self._cached, self._takes_any = fit, None, False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a fit with all of its thresholds."""
+        image, pixel = self._fit.image, self._fit.pixel
+        return image is not None and all(each is None or each.threshold is not None for each in (image, pixel))
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The fit, ready to score, on the module's device. Setting it keeps its manual thresholds over a checkpoint's.
+
+        Raises:
+            NotFittedError: nothing was fitted, or a threshold is missing.
+        """
+        if self._cached is None or self._cached[0] != self.device:
+            self._cached = (self.device, Normalizer(self._fit).to(self.device))
+        return self._cached[1]
+
+    @normalizer.setter
+    def normalizer(self, normalizer: Normalizer) -> None:
+        self.set_manually(normalizer.to_fit())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "normalizer":  # torch would make a submodule of it, and never come to the setter
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def set_manually(self, fit: Fit) -> None:
+        """Take over a fit whose manual thresholds were set by the user of this process (clause T4)."""
+        self.fit = fit
+        present = {level: getattr(fit, level) for level in LEVELS}
+        self._manual = {level for level, fitted in present.items() if _is_manual(fitted)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.device = fn(torch.empty(0, device=self.device)).device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: ARG002
+        if not self.is_complete:
+            return
+        about, arrays = describe(self._fit)
+        for name, array in arrays.items():
+            destination[prefix + name] = torch.from_numpy(np.array(array))
+        text = json.dumps(about).encode()
+        destination[prefix + _ABOUT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],  # noqa: ARG002  # the signature is torch's
+        strict: bool,  # noqa: ARG002
+        missing_keys: list[str],  # noqa: ARG002
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not own:  # no error: a checkpoint of a run without normalization
+            if self._fit.image is not None:
+                warnings.warn(
+                    f"the state dict holds no statistics of the {self._fit.method.name} normalization: those that the "
+                    "module had belong to other weights and were dropped. Run a validation to fit new ones.",
+                    stacklevel=2,
+                )
+                self.fit, self.fit_check = Fit(self._fit.method, options=self._fit.options), None
+            return
+        arrays = {name: _array(value) for name, value in own.items()}
+        try:
+            fit, known = self._read(arrays)
+            fit = self._with_manual(fit)
+        except (AnomnormError, ValueError, KeyError) as error:
+            error_msgs.append(f"{prefix.rstrip('.')}: the statistics in the state dict cannot be used: {error}")
+            return
+        expected = self._fit.method
+        if fit.method != expected and not self._takes_any:
+            error_msgs.append(
+                f"{prefix.rstrip('.')}: the checkpoint holds the statistics of {fit.method.name} normalization, and "
+                f"this run uses {expected.name}. Use the callback of that method, or remove the keys that begin with "
+                f"{prefix!r} from the state dict and fit again."
+            )
+            return
+        unexpected_keys.extend(prefix + name for name in own if name not in known)
+        self.fit = fit
+        self.fit_check = None  # of another process's validation run
+
+    def _read(self, arrays: dict[str, np.ndarray]) -> tuple[Fit, set[str]]:
+        """The fit of a state dict, and the keys that it consists of."""
+        if _ABOUT in arrays:
+            about = json.loads(arrays[_ABOUT].astype(np.uint8).tobytes())
+            fit = compose(about, arrays)
+            return fit, {_ABOUT, *describe(fit)[1]}
+        if arrays.keys() >= _RANGE:
+            # One range for both levels; two-slope has it too.
+            present = self._fit if self._fit.method.parameters == ("min", "max") else Fit(METHODS["min-max"].method)
+            return _fit_of_range(arrays, present), _RANGE
+        if arrays.keys() >= {"image_mean", "image_std"}:
+            present = self._fit if self._fit.method == core_cdf.METHOD else Fit(core_cdf.METHOD)
+            return _fit_of_moments(arrays, present), _MOMENTS
+        raise ValueError(f"its keys {', '.join(sorted(arrays))} are those of no method")
+
+    def _with_manual(self, fit: Fit) -> Fit:
+        for level in sorted(self._manual) if fit.method == self._fit.method else ():
+            mine, theirs = getattr(self._fit, level), getattr(fit, level)
+            if mine is not None and theirs is not None and mine.threshold is not None:
+                fit = fit.placed(level, mine.threshold.value, mine.threshold.fixed, Origin.MANUAL)
+        return fit
+
+
+def _is_manual(fitted: LevelFit | None) -> bool:
+    return fitted is not None and fitted.threshold is not None and fitted.threshold.origin is Origin.MANUAL
+
+
+def _array(value: Tensor) -> np.ndarray:
+    value = value.detach().cpu()
+    found: np.ndarray = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
+    return found
+
+
+def _fit_of_range(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
+    """The fit of anomalib 0.3, which had one range for both levels and no thresholds."""
+    values = tuple(arrays[name] for name in present.method.parameters)
+    fitted = LevelFit(values) if np.all(np.isfinite(values)) else None  # else it was never fitted
+    return Fit(present.method, fitted, fitted, options=present.options)
+
+
+def _fit_of_moments(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
+    """The fit of anomalib 0.3 without thresholds, in which a pixel (a border of zeros) may have no finite moments."""
+    levels: dict[str, LevelFit | None] = dict.fromkeys(LEVELS)
+    for level in LEVELS:
+        mean, std = (arrays.get(f"{level}_{name}", np.empty(0)).astype(np.float64) for name in ("mean", "std"))
+        known = np.isfinite(mean) & np.isfinite(std)
+        if known.any():
+            # The count is unknown, and two is the least for which there is a deviation.
+            count = np.where(known, 2, 0)
+            moments = np.where(known, mean, 0.0), np.where(known, std * std, 0.0)
+            record = core_cdf.ScoreDistribution(count, *moments, np.zeros_like(count))
+            levels[level] = LevelFit(tuple(np.asarray(each) for each in core_cdf.mean_std(record, level=level)))
+    return Fit(present.method, levels["image"], levels["pixel"], options=present.options)

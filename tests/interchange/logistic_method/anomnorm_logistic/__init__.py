@@ -1,0 +1,1 @@
+"""Logistic normalization of anomaly scores: a method for anomnorm."""
