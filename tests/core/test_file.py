@@ -21,6 +21,8 @@ from safetensors.numpy import load_file, save
 
 from anomnorm_core import FileFormatError, Normalizer, __version__, cdf, file, min_max
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*left out of the statistics")  # counts are in the files
+
 RNG = np.random.default_rng(12)
 SCORES = np.exp(RNG.normal(size=40)).astype(np.float32)
 MAPS = np.exp(RNG.normal(size=(40, 3, 4))).astype(np.float32)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anomnorm_core import FileFormatError, Method, Normalizer, OptionError, min_max
+from anomnorm_core import FileFormatError, InvalidScoreWarning, Method, Normalizer, OptionError, min_max
 from anomnorm_core.method import Registry
 from anomnorm_core.methods import METHODS, cdf
 
@@ -98,3 +98,22 @@ def test_extras_of_a_method() -> None:
 
 def test_units_of_a_method() -> None:
     assert (cdf.METHOD.units, min_max.METHOD.units) == ("sigmas", "raw")
+
+
+@pytest.mark.clause("S6")
+def test_a_normalizer_of_a_record_says_what_was_left_out() -> None:
+    record = cdf.update(cdf.init(), np.array([1.0, 2.0, 3.0, -1.0, 0.0]))
+    with pytest.warns(InvalidScoreWarning, match="2 of 5 image-level values"):
+        Normalizer.cdf(record, threshold=2.0)
+
+
+def test_functions_that_a_method_lacks_are_noticed_when_it_is_registered() -> None:
+    methods = Registry("anomnorm_test.none", (), host=True)
+    without = replace(cdf.KERNELS, method=replace(cdf.METHOD, name="half"), raw_threshold=None)
+    with pytest.raises(OptionError, match="half normalization has sigmas: its kernels in core need raw_threshold"):
+        methods.register(without)
+    Registry("anomnorm_test.none", ()).register(without)  # of another package, where core has them
+    with pytest.raises(OptionError, match="half normalization: its extras lack 'z'"):
+        methods.register(replace(without, extras={}))
+    with pytest.raises(OptionError, match="the parameters min, max, and image got 3 of them"):
+        Normalizer.min_max(np.array([1.0, 2.0, 3.0]), threshold=1.0)

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization
 
-from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
+from anomnorm_core import AnomnormError, InsufficientDataError, NotFittedError, ResolutionError
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook
 from anomnorm_jax.nnx import AnomalyScoreDistribution, Fitted, MinMax, Normalization, Statistics
 
@@ -179,6 +179,19 @@ def test_flax_serialization_writes_and_reads_a_normalizer(hook: Any) -> None:
     assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [leaf.dtype for leaf in jax.tree.leaves(normalizer)]
     assert_equal(hook.on_test_batch_end(restored, DATA), hook.on_test_batch_end(normalizer, DATA))
     assert repr(restored.thresholds) == repr(normalizer.thresholds)
+
+
+@pytest.mark.clause("L6", "P3")
+def test_arrays_of_another_method_or_with_other_options_are_refused() -> None:
+    for made, other in (
+        (MinMaxNormalizationHook(1.0), NormalizationHook("two-slope", 1.0)),
+        (CdfNormalizationHook(1.0), CdfNormalizationHook(1.0, center="pixel")),
+    ):
+        leaves = jax.tree.leaves(fitted(made)[1])
+        restored = jax.tree.unflatten(jax.tree.structure(other.empty(DATA)), leaves)
+        for use in (lambda n: n(DATA["pred_scores"]), other.on_test_start, lambda n: n.thresholds):
+            with pytest.raises(AnomnormError, match="restored from one of another method"):
+                use(restored)
 
 
 # A model that is a pytree, and optax alone

@@ -400,3 +400,31 @@ def test_a_module_that_was_loaded_without_a_trainer_takes_thresholds(tmp_path: P
         each(torch.tensor(SCORES)) for each in (callback.normalizer(_), loaded.normalization_metrics.normalizer)
     )
     assert after["pred_labels"].tolist() == (before["pred_scores"] >= 0.7).tolist()
+
+
+@pytest.mark.clause("T1")
+@KINDS
+def test_the_thresholds_of_a_prediction_are_not_the_modules(kind: Any) -> None:
+    _, module = trained(kind())
+    found = kind().normalizer(module).thresholds
+    other = kind(9.0)
+    trainer(other).predict(module, loader(DATA))
+    assert other.thresholds["image"].origin == "option"
+    after = kind().normalizer(module).thresholds
+    for level, threshold in found.items():
+        assert after[level].origin == threshold.origin != "option"
+        np.testing.assert_array_equal(after[level].raw, threshold.raw)
+
+
+@pytest.mark.clause("T4")
+@KINDS
+def test_a_manual_threshold_can_be_released(kind: Any) -> None:
+    callback = kind()
+    run, module = trained(callback)
+    found = callback.normalizer(module).thresholds["image"]
+    moved = callback.with_threshold(module, 1.25, units="raw")
+    assert moved.thresholds["image"].origin == "manual"
+    assert callback.without_manual_threshold(module).thresholds["image"].raw == 1.25
+    run.validate(module, loader(DATA), verbose=False)
+    assert callback.thresholds["image"].origin == found.origin == "adaptive"
+    np.testing.assert_array_equal(callback.thresholds["image"].raw, found.raw)

@@ -298,7 +298,7 @@ def _check(method: Method, level: str, fitted: LevelFit) -> None:
     if len(fitted.parameters) != len(method.parameters):
         raise OptionError(
             f"{method.name} normalization has the parameters {', '.join(method.parameters)}, and {level} got "
-            f"{len(fitted.parameters)} of them."
+            f"{len(fitted.parameters)} of them. Of scores, make a record first: update(init(), scores) of the method."
         )
     names = [f"{level}_{name}" for name in method.parameters]
     shape = fitted.parameters[0].shape

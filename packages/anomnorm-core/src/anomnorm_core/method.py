@@ -87,19 +87,30 @@ class Registry(Mapping[str, Kernels]):
     Args:
         group: the entry points of installed packages, each of one `Kernels`.
         own: the package's own methods.
+        host: whether it is core's, which computes thresholds for all packages.
     """
 
-    def __init__(self, group: str, own: tuple[Kernels, ...]) -> None:
-        self._group = group
+    def __init__(self, group: str, own: tuple[Kernels, ...], *, host: bool = False) -> None:
+        self._group, self._host = group, host
         self._kernels = {kernels.method.name: kernels for kernels in own}
 
     def register(self, kernels: Kernels) -> None:
         """Add a method. The same again changes nothing.
 
         Raises:
-            OptionError: another method has this name.
+            OptionError: another method has this name, or functions are missing.
         """
-        name = kernels.method.name
+        name, method = kernels.method.name, kernels.method
+        missing = [repr(extra) for extra in method.extras if extra not in kernels.extras]
+        if method.sigmas and "z" not in method.extras:
+            missing.append("'z', which a method with sigmas has")
+        if missing:
+            raise OptionError(f"{name} normalization: its extras lack {', '.join(missing)}.")
+        if self._host and method.sigmas and None in (kernels.raw_threshold, kernels.sigmas):
+            raise OptionError(
+                f"{name} normalization has sigmas: its kernels in core need raw_threshold(t, *arguments, found) and "
+                "sigmas(T, *arguments)."
+            )
         if self._kernels.setdefault(name, kernels).method != kernels.method:
             raise OptionError(f"a method of the name {name!r} is registered already; give this one another name.")
 
@@ -108,7 +119,10 @@ class Registry(Mapping[str, Kernels]):
             for point in entry_points(group=self._group, name=name):
                 self.register(point.load())
         if name not in self._kernels:
-            raise OptionError(f"method={name!r} is unknown; there are {', '.join(map(repr, self))}.")
+            raise OptionError(
+                f"method={name!r} is unknown; there are {', '.join(map(repr, self))}. One of another package needs its "
+                f"kernels here: {self._group.split('.')[0]}.register(KERNELS)."
+            )
         return self._kernels[name]
 
     def __iter__(self) -> Iterator[str]:

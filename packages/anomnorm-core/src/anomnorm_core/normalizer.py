@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from anomnorm_core import file
 from anomnorm_core._arrays import Array, evaluated, normalized
 from anomnorm_core._version import __version__
-from anomnorm_core.checks import require_mask
+from anomnorm_core.checks import report_invalid, require_mask
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -25,7 +25,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.method import Kernels, Registry
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LEVELS, Center, Origin, Units
+from anomnorm_core.options import LEVELS, Center, OnInvalid, Origin, Units
 from anomnorm_core.threshold import flag
 
 
@@ -147,6 +147,9 @@ class BaseNormalizer(ABC):
         fitted = {
             level: cls._level_fit(kernels, level, each) for level, each in zip(LEVELS, (image, pixel), strict=True)
         }
+        report_invalid(
+            {level: (each.valid, each.invalid) for level, each in fitted.items() if each is not None}, OnInvalid.WARN
+        )
         arrays = [array for each in fitted.values() if each is not None for array in each.parameters]
         dtype = np.result_type(*arrays)
         levels = {

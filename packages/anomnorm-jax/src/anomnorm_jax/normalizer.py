@@ -1,6 +1,7 @@
 """A fitted normalization as a pytree, for inference, checkpoints and export (clauses N1 to N11, L6, P1, P4, T4)."""
 
 import sys
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -82,7 +83,7 @@ class Level:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["image", "pixel", "status"],
+    data_fields=["image", "pixel", "status", "kind"],
     meta_fields=["method", "options", "fitted_with"],
 )
 @dataclass(frozen=True, repr=False, eq=False)
@@ -107,6 +108,7 @@ class Normalizer(BaseNormalizer):
     image: Level
     pixel: Level | None  # None: made without maps
     status: Array  # () uint8: 0, or what was wrong where it could not be raised: a key of FAILURES
+    kind: Array  # () uint32: of method and options, which a checkpoint of arrays does not name otherwise
     method: str
     options: tuple[tuple[str, Any], ...]
     fitted_with: tuple[str, str] = _package
@@ -122,8 +124,9 @@ class Normalizer(BaseNormalizer):
         """The same with NumPy arrays as leaves."""
         _register_with_flax()
         require_complete(fit)
-        image, pixel = _level(fit.image), _level(fit.pixel)
-        return cls(image, pixel, _status(FITTED), fit.method.name, tuple(sorted(fit.options.items())), fit.fitted_with)
+        image, pixel, options = _level(fit.image), _level(fit.pixel), tuple(sorted(fit.options.items()))
+        kind = _kind(fit.method.name, options)
+        return cls(image, pixel, _status(FITTED), kind, fit.method.name, options, fit.fitted_with)
 
     @classmethod
     def empty(cls, method: str, options: Mapping[str, Any], resolution: tuple[int, int] | None) -> Self:
@@ -136,7 +139,7 @@ class Normalizer(BaseNormalizer):
         count, own = len(described.parameters), resolution if described.per_pixel and resolution else ()
         pixel = None if resolution is None else _placeholder(count, own)
         given = tuple(sorted(described.parse_options(options).items()))
-        return cls(_placeholder(count, ()), pixel, _status(EMPTY), method, given)
+        return cls(_placeholder(count, ()), pixel, _status(EMPTY), _kind(method, given), method, given)
 
     def to_fit(self) -> Fit:
         """This normalizer as NumPy arrays and Python numbers. Reads them off the device.
@@ -152,6 +155,7 @@ class Normalizer(BaseNormalizer):
         status = int(to_host(self.status))
         if status not in (FITTED, EMPTY):
             raise _failure(status)
+        self._require_kind()
         levels = {level: _level_fit(getattr(self, level)) for level in LEVELS}
         return Fit(METHODS[self.method].method, **levels, options=dict(self.options), fitted_with=self.fitted_with)
 
@@ -204,10 +208,20 @@ class Normalizer(BaseNormalizer):
             status, *origins = (int(to_host(each).flat[0]) for each in read)
             if status != FITTED:
                 raise _failure(status)
+            self._require_kind()
             known = [bool(origin) for origin in origins]
             object.__setattr__(self, "_known", known)
         if not all(known[: 1 + maps]):
             raise unfitted_level("pixel" if known[0] else "image")
+
+    def _require_kind(self) -> None:
+        """Raise for arrays of a checkpoint that were made with another method, or other options of it."""
+        if int(to_host(self.kind).flat[0]) != int(_kind(self.method, self.options)):
+            raise AnomnormError(
+                f"the arrays of this normalizer were restored from one of another method than {self.method}, or with "
+                f"other options than {dict(self.options)}: their numbers mean something else. Restore them into "
+                "hook.empty(outputs) of a hook with the same method and options."
+            )
 
     def __repr__(self) -> str:
         if is_traced(self):
@@ -363,6 +377,10 @@ def _register_with_flax() -> None:
     serialization.register_serialization_state(
         Normalizer, lambda tree: dict(zip(names(tree), jax.tree.leaves(tree), strict=True)), restored
     )
+
+
+def _kind(method: str, options: tuple[tuple[str, Any], ...]) -> Array:
+    return np.asarray(zlib.crc32(repr((method, options)).encode()), np.uint32)  # type: ignore[return-value]
 
 
 def _status(code: int) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from anomnorm_torch._tensors import arithmetic
 from anomnorm_torch.framework import LightningModule
 from anomnorm_torch.methods import METHODS, cdf
+from anomnorm_torch.normalizer import Normalizer
 from anomnorm_torch.outputs import StepOutputs
 from anomnorm_torch.run import Standardizer
 from anomnorm_torch.threshold import flag
@@ -26,13 +27,12 @@ def standardize_batch(outputs: Any, pl_module: LightningModule) -> None:
 
 def normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
     """Replace scores by normalized ones, z-scores under a method with sigmas, and add labels and masks."""
-    step, slot = StepOutputs(outputs), slot_of(pl_module)
-    slot.fit = refreshed(pl_module)
-    if not slot.fit.method.sigmas:
-        step.write(slot.normalizer(step.given, step.maps, valid=step.valid(None)))
-        return
+    step, fit = StepOutputs(outputs), refreshed(pl_module)
     scores, valid = step.shaped_scores, step.valid(None)
-    standardizer = Standardizer(METHODS[slot.fit.method.name], slot.fit, scores.device)
+    if not fit.method.sigmas:
+        step.write(Normalizer(fit).to(scores.device)(step.given, step.maps, valid=valid))
+        return
+    standardizer = Standardizer(METHODS[fit.method.name], fit, scores.device)
     result: dict[str, Tensor] = {}
     for name, level, labels, z in (
         ("pred_scores", "image", "pred_labels", scores),
@@ -40,7 +40,7 @@ def normalize_batch(outputs: Any, pl_module: LightningModule) -> None:
     ):
         if z is not None:
             # The z-score that the same kernel gives the threshold.
-            t = standardizer.of(level, torch.tensor(slot.fit.threshold(level).raw).to(arithmetic(z)))
+            t = standardizer.of(level, torch.tensor(fit.threshold(level).raw).to(arithmetic(z)))
             flagged = flag(z, t)
             result[name] = cdf.normalize_standardized(z, t)
             result[labels] = flagged if valid is None else flagged & valid.reshape(-1, *[1] * (z.ndim - 1))

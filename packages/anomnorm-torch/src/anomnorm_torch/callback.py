@@ -190,10 +190,9 @@ class Normalization:
         Raises:
             NotFittedError: nothing was fitted yet, or a threshold is missing.
         """
-        slot = slot_of(pl_module)
-        slot.fit = self._placed(pl_module)
-        normalizer = Normalizer(slot.fit).to(pl_module.device)
-        self._read(slot)
+        fit = self._placed(pl_module)
+        normalizer = Normalizer(fit).to(pl_module.device)
+        self._read(fit, slot_of(pl_module).fit_check)
         return normalizer
 
     def with_threshold(
@@ -207,9 +206,6 @@ class Normalization:
         """Set thresholds manually: they stay through later validation runs, and win over those of a checkpoint (T4).
 
         The module is changed.
-
-        ``module.normalization_metrics.normalizer`` takes a normalizer, too: its ``without_manual_threshold()`` lets the
-        next validation run replace them.
 
         Args:
             pl_module: a module with a fit.
@@ -226,6 +222,22 @@ class Normalization:
         fit = self._placed(pl_module).with_threshold(threshold, pixel_threshold, units=units)
         slot.set_manually(_with_pixels(fit))
         self._normalizer = None
+        return self.normalizer(pl_module)
+
+    def without_manual_threshold(self, pl_module: LightningModule) -> Normalizer:
+        """Let the next validation run replace the thresholds that were set manually; until then they stay.
+
+        Args:
+            pl_module: a module with a fit, which is changed.
+
+        Returns:
+            The normalizer that the module has now, as `normalizer` gives it.
+
+        Raises:
+            NotFittedError: nothing was fitted yet.
+        """
+        slot = slot_of(pl_module)
+        slot.set_manually(slot.normalizer.without_manual_threshold().to_fit())
         return self.normalizer(pl_module)
 
     def _placed(self, pl_module: LightningModule) -> Fit:
@@ -250,10 +262,10 @@ class Normalization:
         options = {"image": self.threshold, "pixel": self.pixel_threshold}
         return choose(options, fit, partial(own_threshold, pl_module, refuse=refuse))
 
-    def _read(self, slot: Slot) -> None:
-        levels = [level for level in LEVELS if getattr(slot.fit, level) is not None]
-        self.thresholds = {level: slot.fit.threshold(level) for level in levels}
-        self.fit_check = slot.fit_check
+    def _read(self, fit: Fit, check: FitCheck | None) -> None:
+        levels = [level for level in LEVELS if getattr(fit, level) is not None]
+        self.thresholds = {level: fit.threshold(level) for level in levels}
+        self.fit_check = check
 
     # A validation run: observed batch by batch, judged at its end.
 
@@ -404,14 +416,14 @@ class Normalization:
             return
         self._loaders, slot = [], slot_of(pl_module)
         slot.fit = place(slot.fit, self._choices(pl_module, slot.fit))
-        self._read(slot)
+        self._read(slot.fit, slot.fit_check)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop what a validation run has gathered that does not come to its end; the fit before it stays."""
         self._run, self._loaders, self._normalizer = None, [], None
         slot = getattr(pl_module, NAME, None)
         if isinstance(slot, Slot):
-            slot.draft = None
+            slot.draft = slot.placed = None
 
     # Test and prediction.
 
@@ -421,7 +433,7 @@ class Normalization:
         Raises:
             NotFittedError: no validation run has fitted the module and no checkpoint has restored a fit (clause N8).
         """
-        self._normalizer = self.normalizer(pl_module)
+        self.on_predict_start(trainer, pl_module)
         for name in ("image_metrics", "pixel_metrics"):
             set_metric_threshold(getattr(pl_module, name, None), 0.5)
 
@@ -432,6 +444,7 @@ class Normalization:
             NotFittedError: no validation run has fitted the module and no checkpoint has restored a fit (clause N8).
         """
         self._normalizer = self.normalizer(pl_module)
+        slot_of(pl_module).placed = self._placed(pl_module)
 
     def on_test_batch_end(
         self,
@@ -465,7 +478,7 @@ class Normalization:
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the normalizer of this stage, and warn of image scores that are NaN (clause N6)."""
         report_undefined(0 if self._undefined is None else int(self._undefined))
-        self._normalizer = self._undefined = None
+        self._normalizer = self._undefined = slot_of(pl_module).placed = None
 
     on_predict_end = on_test_end
 

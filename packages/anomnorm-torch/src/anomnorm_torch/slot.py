@@ -40,6 +40,7 @@ class Slot(nn.Module):
         self._takes_any = fit is None
         self.device = torch.device("cpu")  # where the module is
         self.draft: Fit | None = None  # parameters of a validation run that goes on
+        self.placed: Fit | None = None  # the fit with the thresholds of a test or prediction that goes on
         self.fit_check: FitCheck | None = None  # of the last validation run (clause S9)
         self._manual: set[str] = set()  # levels whose threshold was set here, not where a checkpoint comes from
         self._cached: tuple[torch.device, Normalizer] | None = None  # in a tuple, so that it is no submodule

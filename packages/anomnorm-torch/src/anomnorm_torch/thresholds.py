@@ -42,8 +42,12 @@ def own_threshold(pl_module: LightningModule, level: str, *, refuse: bool = True
 
 
 def refreshed(pl_module: LightningModule) -> Fit:
-    """The module's fit with its own thresholds as they are now, where those count."""
-    fit, choices = slot_of(pl_module).fit, {}
+    """The module's fit with its own thresholds as they are now, where those count.
+
+    During a test or prediction it has the thresholds of that.
+    """
+    slot, choices = slot_of(pl_module), {}
+    fit = slot.placed or slot.fit
     for level in LEVELS:
         fitted = getattr(fit, level)
         replaceable = fitted is None or fitted.threshold is None or fitted.threshold.origin is Origin.MODULE

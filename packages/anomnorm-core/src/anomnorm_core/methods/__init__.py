@@ -3,7 +3,7 @@
 from anomnorm_core.method import Registry
 from anomnorm_core.methods import cdf, min_max, two_slope
 
-METHODS = Registry("anomnorm_core.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS))
+METHODS = Registry("anomnorm_core.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS), host=True)
 register = METHODS.register
 
 __all__ = ["METHODS", "cdf", "min_max", "register", "two_slope"]
