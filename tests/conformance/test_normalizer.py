@@ -384,6 +384,21 @@ def test_n10_extras_can_be_had_finite(backend: Backend, kind: str, name: str) ->
     assert np.isnan(found[1][4])
 
 
+@pytest.mark.clause("L5", "N6")
+@pytest.mark.parametrize("kind", ["two-slope", "cdf"])
+def test_l5_missing_scores_are_the_maximum_of_the_defined_pixels(backend: Backend, kind: str) -> None:
+    if backend.score.__func__ is not Backend.score:
+        pytest.skip("a batch of its own would be compiled for it")
+    dtype = backend.usual_dtype
+    maps = np.ones((3, 2, 3))
+    maps[0, 0, 0], maps[0, 1, 2], maps[1] = math.nan, 3.0, math.nan
+    normalizer = fitted(backend, dtype, kind)
+    found = normalizer(None, backend.asarray(maps, dtype))
+    expected = normalizer(backend.asarray([3.0, math.nan, 1.0], dtype))
+    for name in ("pred_scores", "pred_labels"):
+        np.testing.assert_array_equal(backend.to_numpy(found[name]), backend.to_numpy(expected[name]))
+
+
 @pytest.mark.clause("L5")
 @pytest.mark.parametrize("kind", ["two-slope", "cdf"])
 def test_l5_either_may_be_missing(backend: Backend, kind: str) -> None:

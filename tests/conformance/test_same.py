@@ -136,6 +136,6 @@ def test_same_results_of_normalizers(variant: Backend, dtype: str, kind: str) ->
             units, flags = (found[f"normalizer {kind}/{field}"][1] for field in (unit, flagged))
             for at in map(tuple, np.argwhere((units >= 0.5) != flags)[:3]):
                 wrong.append(
-                    f"{unit} x={given[unit][at].item()!r}: unit score {units[at].item()!r}, flagged {flags[at]}"
+                    f"{unit} x={given[unit][at].item()!r}: normalized {units[at].item()!r}, flagged {flags[at]}"
                 )
     assert not wrong, f"{variant.id} {dtype}: {len(wrong)} results differ\n" + "\n".join(wrong[:8])

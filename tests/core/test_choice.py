@@ -280,3 +280,46 @@ def test_a_fit_may_be_empty_or_lack_thresholds() -> None:
         fit().threshold("pixel")
     assert "no threshold yet" in fit().summary()
     assert "not fitted" in empty.summary()
+
+
+# What a user may give.
+
+
+@pytest.mark.clause("N3", "T4")
+def test_raw_thresholds_that_no_score_could_be_flagged_by_are_refused_for_pixels_too() -> None:
+    present = place(fit("cdf"), choose(options(2.0), fit("cdf")))
+    for value in (-5.0, np.full((2, 3), -5.0)):
+        with pytest.raises(OptionError, match="is the raw score -5, which is not a positive normal number"):
+            present.with_threshold(pixel_threshold=value, units="raw")
+    with pytest.raises(OptionError, match="level='pixels' is not a level"):
+        present.raw_threshold(1.0, "raw", "pixels")
+
+
+@pytest.mark.clause("T4", "N7")
+def test_constant_pixels_do_not_say_how_far_a_normalized_score_is() -> None:
+    std = np.array([[0.0, 0.0, 0.25], [0.0, 0.0, 0.5]])
+    some = Fit(METHODS["cdf"].method, LevelFit((np.float64(0.5), np.float64(0.25))), LevelFit((MEAN, std)))
+    some = place(some, choose(options(2.0), some))
+    moved = some.with_threshold(pixel_threshold=0.9, units="normalized").threshold("pixel")
+    assert moved.sigmas == pytest.approx(2.0 + 1.2815515655446004, rel=1e-9)
+    none = Fit(METHODS["cdf"].method, LevelFit((np.float64(0.5), np.float64(0.0))))
+    none = none.placed("image", 5.0, Units.RAW, Origin.ADAPTIVE)
+    kept = none.with_threshold(0.9, units="normalized").threshold("image")
+    assert (float(kept.raw), kept.origin) == (5.0, Origin.MANUAL)
+
+
+@pytest.mark.clause("T3")
+def test_no_normal_pixel_at_the_quantile_is_flagged_however_its_z_score_was_rounded() -> None:
+    z = 1.9999999  # just below the edge of its bin
+    gathered = Gathered(np.array([1.0]), np.array([NORMAL]), update(init(), np.array([z])))
+    choices = choose(options(ThresholdRule.NORMAL_QUANTILE), fit("cdf"))
+    placed = place(fit("cdf"), choices, search(gathered, choices, 1.0, positive=True, where="here"))
+    assert np.all(np.exp(0.5 + STD * z) < placed.threshold("pixel").raw)
+
+
+@pytest.mark.clause("N9")
+def test_masked_arrays_are_refused() -> None:
+    masked = np.ma.MaskedArray([1.0, 300.0], mask=[False, True])
+    for kernels in METHODS.values():
+        with pytest.raises(TypeError, match="masked arrays are not understood"):
+            kernels.update(kernels.init(), masked)

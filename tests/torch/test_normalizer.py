@@ -4,7 +4,7 @@ import copy
 import io
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -412,3 +412,21 @@ def test_an_exported_program_can_be_saved(tmp_path: Path) -> None:
                 assert torch.equal(found[name], value), name
             else:
                 torch.testing.assert_close(found[name], value, rtol=0, atol=2.0**-22)
+
+
+class _Fields(NamedTuple):
+    pred_score: Tensor
+    anomaly_map: Tensor
+    valid: Tensor
+
+
+@pytest.mark.clause("L5")
+@KINDS
+def test_a_model_may_return_an_object_and_say_what_pads_its_batch(kind: str) -> None:
+    class Model(nn.Module):
+        def forward(self, maps: Tensor) -> _Fields:
+            return _Fields(SCORES, maps, torch.arange(32) < 30)
+
+    found = normalizers()[kind].append_to(Model())(MAPS)
+    assert_same(found, normalizers()[kind](SCORES, MAPS, valid=torch.arange(32) < 30))
+    assert not found["pred_labels"][30:].any()

@@ -28,7 +28,7 @@ KINDS = pytest.mark.parametrize("kind", [MinMaxNormalizationCallback, CdfNormali
 
 
 def decided(kind: Any, level: str, values: np.ndarray) -> np.ndarray:
-    """Values in decision space: raw, or z-scores with the image-level mean as centre."""
+    """Values in the method's units: raw, or z-scores with the image-level mean as center."""
     if kind is MinMaxNormalizationCallback:
         return values.astype("f8")
     mean, std = moments(TRAIN_SCORES)

@@ -27,6 +27,8 @@ def widen(scores: Array, xp: Namespace) -> tuple[Array, Any, Any]:
     The parameter dtype (float64 for float64 scores, else float32) is part of the contract: a threshold of 0.1
     applied to float32 scores means float32(0.1) on every backend, or labels would differ between them.
     """
+    if isinstance(scores, np.ma.MaskedArray):
+        raise TypeError("masked arrays are not understood: fill them with NaN, scores.filled(numpy.nan).")
     if xp.isdtype(scores.dtype, "real floating"):
         _require_known(scores.dtype)
         result = xp.float64 if xp.finfo(scores.dtype).bits == 64 else xp.float32

@@ -14,7 +14,7 @@ import numpy as np
 from anomnorm_core.errors import FileFormatError, OptionError
 from anomnorm_core.method import Method
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LEVELS, Origin, Units
+from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, Units
 
 FORMAT_VERSION = 2
 METADATA_KEY = "anomnorm"  # of the JSON text in the metadata
@@ -43,7 +43,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number_or_none(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
+    return value is None or (type(value) in (int, float) and abs(value) <= LARGEST_FLOAT32)
 
 
 def _is_table(**fields: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -156,9 +156,8 @@ def compose(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fit:
     method = METHODS[about["method"]].method
     levels = {}
     for level, facts in about["levels"].items():
-        threshold = Threshold(
-            arrays[f"{level}_threshold"], facts["sigmas"], Origin(facts["origin"]), Units(facts["fixed"])
-        )
+        raw = np.asarray(arrays[f"{level}_threshold"], np.float64)
+        threshold = Threshold(raw, facts["sigmas"], Origin(facts["origin"]), Units(facts["fixed"]))
         levels[level] = _level(method, level, arrays, threshold, facts["valid"], facts["invalid"])
     maker = about["fitted_with"]
     return Fit(method, **levels, options=about["options"], fitted_with=(maker["package"], maker["version"]))

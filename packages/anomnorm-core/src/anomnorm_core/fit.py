@@ -83,6 +83,8 @@ class Fit:
 
     def level(self, level: str) -> LevelFit:
         """What was fitted of ``"image"`` or ``"pixel"``; `NotFittedError` if nothing was."""
+        if level not in LEVELS:
+            raise OptionError(f"level={level!r} is not a level; use one of 'image', 'pixel'.")
         found = self.image if level == "image" else self.pixel
         if found is None:
             raise unfitted_level(level)
@@ -210,17 +212,20 @@ class Fit:
             if present.sigmas is not None and kernels.sigmas is not None:
                 # One number for all pixels, which constant ones do not know.
                 moved = kernels.sigmas(raw, *arguments) - kernels.sigmas(present.raw, *arguments)
-                return self._placed(
-                    level, present.sigmas + float(np.median(moved)), Units.SIGMAS, origin, argument=argument
-                )
+                known = raw != present.raw
+                if not np.any(known):
+                    return replace(present, origin=origin)
+                step = float(np.median(moved[known]))
+                return self._placed(level, present.sigmas + step, Units.SIGMAS, origin, argument=argument)
         elif scale is Units.SIGMAS:
             raw = np.broadcast_to(kernels.raw_threshold(float(numbers), *arguments, found=found), shape)  # type: ignore[misc]
         else:
             raw = np.broadcast_to(numbers, shape)
         least = _SMALLEST if method.positive else -LARGEST_FLOAT32
-        if refuse and raw.ndim == 0 and not least <= raw <= LARGEST_FLOAT32:
+        given = scale is Units.RAW or raw.ndim == 0
+        if refuse and given and not np.all((least <= raw) & (raw <= LARGEST_FLOAT32)):
             raise OptionError(
-                f"{argument}={value} is the raw score {raw:.6g}, "
+                f"{argument}={value} is the raw score {_range(raw)}, "
                 + ("which is not a positive normal number of float32" if method.positive else "beyond float32")
                 + ": no score could be on either side of it. Give another number."
             )
@@ -320,6 +325,10 @@ def _check(method: Method, level: str, fitted: LevelFit) -> None:
         raise OptionError(f"{level} level: {wrong}.")
     threshold = fitted.threshold
     if threshold is not None:
+        if not method.sigmas and (threshold.sigmas is not None or threshold.fixed is Units.SIGMAS):
+            raise OptionError(f"{level}_threshold is in sigmas, and {method.name} normalization has none.")
+        if level == "image" and threshold.origin is Origin.IMAGE:
+            raise OptionError("image_threshold cannot follow itself: its origin is 'image'.")
         if threshold.raw.shape != (shape if method.per_pixel else ()):
             raise OptionError(f"{level}_threshold has shape {threshold.raw.shape}; {shape} is needed.")
         least = _SMALLEST if method.positive else -LARGEST_FLOAT32

@@ -14,7 +14,7 @@ class Method:
     """A way to turn raw scores into normalized ones, without arrays: the same value in every package.
 
     ``u = unit(x, T, *arguments)`` with the raw threshold ``T``; the arguments are the fitted parameters and, where
-    thresholds can be given in sigmas, the centre from which those count.
+    thresholds can be given in sigmas, the center from which those count.
     """
 
     name: str  # "min-max"; in options and files
@@ -93,9 +93,10 @@ class Registry(Mapping[str, Kernels]):
     def __init__(self, group: str, own: tuple[Kernels, ...], *, host: bool = False) -> None:
         self._group, self._host = group, host
         self._kernels = {kernels.method.name: kernels for kernels in own}
+        self._own = frozenset(self._kernels)
 
     def register(self, kernels: Kernels) -> None:
-        """Add a method. The same again changes nothing.
+        """Add a method, or other kernels of one that was registered before.
 
         Raises:
             OptionError: another method has this name, or functions are missing.
@@ -111,8 +112,10 @@ class Registry(Mapping[str, Kernels]):
                 f"{name} normalization has sigmas: its kernels in core need raw_threshold(t, *arguments, found) and "
                 "sigmas(T, *arguments)."
             )
-        if self._kernels.setdefault(name, kernels).method != kernels.method:
+        present = self._kernels.get(name, kernels)
+        if present.method != method or (name in self._own and present != kernels):
             raise OptionError(f"a method of the name {name!r} is registered already; give this one another name.")
+        self._kernels[name] = kernels
 
     def __getitem__(self, name: str) -> Kernels:
         if name not in self._kernels:

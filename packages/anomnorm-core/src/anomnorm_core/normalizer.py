@@ -349,7 +349,8 @@ class Normalizer(BaseNormalizer):
         """Normalized scores, labels and masks of raw scores and maps; either may be missing.
 
         Args:
-            pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map.
+            pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map's
+                pixels that are not NaN.
             anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
             threshold: for this call, in raw units, instead of the normalizer's own for image scores: one number.
                 `raw_threshold` converts from sigmas and normalized scores.
@@ -441,11 +442,10 @@ def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> di
         scores = np.asanyarray(pred_scores)
     elif maps is not None:
         require_shapes(maps.shape[:1], maps.shape)
-        scores = maps.max(axis=tuple(range(1, maps.ndim)))
+        scores = maps.reshape(maps.shape[0], -1).max(axis=1)
+        if maps.dtype.kind == "f" and np.any(np.isnan(scores)):  # of the pixels that are defined
+            scores = np.fmax.reduce(maps.reshape(maps.shape[0], -1), axis=1)
     else:
         raise missing_values()
-    for values in (scores, maps):
-        if isinstance(values, np.ma.MaskedArray):
-            raise TypeError("masked arrays are not understood: fill them with NaN, scores.filled(numpy.nan).")
     require_shapes(scores.shape, None if maps is None else maps.shape)
-    return {SCORES: np.asarray(scores)} | ({} if maps is None else {MAPS: np.asarray(maps)})
+    return {SCORES: scores} | ({} if maps is None else {MAPS: maps})

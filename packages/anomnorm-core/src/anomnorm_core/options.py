@@ -51,7 +51,7 @@ class Units(_Option):
     """The scale on which a threshold is given."""
 
     RAW = "raw"  # raw scores
-    SIGMAS = "sigmas"  # deviations from the centre, of a method that has them
+    SIGMAS = "sigmas"  # deviations from the center, of a method that has them
     NORMALIZED = "normalized"  # normalized scores as they are now: 0.5 changes nothing, 0.7 flags what has 0.7 or more
 
 
@@ -79,12 +79,6 @@ QUANTILE_SLACK = 1 + 2.0**-20
 def may_exceed(quantile: float, count: int) -> int:
     """How many of ``count`` samples may lie above their ``quantile``: less than all of them."""
     return min(int((1.0 - quantile) * count * QUANTILE_SLACK), count - 1)
-
-
-def require_number(shape: tuple[int, ...], argument: str) -> None:
-    """Raise `OptionError` for several numbers: one for each sample would fall on the wrong axis of maps."""
-    if shape != ():
-        raise OptionError(f"{argument} has shape {tuple(shape)}; one number, of shape (), is needed for all samples.")
 
 
 def parse_quantile(value: SupportsFloat, argument: str) -> float:

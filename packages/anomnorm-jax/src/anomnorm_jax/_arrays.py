@@ -94,3 +94,13 @@ def selection(where: ArrayLike | None, values: Array) -> Array:
     mask = jnp.asarray(where, dtype=bool)
     require_mask(mask.shape, values.shape[0])
     return jnp.broadcast_to(mask.reshape((-1,) + (1,) * (values.ndim - 1)), values.shape)
+
+
+def largest_defined(maps: Array) -> Array:
+    """The image scores (B,) of maps: the maximum of each one's pixels that are not NaN."""
+    pixels = maps.reshape(maps.shape[0], -1)
+    if not jnp.issubdtype(maps.dtype, jnp.floating):
+        return jnp.max(pixels, axis=1)
+    lowest = jnp.asarray(-jnp.inf, maps.dtype)
+    largest = jnp.max(jnp.where(jnp.isnan(pixels), lowest, pixels), axis=1)
+    return jnp.where(jnp.all(jnp.isnan(pixels), axis=1), jnp.asarray(jnp.nan, maps.dtype), largest)

@@ -14,7 +14,7 @@ from jax import Array, dtypes
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import unfitted_level
+from anomnorm_core.checks import require_mask, unfitted_level
 from anomnorm_core.errors import AnomnormError, InsufficientDataError, InvalidScoreError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -30,7 +30,7 @@ from anomnorm_core.method import Kernels
 from anomnorm_core.normalizer import BaseNormalizer, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
 from anomnorm_jax import _counter
-from anomnorm_jax._arrays import evaluated, is_traced, normalized, to_host
+from anomnorm_jax._arrays import evaluated, is_traced, largest_defined, normalized, to_host
 from anomnorm_jax._version import __version__
 from anomnorm_jax.methods import METHODS
 from anomnorm_jax.threshold import flag
@@ -274,6 +274,8 @@ class Normalizer(BaseNormalizer):
         }
         computed = tuple(extra for extra in wanted if extra != "raw")
         kept = None if valid is None else jnp.asarray(valid, dtype=bool)
+        if kept is not None:
+            require_mask(kept.shape, raw[SCORES].shape[0], "valid")
         result: dict[str, Array] = _call(self, raw, given, kept, computed, finite)
         if "raw" in wanted:  # outside of the jitted function, which would copy them
             result |= {f"{name}_raw": value for name, value in raw.items()}
@@ -451,7 +453,7 @@ def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> di
         scores = jnp.asarray(pred_scores)
     elif maps is not None:
         require_shapes(maps.shape[:1], maps.shape)
-        scores = jnp.max(maps, axis=tuple(range(1, maps.ndim)))
+        scores = largest_defined(maps)
     else:
         raise missing_values()
     require_shapes(scores.shape, None if maps is None else maps.shape)

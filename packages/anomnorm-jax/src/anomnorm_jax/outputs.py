@@ -19,6 +19,7 @@ from anomnorm_core.fields import (
     require_truth,
     wrong_type,
 )
+from anomnorm_jax._arrays import largest_defined
 
 # A dictionary, or an object with attributes: a dataclass, a named tuple, anything that can be copied and written to.
 Outputs = Any
@@ -90,7 +91,7 @@ def read(entries: Entries) -> Scores:
         OutputError: their shapes are wrong.
     """
     maps = entries.get(MAPS)
-    scores = entries[SCORES] if maps is None or SCORES in entries else jnp.max(maps, axis=tuple(range(1, maps.ndim)))
+    scores = entries[SCORES] if maps is None or SCORES in entries else largest_defined(maps)
     require_shapes(scores.shape, None if maps is None else maps.shape)
     return Scores(scores, maps)
 

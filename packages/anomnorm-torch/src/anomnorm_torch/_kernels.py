@@ -6,6 +6,7 @@ there may be a way to specialize a ``unit`` for numbers that can be read, see `s
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +17,23 @@ from anomnorm_torch._tensors import arithmetic, is_differentiated, parameter
 from anomnorm_torch._tiles import fits_tiles, is_readable, tiled
 
 Number = Tensor | float
+Unit = TypeVar("Unit", bound=Callable[..., Tensor])
 Specialized = tuple[Callable[..., None], tuple[Tensor, ...]]
 Specialize = Callable[..., Specialized | None]
 
 # By the unit that is meant, and not in `Kernels`, where it would outlive an exchange of the unit.
 _SPECIALIZE: dict[Callable[..., Tensor], Specialize] = {}
+
+
+# Units that traced programs need not repair: it would keep the compiler from cutting a long loop in two, and the
+# registers of a processor do not hold what one with a logarithm and an exponential needs (2.13: 10 ms instead of 5).
+_EXACT: set[Callable[..., Tensor]] = set()
+
+
+def exact(unit: Unit) -> Unit:
+    """Says that ``unit`` is on the right side of 1/2 by itself in traced programs."""
+    _EXACT.add(unit)
+    return unit
 
 
 def specializes(unit: Callable[..., Tensor]) -> Callable[[Specialize], Specialize]:
@@ -51,8 +64,10 @@ def scored(kernels: Kernels, scores: Tensor, threshold: Number, arguments: tuple
     if is_differentiated(x, *parameters) or not is_readable(x, *parameters):
         u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
         flagged = flag(x, t)
-        # The compiled kernel compares for itself.
-        return repaired(u, x >= t if torch.compiler.is_compiling() else flagged), flagged
+        if not torch.compiler.is_compiling():
+            return repaired(u, flagged), flagged
+        # The compiled kernel compares for itself, where it has to.
+        return u if kernels.unit in _EXACT and not is_differentiated(u) else repaired(u, x >= t), flagged
     # From here on values can be read, and memory written to.
     function, coefficients = specialized(kernels, t, *others)
     for each in parameters:

@@ -40,7 +40,8 @@ def ndtr(z: Tensor) -> Tensor:
     for coefficient in reversed(_TAIL[:-2]):
         p = s * p + coefficient
     tail = (s * p + 0.5) * torch.exp(-(size * size))
-    return torch.where(y > 0, tail, 1.0 - tail)
+    # On the right side of 1/2, whatever rounding did.
+    return torch.where(y > 0, tail.clamp(max=0.5 - torch.finfo(z.dtype).eps / 4), 1.0 - tail.clamp(max=0.5))
 
 
 def log_ratio(x: Tensor, t: Tensor) -> Tensor:

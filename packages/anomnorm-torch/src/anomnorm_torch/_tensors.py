@@ -1,5 +1,6 @@
 """Dtypes, parameters and masks: what every kernel of this package starts and ends with."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -65,6 +66,13 @@ def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else None)
 
     return move
+
+
+def largest_defined(maps: Tensor) -> Tensor:
+    """The image scores (B,) of maps: the maximum of each one's pixels that are not NaN."""
+    pixels = maps.flatten(1)
+    defined = pixels.isnan().logical_not()
+    return torch.where(defined.any(1), torch.where(defined, pixels, -math.inf).amax(1), math.nan).to(maps.dtype)
 
 
 def samples(scores: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,6 @@ from anomnorm_core.fields import (
     LEVEL,
     MAPS,
     SCORES,
-    missing_fields,
     missing_values,
     require_no_mapping,
     require_normalized_shapes,
@@ -24,9 +23,10 @@ from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.normalizer import BaseNormalizer, follows_raw, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
 from anomnorm_torch._kernels import evaluated, scored
-from anomnorm_torch._tensors import keep_dtype
+from anomnorm_torch._tensors import keep_dtype, largest_defined
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import METHODS
+from anomnorm_torch.outputs import StepOutputs
 
 _ROUNDED = "rounded_"
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -272,7 +272,8 @@ class NormalizedModel(nn.Module):
     """A detector followed by a normalizer: from its input to normalized scores, labels and masks.
 
     Args:
-        model: returns a dict with ``pred_scores`` and/or ``anomaly_maps``, or image scores alone.
+        model: returns a dict with ``pred_scores`` and/or ``anomaly_maps`` (and ``valid``), an object with the
+            attributes ``pred_score`` and ``anomaly_map``, or image scores alone.
         normalizer: fitted on the model's raw scores.
     """
 
@@ -298,12 +299,10 @@ class NormalizedModel(nn.Module):
             OutputError: the model returns something else.
         """
         outputs = self.model(*inputs)
-        if isinstance(outputs, Tensor):
-            outputs = {SCORES: outputs}
-        if not isinstance(outputs, Mapping):
-            raise missing_fields(type(outputs).__name__, (), attributes=False)
-        given = {name: outputs.get(name) for name in (SCORES, MAPS)}
-        result: dict[str, Tensor] = self.normalizer(**given, threshold=threshold, pixel_threshold=pixel_threshold)
+        step = StepOutputs({SCORES: outputs} if isinstance(outputs, Tensor) else outputs)
+        result: dict[str, Tensor] = self.normalizer(
+            step.given, step.maps, valid=step.valid(None), threshold=threshold, pixel_threshold=pixel_threshold
+        )
         return result
 
 
@@ -323,6 +322,6 @@ def _values(pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str
         if anomaly_maps is None:
             raise missing_values()
         require_shapes(tuple(anomaly_maps.shape[:1]), tuple(anomaly_maps.shape))
-        pred_scores = anomaly_maps.flatten(1).amax(1)
+        pred_scores = largest_defined(anomaly_maps)
     require_shapes(tuple(pred_scores.shape), None if anomaly_maps is None else tuple(anomaly_maps.shape))
     return {SCORES: pred_scores} | ({} if anomaly_maps is None else {MAPS: anomaly_maps})

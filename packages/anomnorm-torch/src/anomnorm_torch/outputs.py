@@ -18,6 +18,7 @@ from anomnorm_core.fields import (
     require_truth,
     wrong_type,
 )
+from anomnorm_torch._tensors import largest_defined
 
 _FIELDS = {SCORES: "scores", MAPS: "maps", MAPPING_FIELDS.pred_labels: "pred_labels"}
 _FIELDS |= {MAPPING_FIELDS.pred_masks: "pred_masks"}
@@ -68,7 +69,7 @@ class StepOutputs:
         """Raw image scores, shape (B,) or (B, 1) as the step gave them, or (B,), the maximum of each map."""
         if self.given is None and self.maps is not None:
             require_shapes(tuple(self.maps.shape[:1]), tuple(self.maps.shape))
-            return self.maps.flatten(1).amax(1)
+            return largest_defined(self.maps)
         scores = cast("Tensor", self.given)
         require_shapes(tuple(scores.shape), _shape(self.maps))
         return scores

@@ -14,7 +14,7 @@ from torch import Tensor
 from anomnorm_core import cdf as core
 from anomnorm_core.checks import require_count, require_same_shape
 from anomnorm_core.method import Kernels
-from anomnorm_torch._kernels import Specialized, evaluated, limited, scored, specializes
+from anomnorm_torch._kernels import Specialized, evaluated, exact, limited, scored, specializes
 from anomnorm_torch._normal import log_ratio, ndtr
 from anomnorm_torch._tensors import arithmetic, is_differentiated, samples, selection, wide
 from anomnorm_torch._tiles import columns, finite_range, fits_tiles, is_readable, tiled
@@ -292,6 +292,7 @@ def _standardize(x: Tensor, center: Tensor, factor: Tensor, z: Tensor) -> None:
     z.copy_(x.to(center.dtype, copy=True).clamp_(min=0.0).log_().sub_(center).mul_(factor))
 
 
+@exact
 def _unit(x: Tensor, t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
     distance = log_ratio(x, t)
     if is_differentiated(distance):  # a step has the derivative 0

@@ -9,7 +9,6 @@ from torch import Tensor
 from anomnorm_core import two_slope as core
 from anomnorm_core.method import Kernels
 from anomnorm_torch._kernels import Specialized, evaluated, scored, specializes
-from anomnorm_torch._tensors import wide
 from anomnorm_torch.methods.min_max import bounds, distance, half_or_less, init, margin, merge, side, update
 
 __all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
@@ -57,14 +56,26 @@ def _widths(t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tenso
     # Quarters stay finite where a difference or its double would overflow; scaling by one is exact.
     largest = torch.maximum(torch.maximum(low.abs(), high.abs()), t.abs())
     scale = torch.where(largest > torch.finfo(t.dtype).max / 8, 0.25, 1.0).to(t.dtype)
-    # In float64, as core decides whether a side is too short.
-    precise = wide(t.device)
-    factor = scale.to(precise)  # of any shape, which a number would not turn to float64
-    low, high, at = low.to(precise) * factor, high.to(precise) * factor, t.to(precise) * factor
-    span, below, above = high - low, at - low, high - at
-    below = torch.where((span > 0) & (core.PARTS * below >= span), 2 * below, span)
-    above = torch.where((span > 0) & (core.PARTS * above >= span), 2 * above, span)
-    return scale, below.to(t.dtype), above.to(t.dtype)
+    low, high, t = low * scale, high * scale, t * scale
+    span, below, above = _two_sum(high, -low), _two_sum(t, -low), _two_sum(high, -t)
+    lower = torch.where((span[0] > 0) & _is_long(below, span), 2 * below[0], span[0])
+    upper = torch.where((span[0] > 0) & _is_long(above, span), 2 * above[0], span[0])
+    return scale, lower, upper
+
+
+def _is_long(side: tuple[Tensor, Tensor], span: tuple[Tensor, Tensor]) -> Tensor:
+    """Whether ``PARTS side >= span``, of heads and tails, so that rounding does not decide it."""
+    # In sixteenths, none of which overflows: of one side it is 5/4, whose rounding is kept.
+    part, lost = _two_sum(side[0], (core.PARTS / 16 - 1) * side[0])
+    difference, more = _two_sum(part, -span[0] / 16)
+    return difference + ((lost + more) + (core.PARTS / 16 * side[1] - span[1] / 16)) >= 0
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b`` exactly, as head and tail (Knuth)."""
+    head = a + b
+    part = head - a
+    return head, (a - (head - part)) + (b - part)
 
 
 @specializes(_unit)
@@ -73,8 +84,9 @@ def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
     if t.ndim or low.ndim or high.ndim:
         return None
     info = torch.finfo(t.dtype)
-    _, below, above = map(float, _widths(t, low, high))
-    largest = max(abs(float(t)), abs(float(low)), abs(float(high)))
+    least, at, most = float(low), float(t), float(high)
+    span, largest = most - least, max(abs(at), abs(least), abs(most))
+    below, above = (2 * side if core.PARTS * side >= span > 0 else span for side in (at - least, most - at))
     if not (min(below, above) >= 16 * info.smallest_normal and largest <= info.max / 16):  # also where it is NaN
         return None
     return partial(_clip, 1.0 / below, 1.0 / above), ()
