@@ -1,6 +1,7 @@
 """Statistics and thresholds travel in the module's state dict (clause L6)."""
 
 import copy
+import json
 import pickle  # noqa: TID251  # what spawned processes do with a module
 from pathlib import Path
 from typing import Any
@@ -289,3 +290,25 @@ def test_unknown_and_damaged_keys_are_reported(tmp_path: Path) -> None:
         loaded({**state, "image_min": torch.tensor(torch.nan)})
     with pytest.raises(RuntimeError, match="its keys median are those of no method"):
         loaded({"median": torch.tensor(1.0)})
+
+
+@pytest.mark.clause("L6", "P3")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 3}, "the file was written by a newer version"),
+        ({"method": "elsewhere", "method_package": "anomnorm-elsewhere"}, "It comes from 'anomnorm-elsewhere'"),
+        ({"levels": None}, "levels=None is not counts and thresholds of levels"),
+        (None, "not a JSON object"),
+    ],
+)
+def test_a_state_dict_that_says_something_else_is_refused_with_the_reason(change: Any, message: str) -> None:
+    module, run = ScriptedModule(), trainer(MinMaxNormalizationCallback(1.5))
+    run.validate(module, loader(DATA), verbose=False)
+    state = module.state_dict()
+    key = "normalization_metrics.about"
+    about = json.loads(bytes(state[key].tolist()))
+    text = json.dumps([] if change is None else about | change).encode()
+    state[key] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match=message):
+        module.load_state_dict(state)

@@ -145,6 +145,15 @@ def _about(text: str) -> tuple[dict[str, Any], Method]:
         about = _json(text)
     except ValueError as error:
         raise FileFormatError(f"its description is damaged ({error}).") from None
+    return about, check_description(about)
+
+
+def check_description(about: Any) -> Method:
+    """Check what a file or state dict says of a fit, field by field, and return the method that it names.
+
+    Raises:
+        FileFormatError: a field is missing, unknown or wrong, or a newer version wrote it.
+    """
     if not isinstance(about, dict):
         raise FileFormatError("its description is damaged (not a JSON object).")
     version = about.get("format_version")
@@ -162,7 +171,7 @@ def _about(text: str) -> tuple[dict[str, Any], Method]:
     for name, (_, test, expected) in fields.items():
         if not test(about[name]):
             raise FileFormatError(f"{name}={_shown(about[name])} is not {expected}.")
-    return about, _method(about)
+    return _method(about)
 
 
 def _method(about: Mapping[str, Any]) -> Method:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomnorm_core import cdf as core_cdf
+from anomnorm_core._schema import check_description
 from anomnorm_core.errors import AnomnormError
 from anomnorm_core.file import compose, describe
 from anomnorm_core.fit import Fit, LevelFit
@@ -144,6 +145,7 @@ class Slot(nn.Module):
         """The fit of a state dict, and the keys that it consists of."""
         if _ABOUT in arrays:
             about = json.loads(arrays[_ABOUT].astype(np.uint8).tobytes())
+            check_description({**about, "digest": ""} if isinstance(about, dict) else about)
             fit = compose(about, arrays)
             return fit, {_ABOUT, *describe(fit)[1]}
         if arrays.keys() >= _RANGE:
