@@ -187,7 +187,7 @@ def require_normal_samples(normal: int, invalid: int) -> None:
 
 
 # A histogram places a threshold at the edge of one of its bins. Beyond this possible loss of F1 it says so.
-_NOTABLE_LOSS = 0.001
+_NOTABLE_LOSS = 0.01
 
 
 def report_coarse_threshold(possible_loss: float) -> None:

@@ -31,7 +31,7 @@ _EXACT: set[Callable[..., Tensor]] = set()
 
 
 def exact(unit: Unit) -> Unit:
-    """Says that ``unit`` is on the right side of 1/2 by itself in traced programs."""
+    """Says that ``unit`` is on the right side of 1/2 by itself in traced programs of float32."""
     _EXACT.add(unit)
     return unit
 
@@ -67,7 +67,8 @@ def scored(kernels: Kernels, scores: Tensor, threshold: Number, arguments: tuple
         if not torch.compiler.is_compiling():
             return repaired(u, flagged), flagged
         # The compiled kernel compares for itself, where it has to.
-        return u if kernels.unit in _EXACT and not is_differentiated(u) else repaired(u, x >= t), flagged
+        is_exact = kernels.unit in _EXACT and x.dtype == torch.float32 and not is_differentiated(u)
+        return u if is_exact else repaired(u, x >= t), flagged
     # From here on values can be read, and memory written to.
     function, coefficients = specialized(kernels, t, *others)
     for each in parameters:

@@ -70,7 +70,7 @@ def _inverse(u: Array, t: Array, low: Array, high: Array) -> Array:
 def _widths(t: Array, low: Array, high: Array) -> tuple[Array, Array]:
     """A quarter of the widths that are mapped to all of [0, 1], by the slope below and by the one above."""
     xp = array_namespace(t, low, high)
-    span = 0.25 * high - 0.25 * low
+    span = xp.abs(0.25 * high - 0.25 * low)  # from 0.0 to -0.0 it is the number -0.0
     sides = (0.25 * t - 0.25 * low, 0.25 * high - 0.25 * t)
     below, above = (xp.where((span > 0) & (PARTS * side >= span), 2 * side, span) for side in sides)
     return below, above
