@@ -76,6 +76,7 @@ def _compiled(module: Any, names: tuple[str, ...], host: tuple[str, ...]) -> Sim
 
 class TorchCompiled(TorchEager):
     variant = "compiled"
+    order_slack: ClassVar = {"float32": 2.0**-24}  # of its own normal distribution
     same_as = "torch-eager"
     compared: ClassVar = {"kernels": ("float64", "float32"), "normalizer": ("float32",)}
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
@@ -115,6 +116,7 @@ class TorchExported(TorchEager):
     """`torch.export` with a dynamic batch, thresholds as inputs."""
 
     variant = "exported"
+    order_slack: ClassVar = {"float32": 2.0**-24}  # as compiled
     same_as = "torch-eager"
     compared: ClassVar = {"normalizer": ("float64", "float32")}
     parts = ("normalizer",)
