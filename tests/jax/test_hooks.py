@@ -135,8 +135,8 @@ def test_a_shared_range_is_that_of_the_maps_where_there_are_any(method: str, map
     values = _all(steps, "anomaly_maps" if maps else "pred_scores")
     assert _parameters(normalizer) == [values.min(), values.max()]
     if method == "min-max":
-        founding = MinMaxNormalizationHook(0.75, shared_range=True)
-        found = founding.on_test_batch_end(_fitted(founding, steps), steps[0])
+        one_range = MinMaxNormalizationHook(0.75, shared_range=True)
+        found = one_range.on_test_batch_end(_fitted(one_range, steps), steps[0])
         for name in ("pred_scores", "anomaly_maps")[: 1 + maps]:
             x = steps[0][name].astype(np.float64)
             _assert_near(found[name], _min_max(x, 0.75, values.min(), values.max()))

@@ -1,6 +1,6 @@
 """Normalized scores of one CPU thread: as accurate as promised, on the right side of 1/2, and in order.
 
-On a CPU eager kernels are made for the numbers at hand (``specialize``); devices, compilers and derivatives see the
+On a CPU eager kernels are made for the numbers given (``specializes``); devices, compilers and derivatives see the
 general ones. Both are compared here with float64, which 50 digits check.
 """
 

@@ -150,7 +150,7 @@ class Holder(torch.nn.Module):
         self.register_buffer("value", torch.tensor(0.0))
 
 
-class Founding(ScriptedModule):
+class Older(ScriptedModule):
     """As anomalib's modules were: thresholds of their own in the state dict."""
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class Founding(ScriptedModule):
 @KINDS
 def test_a_checkpoint_of_anomalib_0_3(kind: Any, tmp_path: Path) -> None:
     logs = np.log(TRAIN_SCORES.astype("f8")), np.log(TRAIN_MAPS.astype("f8"))
-    founding = {
+    older = {
         MinMaxNormalizationCallback: {"min": SCORES.min(), "max": SCORES.max()},
         CdfNormalizationCallback: {
             "image_mean": logs[0].mean(),
@@ -170,20 +170,20 @@ def test_a_checkpoint_of_anomalib_0_3(kind: Any, tmp_path: Path) -> None:
             "pixel_std": logs[1].std(0, ddof=1),
         },
     }[kind]
-    entries = {f"normalization_metrics.{name}": torch.tensor(value) for name, value in founding.items()}
+    entries = {f"normalization_metrics.{name}": torch.tensor(value) for name, value in older.items()}
     entries |= {"gain": torch.ones(()), "image_threshold.value": torch.tensor(1.5)}
     entries |= {"pixel_threshold.value": torch.tensor(1.25)}
-    torch.save({"state_dict": entries, "pytorch-lightning_version": pl.__version__}, tmp_path / "founding.ckpt")
+    torch.save({"state_dict": entries, "pytorch-lightning_version": pl.__version__}, tmp_path / "anomalib.ckpt")
 
-    outputs: Any = trainer(kind()).predict(Founding(), loader(DATA), ckpt_path=tmp_path / "founding.ckpt")
+    outputs: Any = trainer(kind()).predict(Older(), loader(DATA), ckpt_path=tmp_path / "anomalib.ckpt")
     found = {name: torch.cat([entry[name] for entry in outputs]).numpy() for name in FIELDS}
     if kind is MinMaxNormalizationCallback:
         decided = SCORES.astype("f8"), MAPS.astype("f8")
         margin = (decided[0] - 1.5) / (SCORES.max() - SCORES.min())
         np.testing.assert_allclose(found["pred_scores"], np.clip(margin + 0.5, 0, 1), atol=2.0**-22)
     else:
-        mean, std = founding["image_mean"], founding["image_std"]
-        decided = (np.log(SCORES.astype("f8")) - mean) / std, (np.log(MAPS.astype("f8")) - mean) / founding["pixel_std"]
+        mean, std = older["image_mean"], older["image_std"]
+        decided = (np.log(SCORES.astype("f8")) - mean) / std, (np.log(MAPS.astype("f8")) - mean) / older["pixel_std"]
     assert found["pred_labels"].tolist() == (decided[0] >= 1.5).tolist()
     assert found["pred_masks"][:, 0].tolist() == (decided[1] >= 1.25).tolist()
 
@@ -195,8 +195,8 @@ def test_a_checkpoint_of_anomalib_0_3_without_thresholds(kind: Any, tmp_path: Pa
     if kind is CdfNormalizationCallback:
         entries |= {"pixel_mean": torch.zeros(3, 3), "pixel_std": torch.ones(3, 3)}
     state = {f"normalization_metrics.{name}": value for name, value in entries.items()} | {"gain": torch.ones(())}
-    torch.save({"state_dict": state, "pytorch-lightning_version": pl.__version__}, tmp_path / "founding.ckpt")
-    callback, module = kind(), Loadable.load_from_checkpoint(tmp_path / "founding.ckpt")
+    torch.save({"state_dict": state, "pytorch-lightning_version": pl.__version__}, tmp_path / "anomalib.ckpt")
+    callback, module = kind(), Loadable.load_from_checkpoint(tmp_path / "anomalib.ckpt")
     run = trainer(callback)
     with pytest.raises(NotFittedError, match="there is no image-level threshold to put"):
         run.predict(module, loader(DATA))

@@ -190,7 +190,10 @@ class Normalization:
         Raises:
             NotFittedError: nothing was fitted yet, or a threshold is missing.
         """
-        fit = self._placed(pl_module)
+        return self._ready(pl_module, self._placed(pl_module))
+
+    def _ready(self, pl_module: LightningModule, fit: Fit) -> Normalizer:
+        """The normalizer of ``fit`` on the module's device; its thresholds are read into ``thresholds``."""
         normalizer = Normalizer(fit).to(pl_module.device)
         self._read(fit, slot_of(pl_module).fit_check)
         return normalizer
@@ -237,7 +240,7 @@ class Normalization:
             NotFittedError: nothing was fitted yet.
         """
         slot = slot_of(pl_module)
-        slot.set_manually(slot.normalizer.without_manual_threshold().to_fit())
+        slot.set_manually(slot.fit.released())
         return self.normalizer(pl_module)
 
     def _placed(self, pl_module: LightningModule) -> Fit:
@@ -443,8 +446,9 @@ class Normalization:
         Raises:
             NotFittedError: no validation run has fitted the module and no checkpoint has restored a fit (clause N8).
         """
-        self._normalizer = self.normalizer(pl_module)
-        slot_of(pl_module).placed = self._placed(pl_module)
+        fit = self._placed(pl_module)
+        self._normalizer = self._ready(pl_module, fit)
+        slot_of(pl_module).placed = fit
 
     def on_test_batch_end(
         self,
