@@ -373,8 +373,8 @@ class Normalizer(BaseNormalizer):
             OptionError: an extra is not one of the method.
             ValueError: ``valid`` is not of shape (B,).
         """
-        fit, method = self._fit, self._fit.method
-        wanted = method.parse_extras(extras)
+        fit, kernels = self._fit, METHODS[self._fit.method.name]
+        wanted = kernels.method.parse_extras(extras)
         given = {SCORES: threshold, MAPS: pixel_threshold}
         if pixel_threshold is None and threshold is not None and follows_raw(fit):
             given[MAPS] = threshold
@@ -383,7 +383,6 @@ class Normalizer(BaseNormalizer):
             level = LEVEL[name]
             arguments = fit.arguments(level)
             t = fit.threshold(level).raw if given[name] is None else fit.raw_threshold(given[name], Units.RAW, level)
-            kernels = METHODS[method.name]
             result[name] = normalized(kernels, x, t, arguments)
             flagged = flag(x, t)
             if valid is not None:

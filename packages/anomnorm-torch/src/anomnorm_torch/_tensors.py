@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from anomnorm_core.checks import batch_shape, require_mask
+from anomnorm_torch._tiles import is_readable
 
 
 def arithmetic(scores: Tensor) -> Tensor:
@@ -71,6 +72,10 @@ def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def largest_defined(maps: Tensor) -> Tensor:
     """The image scores (B,) of maps: the maximum of each one's pixels that are not NaN."""
     pixels = maps.flatten(1)
+    if is_readable(pixels):
+        top = pixels.amax(1)  # which is NaN where any pixel is: mostly one pass will do
+        if not bool(top.isnan().any()):
+            return top
     defined = pixels.isnan().logical_not()
     return torch.where(defined.any(1), torch.where(defined, pixels, -math.inf).amax(1), math.nan).to(maps.dtype)
 
