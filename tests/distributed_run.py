@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,21 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from scripted_module import Sample, ScriptedModule, loader, samples
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+)
 
+from anomnorm_core import AnomnormError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationMixin
+from anomnorm_torch.inference_model import take_buffers
 
 KINDS = {"min-max": MinMaxNormalizationCallback, "cdf": CdfNormalizationCallback}
-TRAINING, VALIDATION = 21, 11  # odd, so that a sampler for two processes repeats the first one
+TRAINING, VALIDATION, CALIBRATION = 21, 11, 13  # odd, so that a sampler for two processes repeats the first one
 
 
 def data(count: int, seed: int, *, sparse: bool) -> list[Sample]:
@@ -50,16 +60,35 @@ class Module(NormalizationMixin, ScriptedModule):
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         super().__init__()
         self.folder, self.kill, self.double = folder, options.get("kill"), options.get("double", False)
+        self.frames, self.skipped = options.get("frames"), options.get("skipped", [])
+        self.misleads = options.get("misleads", False)
         self.found: list[dict[str, Any]] = []
+        self.register_buffer("center", torch.zeros(()))
+        self.moves = options.get("buffers", False)
 
     def outputs(self, batch: Any) -> Any:
         result = super().outputs(batch)
+        if self.frames:
+            result = {"pred_scores": result["pred_scores"]}
+        if self.moves:
+            result["pred_scores"] = result["pred_scores"] + self.center
         return result | {"pred_scores": result["pred_scores"].double() / 3} if self.double else result
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         if self.kill == self.current_epoch and self.global_rank == 1 and batch_idx == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.misleads and self.global_rank == 1:
+            return batch  # type: ignore[return-value]
+        if set(self.skipped) & set(batch["index"].tolist()):
+            return None  # type: ignore[return-value]
+        if self.frames:  # each sample is a clip, and the last frame has the largest score
+            scores = batch["score"][:, None] * torch.arange(1, self.frames + 1)
+            return {"pred_scores": scores.flatten(), "label": batch["label"].repeat_interleave(self.frames)}
         return super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # DistributedDataParallel replaces it by that of the first process when the module runs again.
+        self.center.fill_(1.0 + 100.0 * self.global_rank)
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         fields = {name: outputs[name] for name in ("pred_scores", "pred_labels", "pred_masks") if name in outputs}
@@ -72,6 +101,44 @@ class Module(NormalizationMixin, ScriptedModule):
 
 class OwnBatches(BatchSampler):
     """A batch sampler that Lightning cannot take for torch's."""
+
+
+class Pairs(Sampler[list[int]]):
+    """Batches that are drawn, other ones in each process, without a sampler inside."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(int(os.environ.get("LOCAL_RANK", "0")))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from torch.randperm(CALIBRATION, generator=self.generator)[:-1].reshape(-1, 2).tolist()
+
+    def __len__(self) -> int:
+        return CALIBRATION // 2
+
+
+def calibration(kind: str) -> Any:
+    """Loaders of one share of some normal data in each process."""
+    part = [sample | {"label": torch.tensor(0)} for sample in data(CALIBRATION, 2, sparse=False)]
+    if kind == "batches":
+        return [default_collate(part[i : i + 3]) for i in range(0, CALIBRATION, 3)]
+    if kind == "pairs":
+        return DataLoader(part, batch_sampler=Pairs())  # type: ignore[arg-type]
+    chosen = SubsetRandomSampler(range(11)) if kind == "subset" else None
+    return loader(part, 3, sampler=chosen)
+
+
+def shared_buffers(trainer: pl.Trainer) -> dict[str, Any]:
+    """Buffers that differ between processes in everything, after they were shared."""
+    rank = trainer.global_rank
+    module = pl.LightningModule()
+    module.inner = torch.nn.Module()
+    module.inner.register_buffer(
+        "bank", torch.full((2 + rank, 3), 1.0 + rank, dtype=[torch.float32, torch.int64][rank])
+    )
+    module.register_buffer("flag", torch.tensor(rank == 0))
+    module.register_buffer(["first", "second"][rank], torch.arange(3))
+    take_buffers(module, trainer)
+    return {name: [str(buffer.dtype), buffer.tolist()] for name, buffer in module.named_buffers()}
 
 
 class Report(pl.Callback):
@@ -92,8 +159,9 @@ class Report(pl.Callback):
 
 def main(folder: Path, options: dict[str, Any]) -> None:
     sparse, devices = options.get("sparse", False), options["devices"]
-    size = 1 if sparse else 3
-    callback = KINDS[options["kind"]](**options.get("callback", {}))
+    size = 1 if sparse or "skipped" in options else 3
+    calibrated = {"calibration_loader": calibration(options["calibration"])} if "calibration" in options else {}
+    callback = KINDS[options["kind"]](**options.get("callback", {}), **calibrated)
     strategy: Any = options["strategy"]
     if devices > 1:
         method = "spawn" if strategy == "ddp_spawn" else "popen"
@@ -120,7 +188,15 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         return loader(part, size, **chosen)
 
     chosen = {"sampler": SubsetRandomSampler(range(15))} if options.get("subset") else {"shuffle": True}
+    if options.get("misleads"):
+        try:
+            trainer.fit(module, batches(training, **chosen), batches(validation))
+        except AnomnormError as error:
+            (folder / f"error_{trainer.global_rank}.txt").write_text(str(error))
+        return
     trainer.fit(module, batches(training, **chosen), batches(validation), ckpt_path=options.get("resume"))
+    if options.get("buffers") and devices > 1:
+        (folder / f"buffers_{trainer.global_rank}.json").write_text(json.dumps(shared_buffers(trainer)))
     if options.get("validate"):  # of a module that has its training data, which the trainer does not prepare now
         module.train_dataloader = lambda: batches(training, **chosen)  # type: ignore[method-assign]
         trainer.validate(module, loader(validation, size), verbose=False)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from anomnorm_core.checks import Counts
+
 ENTRY_POINT_GROUP = "anomnorm.conformance_backends"
 
 MIN_MAX_FUNCTIONS = ("init", "update", "merge", "bounds", "normalize", "margin", "denormalize")  # of two_slope too
@@ -87,8 +89,14 @@ class Backend(ABC):
         return "float32"
 
     def count(self, field: Any) -> int:
-        """The total of the ``count`` or ``invalid`` field of a record, as a Python integer."""
+        """The total of a field of counts of a record, as a Python integer."""
         return int(self.to_numpy(field).sum())
+
+    def counts(self, record: Any) -> Counts:
+        """How many values a record has taken, and left out for which reason."""
+        zeros = getattr(record, "zeros", None)
+        causes = self.to_numpy(record.invalid).tolist()
+        return Counts(self.count(record.count), 0 if zeros is None else self.count(zeros), *causes)
 
     def score(
         self,

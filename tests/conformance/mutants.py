@@ -157,6 +157,21 @@ def _uncounted(record: Any, x: Array, *, where: Array | None = None) -> Any:
     return min_max.update(record, x, where=where)._replace(invalid=record.invalid)
 
 
+def _zeros_are_negative(record: Any, x: Array, *, where: Array | None = None) -> Any:
+    updated = cdf.update(record, x, where=where)
+    zeros = np.sum(updated.zeros - record.zeros)
+    return updated._replace(zeros=record.zeros, invalid=updated.invalid + np.array([zeros, 0, 0]))
+
+
+def _infinities_are_nan(update: Any) -> Any:
+    def wrong(record: Any, x: Array, *, where: Array | None = None) -> Any:
+        updated = update(record, x, where=where)
+        negative, nan, infinite = updated.invalid
+        return updated._replace(invalid=np.array([negative, nan + infinite, 0]))
+
+    return wrong
+
+
 def _ignores_where(record: Any, x: Array, *, where: Array | None = None) -> Any:
     del where
     return cdf.update(record, x)
@@ -166,7 +181,7 @@ def _grows(record: Any, x: Array, *, where: Array | None = None) -> Any:
     updated = cdf.update(record, x, where=where)
     if record.mean.shape:
         return updated
-    stacked = updated._replace(invalid=np.append(record.invalid, 0))
+    stacked = updated._replace(zeros=np.append(record.zeros, 0))
     return stacked._replace(count=updated.count)
 
 
@@ -185,6 +200,14 @@ def _positive_scores_only(record: Any, x: Array, labels: Array | None = None, *,
 def _labels_by_sample_ignored(record: Any, x: Array, labels: Array | None = None, *, where: Array | None = None) -> Any:
     whole = labels if labels is None or labels.ndim == x.ndim else None
     return threshold.update(record, x, whole, where=where)
+
+
+def _every_label_counts(record: Any, x: Array, labels: Array | None = None, *, where: Array | None = None) -> Any:
+    return threshold.update(record, x, None if labels is None else labels != 0, where=where)
+
+
+def _ignored_is_normal(record: Any, x: Array, labels: Array | None = None, *, where: Array | None = None) -> Any:
+    return threshold.update(record, x, None if labels is None else labels > 0, where=where)
 
 
 def _32_bit_counts(a: Any, b: Any) -> Any:
@@ -278,10 +301,15 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "difference-of-squares": ("cdf", "update", _difference_of_squares, "S4"),
     "nan-poisons": ("min_max", "update", _nan_poisons, "S6"),
     "invalid-values-uncounted": ("min_max", "update", _uncounted, "S6"),
+    "zeros-counted-as-negative": ("cdf", "update", _zeros_are_negative, "S6"),
+    "infinities-counted-as-nan": ("cdf", "update", _infinities_are_nan(cdf.update), "S6"),
+    "infinite-ends-counted-as-nan": ("min_max", "update", _infinities_are_nan(min_max.update), "S6"),
     "where-ignored": ("cdf", "update", _ignores_where, "S1"),
     "record-grows": ("cdf", "update", _grows, "S5"),
     "histogram-of-magnitudes": ("threshold", "update", _positive_scores_only, "T5"),
     "labels-by-sample-ignored": ("threshold", "update", _labels_by_sample_ignored, "T5"),
+    "every-label-counts": ("threshold", "update", _every_label_counts, "T5"),
+    "ignored-is-normal": ("threshold", "update", _ignored_is_normal, "T5"),
     "32-bit-counts": ("threshold", "merge", _32_bit_counts, "T5"),
     "margin-is-clipped": ("min_max", "margin", _clipped_margin, "N10"),
     "inverse-forgets-the-threshold": ("min_max", "denormalize", _forgets_the_threshold, "N11"),

@@ -113,6 +113,7 @@ def corpus(case: Case, dtype: str) -> Inputs:
         "labels": rng.random(SIZE) < 0.3,
         "map_where": np.array([True, False, True, True]),
         "masks": rng.random(MAPS) < 0.3,
+        "marks": rng.choice([-1.0, 0.0, 1.0, 2.0, math.nan], SIZE),
     }
     return scores | parameters | selections
 
@@ -181,6 +182,7 @@ def kernels(backend: Backend) -> Program:
             first = threshold.update(empty["histogram"], x, given["labels"], where=given["where"])
             second = threshold.update(first, maps, given["masks"])
             records["threshold.update"] = threshold.merge(second, first)
+            records["threshold.update ignored"] = threshold.update(empty["histogram"], x, given["marks"])
         return results | {
             f"{name}.{field}": value for name, record in records.items() for field, value in record._asdict().items()
         }

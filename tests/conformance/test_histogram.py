@@ -111,6 +111,37 @@ def test_t5_counts_past_32_bits(backend: Backend) -> None:
     assert float(streamed_quantile(record, 0.5)) == 0.0
 
 
+@pytest.mark.clause("T5", "S1")
+def test_t5_what_is_labelled_below_zero_is_ignored(backend: Backend) -> None:
+    dtype, rng = backend.usual_dtype, np.random.default_rng(8)
+    values = np.exp(rng.normal(size=(3, 1, 4, 5)))
+    values[0, 0, 0, :2] = math.nan
+    signed = rng.permutation(np.resize([-1, 0, 0, 2, -100], values.shape).ravel()).reshape(values.shape)
+    signed[0, 0, 0, :2] = -1, 0  # one of two that are NaN
+    half = np.where(signed < 0, math.nan, signed / 4)
+    mine = signed >= 0
+
+    def seen(record: Any) -> tuple[int, int, int]:
+        return backend.count(record.normal), backend.count(record.anomalous), backend.count(record.invalid)
+
+    def same(a: Any, b: Any) -> bool:
+        return all(np.array_equal(backend.to_numpy(x), backend.to_numpy(y)) for x, y in zip(a, b, strict=True))
+
+    expected = counted(backend, dtype, values[mine], signed[mine] > 0)
+    assert seen(expected) == (23, 12, 1)
+    for labels, kind in ((signed, "int32"), (half, dtype)):
+        assert same(counted(backend, dtype, values, labels, kind), expected)
+        assert same(counted(backend, dtype, values[:, 0, ..., None], labels[:, 0], kind), expected)
+    # One label for all pixels of a sample; and what does not take part stays out.
+    for labels, kind in (([0, -1, 1], "int32"), ([0.0, math.nan, 1.0], dtype)):
+        assert seen(counted(backend, dtype, values, labels, kind)) == (18, 20, 2)
+        where, given = backend.asarray([False, True, True], "bool"), backend.asarray(labels, kind)
+        record = backend.threshold.update(backend.threshold.init(), backend.asarray(values, dtype), given, where=where)
+        assert seen(record) == (0, 20, 0)
+    nothing = counted(backend, dtype, values, np.full(3, -1), "int32")
+    assert same(nothing, backend.threshold.init())
+
+
 @pytest.mark.clause("T5")
 def test_t5_labels_and_selection(backend: Backend) -> None:
     dtype = backend.usual_dtype

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anomnorm_core import OptionError
+from anomnorm_core.checks import Counts
 from conformance import oracle
 from conformance.assertions import SIZE, assert_order, assert_sides, neighbours, random_values
 from conformance.backend import Backend
@@ -134,8 +135,8 @@ def test_s1_records(backend: Backend, registered: str) -> None:
     kernels, dtype = backend.methods[registered], backend.usual_dtype
     for shape in ((), SHAPE):
         array = backend.asarray(np.resize(NORMALS, (4, *shape)), dtype)
-        bad = np.resize(NORMALS, (4, *shape))
-        bad[3] = math.nan
+        bad = np.resize(NORMALS, (8, *shape))
+        bad[3:] = np.reshape([math.nan, math.inf, -math.inf, 0.0, -1.0], (5, *(1 for _ in shape)))
         some = kernels.update(kernels.init(shape), backend.asarray(bad, dtype))
         one = kernels.update(kernels.init(shape), array)
         where = backend.asarray(np.arange(4) < 4, "bool")
@@ -147,7 +148,8 @@ def test_s1_records(backend: Backend, registered: str) -> None:
             found, expected = (kernels.finalize(record, level="image") for record in (same, one))
             for a, b in zip(found, expected, strict=True):
                 np.testing.assert_allclose(backend.to_numpy(a), backend.to_numpy(b), rtol=backend.moments_rtol)
-        assert backend.count(some.invalid) == math.prod(shape)
-        assert backend.count(some.count) == 3 * math.prod(shape)
+        finite = Counts(3, zeros=1, negative=1) if kernels.method.positive else Counts(5)
+        expected = finite._replace(nan=1, infinite=2)
+        assert backend.counts(some) == Counts(*(count * math.prod(shape) for count in expected))
         with pytest.raises(Exception, match="seen no value"):
             kernels.finalize(kernels.init(shape), level="image")

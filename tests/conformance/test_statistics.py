@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
+from anomnorm_core.checks import Counts
 from conformance import oracle
 from conformance.assertions import evaluate, random_values
 from conformance.backend import Backend
@@ -78,7 +79,7 @@ def test_s1_where_selects_samples(backend: Backend, dtype: str) -> None:
     scores = backend.asarray([1.0, 100.0, 2.0, -5.0], dtype)
     assert _bounds(backend, backend.min_max.update(backend.min_max.init(), scores, where=where)) == [1.0, 2.0]
     record = backend.cdf.update(backend.cdf.init(), scores, where=where)
-    assert (backend.count(record.count), backend.count(record.invalid)) == (2, 0)
+    assert backend.counts(record) == Counts(2)
     np.testing.assert_allclose(_moments(backend, record), oracle.moments([1.0, 2.0]), rtol=backend.moments_rtol)
     maps = np.reshape(np.arange(1.0, 25.0), (4, 1, 2, 3))
     record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype), where=where)
@@ -138,27 +139,41 @@ def test_s5_records_do_not_grow(backend: Backend) -> None:
         assert [backend.describe(field).shape for field in record] == shapes
 
 
-@pytest.mark.clause("S6")
-def test_s6_invalid_values_are_left_out_and_counted(backend: Backend, dtype: str) -> None:
-    scores = backend.asarray([1.0, math.nan, 4.0, math.inf, 2.0, -math.inf, 0.0, -3.0], dtype)
-    record = backend.min_max.update(backend.min_max.init(), scores)
-    assert _bounds(backend, record) == [-3.0, 4.0]
-    assert (backend.count(record.count), backend.count(record.invalid)) == (5, 3)
-    distribution = backend.cdf.update(backend.cdf.init(), scores)
-    np.testing.assert_allclose(
-        _moments(backend, distribution), oracle.moments([1.0, 4.0, 2.0]), rtol=backend.moments_rtol
-    )
-    assert (backend.count(distribution.count), backend.count(distribution.invalid)) == (3, 5)
+# Five of a positive kind, two zeros, four negative, one NaN, three infinite.
+_OF_ALL_KINDS = (1.0, math.nan, 4.0, math.inf, 2.0, -math.inf, 0.0, -3.0, -0.0, -0.5, 0.5, math.inf, -1.0, 8.0, -2.0)
 
 
-@pytest.mark.clause("S6")
-def test_s6_invalid_pixels_are_counted_where_they_are(backend: Backend, dtype: str) -> None:
+@pytest.mark.clause("S6", "S1", "S2", "S3")
+def test_s6_what_is_left_out_is_counted_by_its_kind(backend: Backend, dtype: str) -> None:
+    range_, moments = Counts(11, nan=1, infinite=3), Counts(5, zeros=2, negative=4, nan=1, infinite=3)
+    array, where = backend.asarray(_OF_ALL_KINDS, dtype), np.arange(15) < 8
+    for module, expected in ((backend.min_max, range_), (backend.cdf, moments)):
+        first, second = (
+            module.update(module.init(), array, where=backend.asarray(mask, "bool")) for mask in (where, ~where)
+        )
+        whole = module.update(module.init(), array)
+        streamed = module.update(first, array, where=backend.asarray(~where, "bool"))
+        for record in (whole, streamed, module.merge(first, second), module.merge(second, first)):
+            assert backend.counts(record) == expected
+        assert backend.counts(module.merge(whole, whole)) == Counts(*(2 * count for count in expected))
+        assert backend.counts(second) == Counts(*(a - b for a, b in zip(expected, backend.counts(first), strict=True)))
+    assert backend.counts(first) == Counts(3, zeros=1, negative=1, nan=1, infinite=2)
+    assert _bounds(backend, backend.min_max.update(backend.min_max.init(), array)) == [-3.0, 8.0]
+    expected_moments = oracle.moments([1.0, 4.0, 2.0, 0.5, 8.0])
+    np.testing.assert_allclose(_moments(backend, streamed), expected_moments, rtol=backend.moments_rtol)
+
+
+@pytest.mark.clause("S6", "S3")
+@pytest.mark.parametrize("axes", [(4, 2, 3), (4, 1, 2, 3), (4, 2, 3, 1)], ids=str)
+def test_s6_zeros_are_counted_where_they_are(backend: Backend, dtype: str, axes: tuple[int, ...]) -> None:
     maps = np.full((4, 2, 3), 2.0)
     maps[:, 0, 0] = [1.0, 0.0, 4.0, 2.0]
+    maps[:, 0, 1] = [2.0, math.inf, -0.0, 0.0]
     maps[1:3, 1, 2] = math.nan, -1.0
-    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype))
-    assert backend.to_numpy(record.count).tolist() == [[3, 4, 4], [4, 4, 2]]
-    assert backend.to_numpy(record.invalid).tolist() == [[1, 0, 0], [0, 0, 2]]
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps.reshape(axes), dtype))
+    assert backend.to_numpy(record.count).tolist() == [[3, 1, 4], [4, 4, 2]]
+    assert backend.to_numpy(record.zeros).tolist() == [[1, 2, 0], [0, 0, 0]]
+    assert backend.counts(record) == Counts(18, zeros=3, negative=1, nan=1, infinite=1)
     mean, std = _moments(backend, record, level="pixel")
     np.testing.assert_allclose([mean[0][0], std[0][0]], oracle.moments([1.0, 4.0, 2.0]), rtol=backend.moments_rtol)
 
@@ -168,14 +183,12 @@ def test_s6_invalid_pixels_are_counted_where_they_are(backend: Backend, dtype: s
 @pytest.mark.parametrize("shape", [(), (2, 3)], ids=["image", "pixel"])
 def test_s6_a_subnormal_score_counts_or_is_left_out(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
     least = oracle.ulp(0.0, dtype)
-    scores = [least, 1.0, 2.0, 4.0]
+    scores = [-least, least, 1.0, 2.0, 4.0]
     array = np.reshape(scores, (-1, *(1 for _ in shape))) + np.zeros(shape)
     record = backend.cdf.update(backend.cdf.init(shape), backend.asarray(array, dtype))
-    size = math.prod(shape)
-    count = backend.count(record.count) // size
-    assert count + backend.count(record.invalid) // size == 4
-    assert count in (3, 4)
-    expected = oracle.moments(scores[4 - count :])
+    counts = Counts(*(count // math.prod(shape) for count in backend.counts(record)))
+    assert counts in (Counts(4, negative=1), Counts(3, zeros=2))
+    expected = oracle.moments(scores[-counts.valid :])
     for found, wanted in zip(backend.cdf.mean_std(record), expected, strict=True):
         np.testing.assert_allclose(backend.to_numpy(found), np.full(shape, wanted), rtol=backend.moments_rtol)
 
@@ -217,10 +230,14 @@ def test_s4_the_first_scores_may_be_invalid(backend: Backend, dtype: str, shape:
 @pytest.mark.clause("S6", "N8")
 def test_s6_nothing_but_invalid_values_is_an_error(backend: Backend) -> None:
     scores = backend.asarray([math.nan, math.inf, -math.inf], backend.usual_dtype)
-    with pytest.raises(NotFittedError, match="all 3 image-level values were invalid"):
+    message = "none of 3 image-level values can be fitted: 1 is NaN and 2 infinite"
+    with pytest.raises(NotFittedError, match=message):
         backend.min_max.bounds(backend.min_max.update(backend.min_max.init(), scores))
-    with pytest.raises(NotFittedError, match="all 3 image-level values were invalid"):
+    with pytest.raises(NotFittedError, match=message):
         backend.cdf.mean_std(backend.cdf.update(backend.cdf.init(), scores))
+    zeros = backend.cdf.update(backend.cdf.init((1, 2)), backend.asarray(np.zeros((3, 1, 2)), backend.usual_dtype))
+    with pytest.raises(NotFittedError, match="none of 6 pixel-level values can be fitted: 6 are zero"):
+        backend.cdf.mean_std(zeros, level="pixel")
 
 
 @pytest.mark.clause("N8")
@@ -229,7 +246,7 @@ def test_n8_finalizing_unfitted_statistics_is_an_error(backend: Backend) -> None
         lambda: backend.min_max.bounds(backend.min_max.init()),
         lambda: backend.cdf.mean_std(backend.cdf.init()),
     ):
-        with pytest.raises(NotFittedError, match="run a validation epoch"):
+        with pytest.raises(NotFittedError, match="have seen no value"):
             finalize()
     with pytest.raises(NotFittedError, match="pixel-level"):
         backend.cdf.mean_std(backend.cdf.init((2, 2)), level="pixel")
@@ -269,7 +286,7 @@ def test_s2_the_empty_range_is_the_identity(backend: Backend) -> None:
     record = backend.min_max.init()
     low, high = (backend.to_numpy(field).item() for field in record[:2])
     assert low > high  # infinite, or the largest numbers where states are finite
-    assert (backend.count(record.count), backend.count(record.invalid)) == (0, 0)
+    assert backend.counts(record) == Counts(0)
 
 
 @pytest.mark.clause("S3")

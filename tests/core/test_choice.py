@@ -14,7 +14,7 @@ from expected import best_threshold
 from anomnorm_core import Fit, LevelFit, NotFittedError, OptionError, Origin, ThresholdRule, ThresholdWarning, Units
 from anomnorm_core.methods import METHODS
 from anomnorm_core.threshold import init, update
-from anomnorm_core.threshold.choice import ANOMALOUS, NORMAL, UNLABELLED, Gathered, choose, place, search
+from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, UNLABELLED, Gathered, choose, place, search
 
 RNG = np.random.default_rng(31)
 MEAN = np.linspace(-0.5, 0.5, 6).reshape(2, 3)
@@ -89,6 +89,26 @@ def gathered(scores: Any, labels: Any, pixels: Any = None, truth: Any = None) ->
 def searched(given: Gathered, image: Any = None, pixel: Any = None, **more: Any) -> Mapping[str, float]:
     arguments = {"quantile": 1.0, "positive": False, "where": "the batch"} | more
     return search(given, choose(options(image, pixel), fit()), **arguments)
+
+
+@pytest.mark.clause("L5")
+@pytest.mark.parametrize("image", [None, "normal_quantile"])
+def test_ignored_samples_decide_nothing(image: str | None) -> None:
+    scores, labels = [1.0, 2.0, 8.0, 9.0], [NORMAL, NORMAL, ANOMALOUS, ANOMALOUS]
+    expected = searched(gathered(scores, labels), image)
+    found = searched(gathered([*scores, 5.0, 99.0, math.nan], [*labels, IGNORED, IGNORED, IGNORED]), image)
+    assert found == expected
+    with pytest.raises(NotFittedError, match="all 2 of this validation run have a label below 0"):
+        searched(gathered([5.0, 99.0], [IGNORED, IGNORED]), image)
+
+
+@pytest.mark.clause("L5")
+def test_labels_of_scikit_learn_are_noticed() -> None:
+    with pytest.warns(ThresholdWarning) as caught:
+        searched(gathered([1.0, 2.0, 8.0], [ANOMALOUS, IGNORED, IGNORED]))
+    (ignored,) = [str(each.message) for each in caught if "ignored" in str(each.message)]
+    assert ignored.startswith("no sample is labelled 0, normal, and 2 are labelled below 0")
+    assert "(label == -1)" in ignored
 
 
 @pytest.mark.clause("T1", "T2", "T3", "T5")

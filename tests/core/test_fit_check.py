@@ -8,6 +8,7 @@ import pytest
 
 from anomnorm_core import FitCheck, FitWarning
 from anomnorm_core.errors import AnomnormError
+from anomnorm_core.fit_check import counted
 
 pytestmark = pytest.mark.clause("S9")
 
@@ -43,7 +44,7 @@ def test_a_fit_without_fault_is_hardly_ever_blamed(fitted_on: int, normals: int)
     for _ in range(100):
         fit, new = rng.normal(size=fitted_on), rng.normal(size=normals)
         z = (new - fit.mean()) / fit.std(ddof=1)
-        blamed += FitCheck(fitted_on, normals, int((z > 2).sum()), int((z > 3).sum())).surprising
+        blamed += FitCheck(fitted_on, *counted(z)).surprising
     assert blamed <= 2  # expected: at most 0.1
 
 
@@ -55,6 +56,31 @@ def test_a_fit_on_scores_that_the_detector_knows_is_found_out() -> None:
         check.report()
     assert issubclass(FitWarning, UserWarning)
     assert not issubclass(FitWarning, AnomnormError)
+
+
+def test_training_scores_on_another_scale_are_found_out_below() -> None:
+    # A step that gives the training data a hundred times the score: every normal lies at -21 sigmas or so.
+    rng = np.random.default_rng(5)
+    z = (rng.normal(size=40) * 0.2 - math.log(100)) / 0.2
+    check = FitCheck(100, *counted(z))
+    assert (check.normals, check.share_below_2, check.share_below_3) == (40, 1.0, 1.0)
+    with pytest.warns(
+        FitWarning, match=r"100\.0% lie below z = -2 and 100\.0% below z = -3, .* another scale"
+    ) as caught:
+        assert check.report()
+    assert len(caught) == 1
+    assert "above" not in str(caught[0].message)
+
+
+def test_both_sides_share_one_warning() -> None:
+    with pytest.warns(FitWarning, match=r"of 40 .* above z = 2 .* below z = -2") as caught:
+        assert FitCheck(100, 40, 15, 6, 15, 6).report()
+    assert len(caught) == 1
+
+
+def test_scores_without_a_logarithm_are_no_normals_of_the_check() -> None:
+    z = np.array([-np.inf, np.nan, np.inf, 0.0, 2.0, 2.1, 3.1, -2.0, -2.5, -3.5])
+    assert counted(z) == (8, 3, 2, 2, 1)
 
 
 @pytest.mark.parametrize("check", [FitCheck(100, 40, 2, 0), FitCheck(100, 0, 0, 0), FitCheck(1, 5, 5, 5)])

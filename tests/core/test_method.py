@@ -23,6 +23,9 @@ def test_the_methods_of_the_package() -> None:
     assert METHODS["cdf"] is cdf.KERNELS
     with pytest.raises(OptionError, match="method='magic' is unknown; there are 'min-max', 'two-slope', 'cdf'"):
         METHODS["magic"]
+    for wrong, meant in (("minmax", "min-max"), ("CDF", "cdf"), ("two_slope", "two-slope")):
+        with pytest.raises(OptionError, match=f"Did you mean '{meant}'"):
+            METHODS[wrong]
 
 
 def test_a_registered_method() -> None:
@@ -103,7 +106,7 @@ def test_units_of_a_method() -> None:
 @pytest.mark.clause("S6")
 def test_a_normalizer_of_a_record_says_what_was_left_out() -> None:
     record = cdf.update(cdf.init(), np.array([1.0, 2.0, 3.0, -1.0, 0.0]))
-    with pytest.warns(InvalidScoreWarning, match="2 of 5 image-level values"):
+    with pytest.warns(InvalidScoreWarning, match="of 5 image-level values 1 is zero and 1 negative"):
         Normalizer.cdf(record, threshold=2.0)
 
 

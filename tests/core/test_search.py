@@ -46,7 +46,7 @@ def counted(values: Any, labels: Any = None) -> Any:
 )
 def test_golden_rows(dtype: str, labels: list[int], scores: list[float], expected: float) -> None:
     values = np.array(scores, dtype=dtype)
-    for truth in (np.array(labels), np.array(labels) == 1, np.array(labels, dtype=np.float32) * -2):
+    for truth in (np.array(labels), np.array(labels) == 1, np.array(labels, dtype=np.float32) * 2):
         found = adaptive(values, truth)
         assert (found.dtype, found.shape) == (oracle.arithmetic(dtype), ())
         assert float(found) == oracle.rounded(expected, dtype)
@@ -123,6 +123,16 @@ def test_no_normal_is_flagged(dtype: str, values: list[float]) -> None:
     record = counted(scores)
     for threshold in (normal_quantile(scores), streamed_normal_quantile(record), streamed_adaptive(record)):
         assert float(threshold) == scores[1]  # finite
+
+
+@pytest.mark.clause("L5", "T2", "T3")
+def test_samples_with_a_negative_label_or_none_are_ignored() -> None:
+    scores = np.array([1.0, 2.0, 8.0, 9.0, 5.0, 99.0, 0.5])
+    labels = np.array([0, 0, 1, 2, -1, -1, math.nan])
+    assert adaptive(scores, labels) == adaptive(scores[:4], labels[:4]) == 8.0
+    assert normal_quantile(scores, labels=labels) == normal_quantile(scores[:2])
+    with pytest.raises(NotFittedError):
+        adaptive(scores[4:], labels[4:])
 
 
 @pytest.mark.clause("T3", "T5")

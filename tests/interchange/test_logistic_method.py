@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 import anomnorm_core
 import anomnorm_jax
 import anomnorm_torch
-from anomnorm_core import FileFormatError
+from anomnorm_core import FileFormatError, InvalidScoreError, InvalidScoreWarning
 
 FOLDER = Path(__file__).parent / "logistic_method"
 PAGE = FOLDER.parents[2] / "docs" / "add-a-method.md"
@@ -79,6 +80,19 @@ def test_special_values_and_constant_populations(package: Any) -> None:
     assert special["pred_labels"].tolist() == [False, True, False]
     constant = normalizer(package, (T, T))
     assert score(package, constant, neighbours(T))["pred_scores"].tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.clause("S6")
+@PACKAGES
+def test_what_it_leaves_out_is_counted_by_its_kind(package: Any) -> None:
+    bad = ARRAYS[package](np.float32([LOW, HIGH, 1.0, math.nan, math.inf]))
+    kernels = import_module(f"{package.__name__}.methods").METHODS["logistic"]
+    record = kernels.merge(kernels.init(()), kernels.update(kernels.init(()), bad))
+    with pytest.warns(InvalidScoreWarning, match="of 8 image-level values 1 is NaN and 1 infinite"):
+        fitted = package.Normalizer.of("logistic", kernels.update(record, bad[:3]), threshold=T).to_fit()
+    assert (fitted.level("image").valid, fitted.level("image").invalid) == (6, 2)
+    with pytest.raises(InvalidScoreError, match=r"^2 of 5 image-level values"):
+        package.Normalizer.of("logistic", record, threshold=T)
 
 
 @pytest.mark.clause("N11")

@@ -5,6 +5,7 @@ restore a checkpoint in the folder. WAYS are "jit", "shard_map" or both with a c
 compiler finds the shardings, or "Explicit", where they are part of the types.
 """
 
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -29,6 +30,16 @@ MASKS = RNG.random((32, 4, 4)) < 0.3 * LABELS[:, None, None]
 SCORES = np.exp(RNG.normal(size=32) + LABELS).astype("f4")
 MAPS = np.exp(RNG.normal(size=(32, 4, 4)) + MASKS).astype("f4")
 DATA = {"pred_scores": SCORES, "anomaly_maps": MAPS, "label": LABELS, "mask": MASKS}
+# The same as columns and with the channels last, padded, and with samples and pixels that are ignored.
+VALID = np.arange(32) % 8 != 5
+KNOWN = np.where(np.arange(32) % 8 == 6, -1, LABELS)
+SHAPED = {
+    "pred_scores": np.where(VALID, SCORES, np.float32(1e6))[:, None],
+    "anomaly_maps": np.where(VALID[:, None, None], MAPS, np.float32(1e6))[..., None],
+    "label": KNOWN[:, None],
+    "mask": np.where(RNG.random((32, 4, 4)) < 0.2, -1, MASKS)[..., None].astype("i4"),
+    "valid": VALID,
+}
 
 mesh = Mesh(np.array(jax.devices()), ("batch",), axis_types=(AxisType[axes],))
 split = NamedSharding(mesh, PartitionSpec("batch"))
@@ -43,18 +54,22 @@ def globally(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 folder, saved = process[2] if process else "", []
-batches = [globally({name: part[i : i + 8] for name, part in DATA.items()}) for i in range(0, 32, 8)]
+BATCHES = {
+    method: [globally({name: part[i : i + 8] for name, part in data.items()}) for i in range(0, 32, 8)]
+    for method, data in (("min-max", DATA), ("cdf", SHAPED))
+}
 
 
 def run(hook: Any, update: Any) -> dict[str, Any]:
     """What a run finds whose batches go through ``update``, and whether its checkpoint holds the same."""
+    batches = BATCHES[hook.method]
     begun = hook.on_validation_epoch_start(hook.setup(batches[0]), lambda batch: batch, batches)
     for batch in batches:
         begun = update(hook, begun, batch)
     empty, normalizer = hook.empty(batches[0]), hook.on_validation_epoch_end(begun)
     assert all(a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (empty, normalizer)), strict=True))
     result = hook.on_predict_batch_end(hook.on_test_start(normalizer), batches[1])
-    assert result["pred_scores"].sharding.is_equivalent_to(split, 1)
+    assert result["pred_scores"].sharding.is_equivalent_to(split, result["pred_scores"].ndim)
     whole = jax.jit(lambda values: values, out_shardings=NamedSharding(mesh, PartitionSpec()))(result)
     fit, check = normalizer.to_fit(), hook.fit_check(begun)
     levels = {level: fit.level(level) for level in ("image", "pixel")}
@@ -65,7 +80,7 @@ def run(hook: Any, update: Any) -> dict[str, Any]:
             level: each.threshold.raw.tolist() if each.threshold.sigmas is None else each.threshold.sigmas
             for level, each in levels.items()
         },
-        "check": None if check is None else [check.fitted_on, check.normals, check.above_2, check.above_3],
+        "check": None if check is None else dataclasses.astuple(check),
         "outputs": {name: np.asarray(value).tolist() for name, value in whole.items()},
         "restored": restored(hook, normalizer, empty),
     }
@@ -143,6 +158,7 @@ def moved(hook: Any) -> bool:
 
     import orbax.checkpoint as ocp
 
+    batches = BATCHES[hook.method]
     begun = hook.on_validation_epoch_start(hook.setup(batches[0]), lambda batch: batch, batches)
     for batch in batches:
         begun = jitted(hook, begun, batch)
@@ -165,6 +181,7 @@ def moved(hook: Any) -> bool:
 HOOKS = {"min-max": MinMaxNormalizationHook(), "cdf": CdfNormalizationHook(progress=False)}
 WAYS: dict[str, Any] = {"jit": jitted, "shard_map": mapped}
 found: dict[str, Any] = {kind: {way: run(hook, WAYS[way]) for way in chosen} for kind, hook in HOOKS.items()}
+found["normals"] = int((VALID & (KNOWN == 0)).sum())
 if "shard_map" in chosen and not process:
     found["selected"] = split_selection()
     if axes == "Auto":  # else statistics and batches split over the same devices do not go together

@@ -230,9 +230,10 @@ def ended(hook: NormalizationHook, outputs: dict[str, Any]) -> Normalizer:
         (CdfNormalizationHook(1.0, on_invalid="raise"), [1.0, 2.0, -1.0], InvalidScoreError, 'on_invalid="raise"'),
         (CdfNormalizationHook(1e9), [1.0, 2.0], OptionError, "could not place its threshold"),
         (MinMaxNormalizationHook(capacity=1), [1.0, 2.0], AnomnormError, "capacity"),
-        (MinMaxNormalizationHook(1.0), [1.0, np.nan], None, ""),
+        (CdfNormalizationHook(1.0), [1.0, 2.0, -1.0, -2.0], InvalidScoreError, "more than a third of all"),
+        (MinMaxNormalizationHook(1.0), [1.0, 2.0, np.nan], None, ""),
     ],
-    ids=["nothing", "one", "invalid", "threshold", "capacity", "left out"],
+    ids=["nothing", "one", "invalid", "threshold", "capacity", "too many", "left out"],
 )
 def test_what_an_end_inside_of_jit_cannot_raise_is_raised_at_the_first_use(
     hook: NormalizationHook, scores: list[float], error: type[Exception] | None, message: str
@@ -279,6 +280,16 @@ def test_records_of_a_scan_of_ones_own_take_the_place_of_a_pass() -> None:
     for wrong in ((made[0], None), (min_max.init(), made[1]), (made[0], cdf.init((4, 4))), (made[1], made[0])):
         with pytest.raises(AnomnormError, match=r"level record does not belong to this run"):
             hook.on_validation_epoch_start(hook.setup(DATA), statistics=wrong)
+
+
+@pytest.mark.clause("L1", "L3")
+def test_a_fit_is_taken_again_by_later_validations() -> None:
+    hook = SEARCHING["cdf"]
+    begun = started(hook)
+    run, expected = validated(hook), hook.on_validation_batch_end(begun, BATCHES[1])[0]
+    for again in (hook.emptied(run), hook.on_validation_epoch_start(run, statistics=(run.image, run.pixel))):
+        assert_same(again, begun)
+        assert_same(hook.on_validation_batch_end(again, BATCHES[1])[0], expected)
 
 
 @pytest.mark.clause("S1")

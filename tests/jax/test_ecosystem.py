@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization
 
-from anomnorm_core import AnomnormError, InsufficientDataError, NotFittedError, ResolutionError
+from anomnorm_core import AnomnormError, InsufficientDataError, NotFittedError, OutputError, ResolutionError
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook
 from anomnorm_jax.nnx import AnomalyScoreDistribution, Fitted, MinMax, Normalization, Statistics
 
@@ -77,6 +77,27 @@ def test_metrics_merge_reset_and_check() -> None:
         moments.compute()
     with pytest.raises(ResolutionError):
         AnomalyScoreDistribution((4, 4)).update(anomaly_maps=MAPS)
+
+
+@pytest.mark.clause("L5")
+def test_metrics_take_either_spelling_and_leave_padding_out() -> None:
+    @nnx.jit
+    def step(ranges: MinMax, moments: AnomalyScoreDistribution, where: Any, outputs: Any) -> None:
+        ranges.update(**outputs)
+        moments.update(**outputs, where=where)
+
+    valid, where = np.arange(12) % 4 != 3, LABELS == 0
+    scores = np.where(valid, SCORES, np.float32(1e6))[:, None]
+    for spelled in (("pred_scores", "anomaly_maps"), ("pred_score", "anomaly_map")):
+        ranges, moments = MinMax(), AnomalyScoreDistribution((2, 3))
+        step(ranges, moments, where, dict(zip(spelled, (scores, MAPS[..., None]), strict=True)) | {"valid": valid})
+        assert [float(value) for value in ranges.compute()["image"]] == [SCORES[valid].min(), SCORES[valid].max()]
+        assert [float(value) for value in ranges.compute()["pixel"]] == [MAPS[valid].min(), MAPS[valid].max()]
+        for level, values in (("image", SCORES), ("pixel", MAPS)):
+            mean = np.log(values[valid & where].astype("f8")).mean(0)
+            np.testing.assert_allclose(moments.compute()[level][0], mean, rtol=1e-5, atol=1e-6)
+    with pytest.raises(OutputError, match="hold 'label', but normalization needs"):
+        ranges.update(label=LABELS)
 
 
 @pytest.mark.clause("L4")

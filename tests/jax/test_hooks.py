@@ -253,7 +253,7 @@ def test_cdf_prefers_label_to_gt_label_and_takes_missing_labels_for_normal() -> 
 @pytest.mark.parametrize(
     ("outputs", "error", "message"),
     [
-        ({"pred_scores": np.float32([1.0, 2.0]), "label": np.array([1, 1])}, NotFittedError, "seen no value"),
+        ({"pred_scores": np.float32([1.0, 2.0]), "label": np.array([1, 1])}, NotFittedError, "none of 2 samples"),
         ({"pred_scores": np.float32([1.0])}, InsufficientDataError, "1 valid value"),
     ],
     ids=["anomalies", "one"],
@@ -262,6 +262,51 @@ def test_cdf_on_too_little_is_an_error_where_the_pass_ends(outputs: Any, error: 
     hook = CdfNormalizationHook(threshold=3.0, progress=False)
     with pytest.raises(error, match=message):
         hook.on_validation_epoch_start(hook.setup(outputs), dict, [outputs])
+
+
+@pytest.mark.clause("L3", "N8")
+def test_a_pass_that_finds_nothing_says_why() -> None:
+    hook = CdfNormalizationHook(threshold=3.0, progress=False)
+    step = {"pred_scores": np.float32([1.0, 2.0, 4.0]), "label": np.array([0, 0, 0]), "valid": np.ones(3, bool)}
+    once = iter([step])
+    run = hook.on_validation_epoch_start(hook.setup(step), dict, once)
+    cases: list[tuple[Any, Any, str]] = [
+        (dict, once, "^batches is an iterator that gives nothing any more.*a function that returns a new iterator"),
+        (dict, lambda: once, "^batches is an iterator that gives nothing any more"),
+        (dict, [], "^batches is empty"),
+        (lambda _: None, [step, step], "^predict returned None for all of 2 batches"),
+        (dict, [{**step, "label": np.array([1, -1, 2])}] * 2, "^none of 6 samples that predict has scored is a normal"),
+        (dict, [{**step, "valid": np.zeros(3, bool)}], "^none of 3 samples .* they only pad"),
+    ]
+    for predict, batches, message in cases:
+        with pytest.raises(NotFittedError, match=message) as caught:
+            hook.on_validation_epoch_start(run, predict, batches)
+        assert "trainer" not in str(caught.value)
+    for _ in range(2):  # a function gives them anew
+        run = hook.on_validation_epoch_start(run, dict, lambda: iter([step, step]))
+    assert hook.on_validation_epoch_end(run).to_fit().level("image").valid == 6
+
+
+@pytest.mark.clause("N8")
+def test_cdf_batches_before_a_fit_are_an_error_that_no_fitted_run_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = CdfNormalizationHook(threshold=3.0, progress=False)
+    steps = _without(_steps(12), "anomaly_maps")
+    run = hook.setup(steps[0])
+    for unfitted in (run, hook.emptied(run)):
+        with pytest.raises(NotFittedError, match=r"this run is not: call run = hook\.on_validation_epoch_start"):
+            hook.on_validation_batch_end(unfitted, steps[0])
+    _, traced = jax.jit(hook.on_validation_batch_end)(run, steps[0])
+    assert np.isnan(traced["pred_scores"]).all()
+    run = hook.on_validation_epoch_start(run, dict, steps)
+    read: list[Any] = []
+    monkeypatch.setattr("anomnorm_jax.hook.to_host", lambda value: read.append(value) or np.asarray(value))
+    for outputs in steps:
+        run, _ = hook.on_validation_batch_end(run, outputs)
+    assert not read  # nobody waits for the device
+    moved = jax.tree.map(jnp.array, run)  # as it comes out of jit, or from another place
+    for outputs in steps:
+        moved, _ = hook.on_validation_batch_end(moved, outputs)
+    assert len(read) == 1
 
 
 @pytest.mark.clause("L3", "L5")
@@ -511,7 +556,11 @@ def test_outputs_without_scores_are_an_error_that_lists_what_was_found_and_neede
             call()
         message = str(caught.value)
         assert "(dict) hold 'label', 'pred_scores', 'scores'" in message
-        for needed in ("'pred_scores' of shape (B,)", "'anomaly_maps' of shape (B, 1, H, W) or (B, H, W)", "Return"):
+        for needed in (
+            "'pred_scores' of shape (B,)",
+            "'anomaly_maps' of shape (B, 1, H, W), (B, H, W) or (B, H, W, 1)",
+            "return a dict",
+        ):
             assert needed in message
     assert issubclass(OutputError, TypeError)
 
@@ -520,11 +569,11 @@ def test_outputs_without_scores_are_an_error_that_lists_what_was_found_and_neede
 @pytest.mark.parametrize(
     ("outputs", "found"),
     [
-        (None, "(NoneType) hold nothing"),
-        (np.ones(3), "(ndarray) hold nothing"),
-        ([{"pred_scores": np.ones(3)}], "(list) hold nothing"),
+        (None, "are of type NoneType, which holds no names"),
+        (np.ones(3), "(ndarray) do not say which of them are scores"),
+        ([{"pred_scores": np.ones(3)}], "(list) do not say which of them are scores"),
         (SimpleNamespace(score=1, image=2), "(SimpleNamespace) hold 'image', 'score'"),
-        ({}, "(dict) hold nothing"),
+        ({}, "are of type dict, which holds no names"),
     ],
     ids=["None", "array", "list", "object", "empty"],
 )
@@ -575,19 +624,11 @@ def test_shapes_that_no_detector_means_are_refused() -> None:
     hook = MinMaxNormalizationHook(threshold=1.0)
     for outputs, message in (
         ({"pred_scores": np.ones((3, 2), "f4")}, r"shape \(3, 2\); one score for each image"),
-        ({"anomaly_maps": np.ones((3, 4, 4, 1), "f4")}, r"maps\[..., 0\]"),
+        ({"anomaly_maps": np.ones((3, 4, 4, 3), "f4")}, "Reduce several channels to one"),
         ({"pred_scores": np.ones(2, "f4"), "anomaly_maps": np.ones((3, 4, 4), "f4")}, "2 image scores but 3"),
     ):
         with pytest.raises(OutputError, match=message):
             hook.setup(outputs)
-
-
-@pytest.mark.clause("L5")
-@HOOKS
-def test_a_name_of_the_other_layout_is_not_passed_over(hook_type: type[Hook]) -> None:
-    outputs = _steps(43)[0]
-    with pytest.raises(OutputError, match="hold 'pred_score'; in a dictionary the name is 'pred_scores'"):
-        hook_type(threshold=1.0).setup({"pred_score": outputs["pred_scores"], "anomaly_maps": outputs["anomaly_maps"]})
 
 
 # Runs and normalizers that do not fit
@@ -625,9 +666,12 @@ def test_an_empty_normalizer_is_an_error_that_says_what_to_run_and_traced_nan(ho
 @HOOKS
 def test_ending_a_run_that_saw_nothing_is_an_error(hook_type: type[Hook]) -> None:
     hook = hook_type(threshold=1.0)
-    with pytest.raises(NotFittedError, match="image-level statistics have seen no value"):
+    cdf = hook_type is CdfNormalizationHook
+    unseen = r"call run = hook\.on_validation_epoch_start\(run, predict" if cdf else "has seen no sample.*that only pad"
+    with pytest.raises(NotFittedError, match=unseen):
         hook.on_validation_epoch_end(hook.setup(_steps(21)[0]))
-    with pytest.raises(NotFittedError, match="image-level statistics have seen no value"):
+    without = "all of 1 batches are of no sample" if cdf else unseen
+    with pytest.raises(NotFittedError, match=without):
         _fitted(hook, [{"pred_scores": np.empty(0, np.float32)}])
 
 
@@ -745,7 +789,8 @@ def test_invalid_scores_warn_once_per_fit_and_stay_out_of_the_statistics(hook_ty
         with pytest.warns(InvalidScoreWarning) as caught:
             normalizer = _fitted(hook, steps)
         (warning,) = caught
-        assert str(warning.message).startswith("2 of 9 image-level values and 1 of 54 pixel-level values are NaN")
+        expected = "of 9 image-level values 1 is NaN and 1 infinite; of 54 pixel-level values 1 is NaN. They were left"
+        assert str(warning.message).startswith(expected)
         assert warning.filename == __file__
     x, maps = _all(steps, "pred_scores"), _all(steps, "anomaly_maps")
     x = x[np.isfinite(x)]
@@ -761,11 +806,37 @@ def test_invalid_scores_warn_once_per_fit_and_stay_out_of_the_statistics(hook_ty
 @pytest.mark.clause("S6")
 def test_scores_without_a_logarithm_are_invalid_for_the_cdf_only() -> None:
     outputs = {"pred_scores": np.float32([0.0, -1.0, 1.0, 2.0])}
-    with pytest.warns(InvalidScoreWarning, match="^2 of 4 image-level") as caught:
+    with pytest.warns(InvalidScoreWarning, match='^of 4 .* 1 is zero and 1 negative.*source="validation"') as caught:
         _fitted(CdfNormalizationHook(threshold=1.0, progress=False), [outputs])
     assert len(caught) == 1
     normalizer = _fitted(MinMaxNormalizationHook(threshold=1.0), [outputs])  # any warning would be an error
     assert _parameters(normalizer) == [-1.0, 2.0]
+
+
+@pytest.mark.clause("S6")
+def test_what_cannot_be_fitted_is_named_with_what_follows_and_what_helps() -> None:
+    scores = np.exp(np.random.default_rng(48).normal(size=100)).astype("f4")
+
+    def fitted(hook: Hook, *left_out: float) -> Any:
+        outputs = {"pred_scores": np.concatenate([scores[: 100 - len(left_out)], np.float32(left_out)])}
+        return _fitted(hook, [{**outputs, "label": np.zeros(100)}])
+
+    cdf, unseen = (CdfNormalizationHook(1.0, source=source, progress=False) for source in ("train", "validation"))
+    zeros, negative = [0.0] * 60, [-1.0] * 20
+    lost = r"^of 100 image-level values 60 are zero and 20 negative.*normalized to 0 and never flagged.*zeros for those"
+    with pytest.warns(
+        InvalidScoreWarning, match=rf'{lost}: fit .* with source="validation".*use min-max normalization'
+    ):
+        assert fitted(cdf, *zeros, *negative).to_fit().level("image").invalid == 80
+    with pytest.warns(InvalidScoreWarning, match=rf"{lost}: use a method without a logarithm"):
+        fitted(unseen, *zeros, *negative)
+    with pytest.raises(InvalidScoreError, match=r"^60 of 100 .* \(60 are negative\): what is left does not describe"):
+        fitted(cdf, *[-1.0] * 60)
+    with pytest.raises(NotFittedError, match=r'^none of 100 .*: 100 are zero\. .* with source="validation"'):
+        fitted(cdf, *[0.0] * 100)
+    with pytest.raises(InvalidScoreError, match=r"^40 of 100 .* \(40 are NaN\).*division by zero"):
+        fitted(MinMaxNormalizationHook(1.0), *[np.nan] * 40)
+    fitted(MinMaxNormalizationHook(1.0), *zeros, *negative)  # any warning would be an error
 
 
 @pytest.mark.clause("S6")
@@ -774,11 +845,11 @@ def test_invalid_scores_are_an_error_with_level_and_count_under_raise(hook_type:
     hook = hook_type(threshold=1.0, on_invalid="raise")
     steps = _steps(26)
     invalid = _with_invalid(steps)
-    with pytest.raises(InvalidScoreError, match=r"^2 of 9 image-level values"):
+    with pytest.raises(InvalidScoreError, match=r"^of 9 image-level values 1 is NaN and 1 infinite"):
         _fitted(hook, invalid)
     for step, valid in zip(invalid, steps, strict=True):
         step["pred_scores"] = valid["pred_scores"]
-    with pytest.raises(InvalidScoreError, match=r"^1 of 54 pixel-level values"):
+    with pytest.raises(InvalidScoreError, match=r"^of 54 pixel-level values 1 is NaN"):
         _fitted(hook, invalid)
     _fitted(hook, steps)
 
@@ -787,7 +858,7 @@ def test_invalid_scores_are_an_error_with_level_and_count_under_raise(hook_type:
 @HOOKS
 def test_nothing_but_invalid_scores_is_an_error(hook_type: type[Hook]) -> None:
     outputs = {"pred_scores": np.float32([np.nan, np.inf, -np.inf])}
-    with pytest.raises(NotFittedError, match=r"^all 3 image-level values were invalid"):
+    with pytest.raises(NotFittedError, match=r"^none of 3 image-level values can be fitted: 1 is NaN and 2 infinite"):
         _fitted(hook_type(threshold=1.0), [outputs])
     with pytest.raises(InvalidScoreError, match=r"^3 of 3 image-level"):
         _fitted(hook_type(threshold=1.0, on_invalid="raise"), [outputs])

@@ -74,6 +74,7 @@ def test_a_batch_over_four_devices(kind: str, axes: str) -> None:
     one, four = run("jit", 1), run("jit,shard_map", 4, axes)
     for way in ("jit", "shard_map"):
         assert_same(four[kind][way], one[kind]["jit"], kind)
+    assert one["cdf"]["jit"]["counts"]["image"] == [one["normals"], 0]  # without what is ignored or only pads
     assert four["selected"]
     assert four.get("moved", axes == "Explicit")  # a checkpoint onto another sharding
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from anomnorm_core.checks import Counts
 from anomnorm_jax import _counter, cdf, min_max
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -27,7 +28,9 @@ def test_mean_and_std_stay_within_1e5_over_many_batches(center: float, ratio: fl
     record, _ = jax.lax.scan(lambda r, batch: (cdf.update(r, batch), None), cdf.init(shape), jnp.asarray(scores))
     assert record.mean.dtype == jnp.float32
     assert np.all(np.asarray(record.count) == 3 * BATCHES - 2 * BATCHES // 100)
-    assert np.all(np.asarray(record.invalid) == 2 * BATCHES // 100)
+    assert np.all(np.asarray(record.zeros) == BATCHES // 100)
+    pixels = math.prod(shape)
+    assert _counter.counts_of(record)[1:] == (pixels * BATCHES // 100, 0, pixels * BATCHES // 100, 0)
     mean, spread = (np.asarray(value) for value in cdf.mean_std(record))
     for index in np.ndindex(shape):
         pixel = scores[(..., *index)].astype(np.float64)
@@ -59,8 +62,8 @@ def test_range_and_counts_are_exact_over_many_batches() -> None:
     record, _ = jax.lax.scan(lambda r, batch: (min_max.update(r, batch), None), min_max.init(), jnp.asarray(scores))
     finite = scores[np.isfinite(scores)]
     assert [float(value) for value in min_max.bounds(record)] == [float(finite.min()), float(finite.max())]
-    assert _counter.to_int(record.count) == finite.size == 4 * BATCHES - 100
-    assert _counter.to_int(record.invalid) == 100
+    assert _counter.counts_of(record) == Counts(4 * BATCHES - 100, infinite=100)
+    assert finite.size == 4 * BATCHES - 100
 
 
 @pytest.mark.clause("S3", "S6")

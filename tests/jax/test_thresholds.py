@@ -307,7 +307,25 @@ def test_the_fit_check_counts_warns_once_and_stays_readable() -> None:
     assert caught[0].filename == __file__
     mean, std = moments(training)
     z = (np.log(unseen[~labels].astype("f8")) - mean) / std
-    assert hook.fit_check(run) == FitCheck(60, int((~labels).sum()), int((z > 2).sum()), int((z > 3).sum()))
+    beyond = [(z > 2).sum(), (z > 3).sum(), (z < -2).sum(), (z < -3).sum()]
+    assert hook.fit_check(run) == FitCheck(60, int((~labels).sum()), *map(int, beyond))
+
+
+@pytest.mark.clause("S9")
+def test_the_fit_check_looks_at_both_sides_and_at_what_has_a_logarithm() -> None:
+    hook = options(CdfNormalizationHook, 1.0)
+    training = np.exp(RNG.normal(size=60)).astype("f4")
+    unseen = np.exp(RNG.normal(size=40)).astype("f4") / 100  # validated on another scale
+    unseen[[0, 1]] = [0.0, np.nan]
+    outputs = {"pred_scores": unseen, "label": np.arange(40) % 4 - 1}
+    run = hook.on_validation_epoch_start(hook.setup({"pred_scores": unseen}), dict, [{"pred_scores": training}])
+    run, _ = hook.on_validation_batch_end(run, outputs)
+    mean, std = moments(training)
+    normals = unseen[(outputs["label"] == 0) & (unseen > 0)]
+    z = (np.log(normals.astype("f8")) - mean) / std
+    with pytest.warns(FitWarning, match=r"100\.0% lie below z = -2"):
+        hook.on_validation_epoch_end(run)
+    assert hook.fit_check(run) == FitCheck(60, 9, 0, 0, int((z < -2).sum()), int((z < -3).sum()))
 
 
 @pytest.mark.clause("S9", "L3")

@@ -2,8 +2,9 @@
 
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType, MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 import torch
 from expected import best_threshold
 from scripted_module import ScriptedModule, fitted, loader, numbers, parameters, predictions, samples, trainer
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAUROC, BinaryF1Score, BinaryRecall, MulticlassF1Score
+from torchmetrics.wrappers import BinaryTargetTransformer, BootStrapper, MetricTracker
 
 from anomnorm_core import InvalidScoreWarning, NotFittedError, OptionError, OutputError
 from anomnorm_torch import (
@@ -20,6 +24,7 @@ from anomnorm_torch import (
     NormalizationMixin,
     Normalizer,
 )
+from anomnorm_torch.thresholds import set_metric_threshold
 
 RNG = np.random.default_rng(61)
 TRAIN_SCORES, TRAIN_MAPS = np.exp(RNG.normal(size=16)).astype("f4"), np.exp(RNG.normal(size=(16, 3, 3))).astype("f4")
@@ -200,6 +205,23 @@ def test_none_from_a_step_is_a_skipped_batch(kind: Any) -> None:
     run.test(module, loader([*outlier, *DATA]), verbose=False)
     outputs: Any = run.predict(module, loader(DATA))
     assert len(outputs) == 3
+
+
+@pytest.mark.clause("L5", "L4")
+@KINDS
+def test_the_first_outputs_are_checked_also_after_a_skipped_batch(kind: Any) -> None:
+    class Frozen(ScriptedModule):
+        def outputs(self, batch: Any) -> Any:
+            return None if (batch["score"] > 1e5).any() else MappingProxyType(super().outputs(batch))
+
+    skipped = samples([1e6] * 3, np.ones((3, 3, 3)))
+    with pytest.raises(OutputError, match="they are updated in place"):
+        trained(kind(), Frozen(), [*skipped, *DATA])
+    run, module = trained(kind())
+    frozen = Frozen()
+    frozen.normalization_metrics = module.normalization_metrics
+    with pytest.raises(OutputError, match="they are updated in place"):
+        run.test(frozen, loader(skipped + DATA), verbose=False)
 
 
 @pytest.mark.clause("L5")
@@ -428,3 +450,182 @@ def test_a_manual_threshold_can_be_released(kind: Any) -> None:
     run.validate(module, loader(DATA), verbose=False)
     assert callback.thresholds["image"].origin == found.origin == "adaptive"
     np.testing.assert_array_equal(callback.thresholds["image"].raw, found.raw)
+
+
+# Extras and how a callback shows itself.
+
+
+@pytest.mark.clause("N10", "N6", "L5")
+@KINDS
+@pytest.mark.parametrize("own", [False, True])
+def test_extras_are_those_of_the_normalizer(kind: Any, own: bool) -> None:
+    class Own(kind):  # type: ignore[misc]
+        @staticmethod
+        def _normalize_batch(outputs: Any, pl_module: Any) -> None:
+            kind._normalize_batch(outputs, pl_module)
+
+    name = "z" if kind is CdfNormalizationCallback else "margin"
+    callback = (Own if own else kind)(extras=(name, "raw", "invalid"))
+    run, module = trained(callback)
+    broken = SCORES.copy()
+    broken[4] = np.nan
+    with pytest.warns(InvalidScoreWarning, match="1 image scores") if not own else nullcontext():
+        found = predictions(run, module, loader(samples(broken, MAPS)))
+    expected = callback.normalizer(module)(
+        torch.tensor(broken), torch.tensor(MAPS)[:, None], extras=(name, "raw", "invalid")
+    )
+    assert found.keys() == {*expected, "label"} - ({"label"} - found.keys())
+    for key in (f"pred_scores_{name}", f"anomaly_maps_{name}", "pred_scores_raw", "anomaly_maps_raw", "invalid"):
+        np.testing.assert_array_equal(found[key], expected[key].numpy(), err_msg=key)
+    assert found["invalid"].tolist() == [False] * 4 + [True] + [False] * 4
+    with pytest.raises(OptionError, match="has no 'sigma'"):
+        kind(extras="sigma")
+
+
+def test_a_callback_shows_what_it_was_told_and_what_it_found() -> None:
+    callback = CdfNormalizationCallback(3.0, source="validation", center="pixel", extras="z")
+    assert repr(callback) == (
+        "CdfNormalizationCallback(threshold=3.0, center='pixel', source='validation', extras=('z',))"
+    )
+    assert repr(MinMaxNormalizationCallback()) == "MinMaxNormalizationCallback()"
+    plain = MinMaxNormalizationCallback("adaptive", shared_range=True, log_prefix=None)
+    assert repr(plain) == "MinMaxNormalizationCallback(threshold='adaptive', shared_range=True, log_prefix=None)"
+    for name, options in (("cdf", {"center": "pixel"}), ("min-max", {})):
+        shown = f", options={options!r}" if options else ""
+        assert repr(NormalizationCallback(name, options=options)) == f"NormalizationCallback(method={name!r}{shown})"
+    assert (
+        repr(TwoSlopeNormalizationCallback(1.5)) == "TwoSlopeNormalizationCallback(method='two-slope', threshold=1.5)"
+    )
+    trained(plain, data=samples(SCORES, None, LABELS))
+    t = best_threshold(SCORES, LABELS == 1)
+    assert f"log_prefix=None, thresholds={{'image': Threshold(raw={t:.6g}, origin='adaptive')" in repr(plain)
+
+
+# Trainings that end without a validation.
+
+
+@pytest.mark.clause("L6")
+@pytest.mark.parametrize(
+    ("options", "start", "end"),
+    [
+        ({"check_val_every_n_epoch": 3, "max_epochs": 2}, True, "without a validation run"),
+        (
+            {"check_val_every_n_epoch": None, "val_check_interval": 20, "max_epochs": 2},
+            True,
+            "without a validation run",
+        ),
+        ({"max_steps": 4, "max_epochs": -1}, True, "without a validation run"),
+        ({"check_val_every_n_epoch": 2, "max_epochs": 3}, False, "6 optimizer steps younger"),
+        ({"val_check_interval": 4}, False, "2 optimizer steps younger"),
+        ({"check_val_every_n_epoch": 2, "max_epochs": 2}, False, None),
+        ({"val_check_interval": 3}, False, None),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 12, "max_epochs": 2}, False, None),
+        ({"fast_dev_run": 2}, False, None),
+    ],
+    ids=str,
+)
+def test_a_training_whose_final_weights_nobody_validated_says_what_to_do(
+    options: Any, start: bool, end: str | None
+) -> None:
+    found = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = trainer(MinMaxNormalizationCallback(), **options)
+        run.fit(ScriptedModule(), loader(TRAIN), loader(DATA))
+        found = [str(each.message) for each in caught if "trainer.validate(...)" in str(each.message)]
+    assert len(found) == start + (end is not None), found
+    if start:
+        assert "is over before its first validation run" in found[0]
+    if end:
+        assert end in found[-1]
+
+
+@pytest.mark.clause("L6")
+def test_a_training_that_fails_or_has_no_end_is_not_judged() -> None:
+    class Failing(ScriptedModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise RuntimeError("camera unplugged")
+
+    with pytest.raises(RuntimeError, match="camera unplugged"):
+        trainer(MinMaxNormalizationCallback()).fit(Failing(), loader(TRAIN), loader(DATA))
+
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(TRAIN[:3])
+
+    stream: Any = torch.utils.data.DataLoader(Stream(), batch_size=3)
+    trainer(MinMaxNormalizationCallback(), max_steps=1, max_epochs=-1).fit(ScriptedModule(), stream, loader(DATA))
+
+
+# Metrics of a test.
+
+
+@pytest.mark.clause("L7", "N4", "N9")
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_test_metrics_agree_with_the_labels(kind: Any, dtype: torch.dtype) -> None:
+    class Measuring(ScriptedModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image_metrics = MetricCollection([BinaryF1Score(), BinaryRecall(), BinaryAUROC()])
+            self.pixel_metrics = {"all": [BinaryF1Score()]}
+            self.labels = torch.nn.ModuleDict({level: BinaryF1Score() for level in ("image", "pixel")})
+
+        def outputs(self, batch: Any) -> Any:
+            result = super().outputs(batch)
+            return result | {name: result[name].to(dtype) for name in ("pred_scores", "anomaly_maps")}
+
+        def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.image_metrics.update(outputs["pred_scores"], batch["label"])
+            self.pixel_metrics["all"][0].update(outputs["anomaly_maps"], batch["mask"].int())
+            self.labels["image"].update(outputs["pred_labels"].int(), batch["label"])
+            self.labels["pixel"].update(outputs["pred_masks"].int(), batch["mask"].int())
+            self.at_half = (outputs["pred_scores"] == 0.5).any() | (outputs["anomaly_maps"] == 0.5).any()
+
+    # The pixel threshold is that of a pixel, and the data that set the thresholds are tested.
+    mine = torch.tensor(MAPS).to(dtype)[torch.tensor(MASKS)].double().median().item()
+    callback, module = kind(), Measuring()
+    run = trainer(callback)
+    run.fit(module, loader(TRAIN), loader(DATA, 9))
+    with torch.no_grad():
+        module.gain.fill_(1.0)
+    callback.with_threshold(module, pixel_threshold=mine, units="raw")
+    run.test(module, loader(DATA, 9), verbose=False)
+    assert module.at_half
+    for level, metric in (("image", module.image_metrics["BinaryF1Score"]), ("pixel", module.pixel_metrics["all"][0])):
+        assert metric.compute() == module.labels[level].compute(), level
+        below = torch.nextafter(torch.tensor(0.5, dtype=torch.promote_types(dtype, torch.float32)), torch.tensor(0.0))
+        assert metric.threshold == below.item()
+    assert module.image_metrics["BinaryRecall"].threshold == module.image_metrics["BinaryF1Score"].threshold
+
+
+@pytest.mark.clause("L7")
+def test_thresholds_of_metrics_are_found_wherever_they_are() -> None:
+    metrics = [BinaryF1Score() for _ in range(6)]
+    wrapped, multiclass = BinaryF1Score(), MulticlassF1Score(3)
+    target = BinaryTargetTransformer(wrapped, threshold=0.25)
+    unset = BinaryF1Score()
+    unset.threshold = None  # type: ignore[assignment]
+    own = SimpleNamespace(set_threshold=lambda value: seen.append(value))
+    seen: list[float] = []
+    set_metric_threshold(
+        [
+            metrics[0],
+            {"a": (metrics[1],), "b": None},
+            MetricCollection({"c": metrics[2]}),
+            torch.nn.ModuleDict({"d": BootStrapper(metrics[3], num_bootstraps=2), "e": torch.nn.Threshold(0.3, 0.0)}),
+            MetricTracker(metrics[4]),
+            target,
+            multiclass,
+            unset,
+            own,
+        ],
+        0.125,
+    )
+    found = [metric.threshold for metric in metrics[:5]]
+    assert found == [0.125] * 3 + [0.5, 0.125]  # the bootstrapper has copies
+    assert target.threshold == 0.25
+    assert wrapped.threshold == 0.125
+    assert unset.threshold is None
+    assert seen == [0.125]
+    assert metrics[5].threshold == 0.5

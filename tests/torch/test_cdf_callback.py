@@ -12,8 +12,8 @@ import torch
 from expected import moments
 from scripted_module import ScriptedModule, fitted, loader, parameters, predictions, samples, trainer
 
-from anomnorm_core import InvalidScoreWarning, NotFittedError, ResolutionError
-from anomnorm_torch import CdfNormalizationCallback
+from anomnorm_core import InvalidScoreError, InvalidScoreWarning, NotFittedError, ResolutionError
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
 
 RNG = np.random.default_rng(11)
 
@@ -190,9 +190,10 @@ def _train_noisy(*callbacks: Any) -> tuple[Noisy, Any]:
 
 
 @pytest.mark.clause("L3", "L10")
+@pytest.mark.filterwarnings("ignore:the final weights are")
 def test_the_collection_leaves_no_trace_in_module_and_training() -> None:
     plain, plain_run = _train_noisy()
-    observed, observed_run = _train_noisy(CdfNormalizationCallback(1.0))
+    observed, observed_run = _train_noisy(CdfNormalizationCallback(1.0, log_prefix=None))
     assert observed.losses == plain.losses
     assert observed.passed == plain.passed
     assert observed.steps == plain.steps
@@ -231,6 +232,7 @@ def test_the_duplicate_shares_weights_and_nothing_else() -> None:
 
 
 @pytest.mark.clause("L3")
+@pytest.mark.filterwarnings("ignore:the final weights are")
 def test_persistent_workers_of_the_training_loader_are_left_alone() -> None:
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), val_check_interval=2)
     run.fit(module, loader(TRAIN, 4, num_workers=1, persistent_workers=True), loader(VALIDATION))
@@ -264,7 +266,7 @@ def test_an_exception_during_the_collection_leaves_the_old_statistics() -> None:
     class Failing(ScriptedModule):
         fails = False
 
-        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        def calibration_step(self, batch: Any, batch_idx: int) -> Any:
             if self.fails and batch_idx == 3:
                 raise RuntimeError("camera unplugged")
             return self.outputs(batch)
@@ -273,7 +275,7 @@ def test_an_exception_during_the_collection_leaves_the_old_statistics() -> None:
     before = {name: value.clone() for name, value in module.normalization_metrics.state_dict().items()}
     module.fails = True
     with pytest.raises(RuntimeError, match="camera unplugged"):
-        trainer(CdfNormalizationCallback(1.0)).fit(module, loader(TRAIN), loader(VALIDATION))
+        trainer(CdfNormalizationCallback(1.0, step="calibration_step")).fit(module, loader(TRAIN), loader(VALIDATION))
     for name, value in module.normalization_metrics.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name].numpy())
     module.fails = False
@@ -288,10 +290,9 @@ def test_zero_and_nan_scores() -> None:
         warnings.simplefilter("always")
         run.fit(module, loader(samples(scores)), loader(samples(VALIDATION_SCORES)))
     messages = [str(warning.message) for warning in caught if warning.category is InvalidScoreWarning]
-    assert messages == [
-        "2 of 22 image-level values are NaN or infinite, or not positive where a logarithm is taken; they were left "
-        "out of the statistics. If there are many, look at the detector's raw scores."
-    ]
+    (message,) = messages
+    assert message.startswith("of 22 image-level values 1 is zero and 1 NaN. They were left out of the statistics; ")
+    assert 'source="validation"' in message
     found = parameters(module)
     np.testing.assert_allclose(found, moments(TRAIN_SCORES), rtol=1e-6, atol=1e-7)
     with pytest.warns(InvalidScoreWarning, match="1 image scores of this run are NaN; they stay NaN"):
@@ -324,6 +325,7 @@ def test_plain_iterables_and_iterable_datasets_are_collected_too() -> None:
 
 
 @pytest.mark.clause("L3", "L10")
+@pytest.mark.filterwarnings("ignore:the final weights are")
 def test_a_loader_that_is_its_own_iterator_keeps_its_place() -> None:
     class OwnIterator:
         def __iter__(self) -> Any:
@@ -401,11 +403,13 @@ def test_hooks_of_every_kind_store_where_the_duplicate_looks(kind: str) -> None:
 @pytest.mark.clause("L3")
 def test_steps_may_take_fewer_arguments_or_keywords() -> None:
     class Plain(ScriptedModule):
-        def predict_step(self, batch: Any, *, scale: float = 1.0) -> Any:  # type: ignore[override]
+        def calibration_step(self, batch: Any, *, scale: float = 1.0) -> Any:
             return {"pred_scores": batch["score"] * scale}
 
     module = Plain()
-    trainer(CdfNormalizationCallback(1.0)).fit(module, loader(TRAIN), loader(samples(VALIDATION_SCORES)))
+    trainer(CdfNormalizationCallback(1.0, step="calibration_step")).fit(
+        module, loader(TRAIN), loader(samples(VALIDATION_SCORES))
+    )
     assert fitted(module).valid == len(TRAIN)
 
 
@@ -414,13 +418,15 @@ def test_loggers_do_not_see_the_collection(tmp_path: Path) -> None:
     from pytorch_lightning.loggers import CSVLogger
 
     class Logging(ScriptedModule):
-        def predict_step(self, batch: Any, batch_idx: int) -> Any:
-            self.logger.log_metrics({"from_predict": 1.0})  # type: ignore[union-attr]
+        def calibration_step(self, batch: Any, batch_idx: int) -> Any:
+            self.logger.log_metrics({"from_calibration": 1.0})  # type: ignore[union-attr]
             return self.outputs(batch)
 
     logger = CSVLogger(tmp_path)
-    trainer(CdfNormalizationCallback(1.0), logger=logger).fit(Logging(), loader(TRAIN), loader(VALIDATION))
-    assert not any("from_predict" in row for row in logger.experiment.metrics)
+    trainer(CdfNormalizationCallback(1.0, step="calibration_step"), logger=logger).fit(
+        Logging(), loader(TRAIN), loader(VALIDATION)
+    )
+    assert not any("from_calibration" in row for row in logger.experiment.metrics)
 
 
 @pytest.mark.clause("S6")
@@ -457,6 +463,41 @@ def test_invalid_values_are_warned_about_once_in_a_training() -> None:
         warnings.simplefilter("always")
         run.fit(module, loader(samples(scores)), loader(samples(VALIDATION_SCORES)))
     assert len([warning for warning in caught if warning.category is InvalidScoreWarning]) == 1
+
+
+@pytest.mark.clause("S6", "L1")
+@pytest.mark.parametrize("kind", [CdfNormalizationCallback, MinMaxNormalizationCallback])
+def test_a_fit_that_loses_more_than_a_third_is_an_error_also_after_a_warning(kind: Any) -> None:
+    scores = np.float32([1.0, 2.0, 3.0, 5.0, math.nan, 2e38, 2e38, 2e38, 2e38])  # the gain of the second epoch is 2
+    module, run = ScriptedModule(), trainer(kind(0.0), max_epochs=2)
+    with (
+        pytest.warns(InvalidScoreWarning, match="of 9 image-level values 1 is NaN") as caught,
+        pytest.raises(InvalidScoreError, match=r"^5 of 9 image-level values .* \(1 is NaN and 4 infinite\)"),
+    ):
+        run.fit(module, loader(samples(scores)), loader(samples(scores)))
+    assert [each.category for each in caught].count(InvalidScoreWarning) == 1
+    assert (fitted(module).valid, fitted(module).invalid) == (8, 1)  # that of the first epoch
+
+
+@pytest.mark.clause("S6")
+@pytest.mark.parametrize("source", ["train", "validation"])
+def test_zeros_and_negative_scores_are_counted_apart_and_have_their_remedies(source: str) -> None:
+    # 93 of 200 have no logarithm: 60 zeros and 33 negative ones, of the maps two zeros and one NaN at each pixel.
+    scores = np.concatenate([np.exp(RNG.normal(size=107)), np.zeros(60), -np.exp(RNG.normal(size=33))]).astype("f4")
+    maps = np.resize(TRAIN_MAPS, (200, 2, 3))
+    maps[3:5], maps[7] = -0.0, math.nan
+    data = samples(scores, maps)
+    module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0, source=source))
+    expected = "of 200 image-level values 60 are zero and 33 negative; of 1200 pixel-level values 12 are zero and 6 NaN"
+    with pytest.warns(InvalidScoreWarning, match=expected) as caught:
+        run.fit(module, loader(data, 50), loader(data, 50))
+    (text,) = (str(each.message) for each in caught if "200" in str(each.message))
+    assert ("source=" in text) == (source == "train")
+    assert [fitted(module, level).invalid for level in ("image", "pixel")] == [93, 18]
+    assert [fitted(module, level).valid for level in ("image", "pixel")] == [107, 197]
+    more = samples(np.concatenate([scores[:107], scores[107:167], -scores[:84]]))
+    with pytest.raises(InvalidScoreError, match=r"^84 of 251 .* exp\(score\) for example"):
+        trainer(CdfNormalizationCallback(1.0, source=source)).fit(ScriptedModule(), loader(more, 50), loader(more, 50))
 
 
 @pytest.mark.clause("L3")

@@ -24,6 +24,7 @@ from anomnorm_torch.slot import Slot
 RNG = np.random.default_rng(13)
 SCORES, MAPS = np.exp(RNG.normal(size=9)).astype("f4"), np.exp(RNG.normal(size=(9, 2, 3))).astype("f4")
 DATA = samples(SCORES, MAPS)
+ABOUT = "load_with_anomnorm_torch_NormalizationMixin"  # the key of everything that is no array
 CALLBACKS = pytest.mark.parametrize("kind", [MinMaxNormalizationCallback, CdfNormalizationCallback])
 
 
@@ -207,7 +208,7 @@ def test_the_state_dict_holds_a_complete_fit_and_nothing_else(kind: Any, tmp_pat
     names = [
         f"{level}_{name}" for level in ("image", "pixel") for name in module.normalization_metrics.fit.method.parameters
     ]
-    keys = {*names, "image_threshold", "pixel_threshold", "about"}
+    keys = {*names, "image_threshold", "pixel_threshold", ABOUT}
     # The callback's hook of the same name runs before the module's: only after the sanity check there is none.
     assert Watching.seen[0] == set()
     assert Watching.seen[1:] == [{f"normalization_metrics.{key}" for key in keys}] * 2
@@ -306,9 +307,45 @@ def test_a_state_dict_that_says_something_else_is_refused_with_the_reason(change
     module, run = ScriptedModule(), trainer(MinMaxNormalizationCallback(1.5))
     run.validate(module, loader(DATA), verbose=False)
     state = module.state_dict()
-    key = "normalization_metrics.about"
+    key = f"normalization_metrics.{ABOUT}"
     about = json.loads(bytes(state[key].tolist()))
     text = json.dumps([] if change is None else about | change).encode()
     state[key] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     with pytest.raises(RuntimeError, match=message):
         module.load_state_dict(state)
+
+
+@pytest.mark.clause("L6")
+@CALLBACKS
+def test_the_error_of_a_module_without_the_mixin_says_what_to_add(kind: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "a.ckpt", kind(1.5))
+    with pytest.raises(RuntimeError, match=rf"Unexpected key\(s\).*normalization_metrics\.{ABOUT}"):
+        ScriptedModule.load_from_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.clause("L6", "N8")
+@CALLBACKS
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_a_fitted_module_that_is_used_without_the_callback_says_that_its_scores_are_raw(
+    kind: Any, stage: str, tmp_path: Path
+) -> None:
+    class Base(ScriptedModule):
+        def on_test_model_eval(self) -> None:
+            self.called = True
+            super().on_test_model_eval()
+
+        def on_predict_model_eval(self) -> None:
+            self.called = True
+            super().on_predict_model_eval()
+
+    class Detector(NormalizationMixin, Base): ...
+
+    saved(tmp_path / "a.ckpt", kind(1.5))
+    module = Detector.load_from_checkpoint(tmp_path / "a.ckpt").train()
+    name = module.normalization_metrics.fit.method.name
+    with pytest.warns(UserWarning, match=rf'the scores of Detector stay raw .* Add NormalizationCallback\("{name}"\)'):
+        getattr(trainer(), stage)(module, loader(DATA))
+    assert module.called
+    assert module.training  # as before: the hooks of Lightning did their work
+    for run, other in ((trainer(kind(1.5)), module), (trainer(), Detector())):
+        getattr(run, stage)(other, loader(DATA))  # without a warning

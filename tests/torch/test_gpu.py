@@ -14,7 +14,10 @@ from torch import Tensor
 from anomnorm_core import Normalizer as Reference
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, Normalizer, cdf, min_max, threshold
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA's or AMD's")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA's or AMD's"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 RNG = np.random.default_rng(5)
 SHAPE = (16, 24)

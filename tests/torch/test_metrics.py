@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anomnorm_core import NotFittedError, ResolutionError
+from anomnorm_core.checks import Counts, counts_of
 from anomnorm_torch import AnomalyScoreDistribution, MinMax, Normalizer
 
 RNG = np.random.default_rng(17)
@@ -49,6 +50,39 @@ def test_batchwise_equals_whole(kind: Any) -> None:
         metric.update(SCORES[start : start + 3], MAPS[start : start + 3])
     assert_same(values(metric), expected(kind))
     assert_same([value.double().numpy() for value in metric.compute()], expected(kind))
+
+
+@pytest.mark.clause("L5", "S1")
+@METRICS
+def test_samples_that_only_pad_are_left_out(kind: Any) -> None:
+    padded = torch.cat([SCORES, torch.tensor([0.0, float("nan"), 1e9])])
+    maps = torch.cat([MAPS, torch.full((3, 1, 2, 3), -1.0)])
+    valid = torch.arange(11) < 8
+    for given_scores, given_maps in ((padded, maps), (padded[:, None], maps[:, 0, ..., None])):
+        for where in (valid, valid.float()):
+            metric = kind()
+            metric.update(given_scores, given_maps, where=where)
+            assert_same(values(metric), expected(kind))
+            assert counts_of(metric.record("image")) == Counts(8)
+            assert counts_of(metric.record("pixel")) == Counts(48)
+    metric = kind()
+    metric.update(padded, maps, where=torch.zeros(11, dtype=torch.bool))
+    assert not metric.seen("image")
+
+
+@METRICS
+def test_states_are_the_fields_of_the_records(kind: Any) -> None:
+    fields = "count mean m2 zeros invalid" if kind is AnomalyScoreDistribution else "min max count invalid"
+    prefixes = ("image_", "pixel_") if kind is AnomalyScoreDistribution else ("", "pixel_")
+    assert list(kind().state_dict()) == [prefix + field for prefix in prefixes for field in fields.split()]
+    metric = kind()
+    metric.update(torch.tensor([1.0, 0.0, -1.0]), MAPS)
+    assert metric.seen("pixel")
+    state = metric.state_dict()
+    assert state[f"{prefixes[0]}invalid"].tolist() == [int(kind is AnomalyScoreDistribution), 0, 0]
+    metric = kind()
+    metric.update(torch.tensor([0.0]))
+    assert metric.seen("image")  # also if it is all left out
 
 
 @METRICS
@@ -162,8 +196,7 @@ def test_forward_of_a_batch_that_has_no_statistics_loses_nothing(kind: Any) -> N
     metric.update(SCORES)
     metric(SCORES[:1])
     metric(torch.tensor([float("nan")]))
-    record = metric.record("image")
-    assert (record.count.item(), record.invalid.item()) == (9, 1)
+    assert counts_of(metric.record("image")) == Counts(9, nan=1)
 
 
 @pytest.mark.clause("S8")

@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -317,7 +318,7 @@ def test_a_callback_hands_out_no_normalizer_before_a_fit() -> None:
 class Detector(nn.Module):
     """From images to a map and its maximum."""
 
-    def __init__(self, *, outputs: str = "both") -> None:
+    def __init__(self, *, outputs: str = "dict") -> None:
         super().__init__()
         self.convolution = nn.Conv2d(1, 1, 3, padding=1)
         self.outputs = outputs
@@ -325,9 +326,39 @@ class Detector(nn.Module):
     def forward(self, images: Tensor) -> Any:
         maps = self.convolution(images).exp()
         scores = maps.flatten(1).amax(1)
-        if self.outputs == "scores":
-            return scores
-        return {"pred_scores": scores, "anomaly_maps": maps}
+        return RETURNED[self.outputs](scores, maps)
+
+
+class _Scored(NamedTuple):
+    """As models of anomalib 2 return it."""
+
+    pred_score: Tensor | None = None
+    pred_label: Tensor | None = None
+    anomaly_map: Tensor | None = None
+
+
+class _Pair(NamedTuple):
+    score: Tensor
+    heatmap: Tensor
+
+
+# What models return, in the order scores, maps.
+RETURNED: dict[str, Any] = {
+    "dict": lambda scores, maps: {"pred_scores": scores, "anomaly_maps": maps},
+    "dict of the other spelling": lambda scores, maps: {"pred_score": scores, "anomaly_map": maps, "features": [maps]},
+    "object": lambda scores, maps: SimpleNamespace(pred_scores=scores, anomaly_maps=maps),
+    "object of the other spelling": lambda scores, maps: SimpleNamespace(pred_score=scores, anomaly_map=maps),
+    "named tuple": lambda scores, maps: _Scored(scores, None, maps),
+    "named tuple of other names": _Pair,
+    "tuple": lambda scores, maps: (scores, maps),
+    "turned round": lambda scores, maps: [maps, scores],
+    "column": lambda scores, maps: (None, maps, scores[:, None]),
+    "scores": lambda scores, maps: scores,
+    "one score": lambda scores, maps: (scores,),
+    "maps": lambda scores, maps: maps,
+    "maps without a channel": lambda scores, maps: maps[:, 0],
+    "maps in a named tuple": lambda scores, maps: _Scored(None, None, maps),
+}
 
 
 IMAGES = torch.randn(6, 1, 4, 5, generator=G)
@@ -335,7 +366,8 @@ IMAGES = torch.randn(6, 1, 4, 5, generator=G)
 
 @pytest.mark.clause("P4")
 @pytest.mark.parametrize(
-    ("kind", "outputs"), [("min-max", "both"), ("two slopes", "both"), ("cdf pixel", "both"), ("cdf", "scores")]
+    ("kind", "outputs"),
+    [("min-max", "named tuple"), ("two slopes", "tuple"), ("cdf pixel", "maps"), ("cdf", "scores")],
 )
 def test_appended_to_a_model_and_exported_to_onnx(kind: str, outputs: str, tmp_path: Path) -> None:
     model = normalizers()[kind].append_to(Detector(outputs=outputs)).eval()
@@ -377,17 +409,90 @@ def test_appended_to_a_model_and_exported_to_onnx(kind: str, outputs: str, tmp_p
     assert not any(found_labels[2])
 
 
-def test_a_model_that_returns_nothing_to_normalize_is_refused() -> None:
-    model = normalizers()["cdf"].append_to(nn.Identity())
-    with pytest.raises(OutputError, match=r"shape \(6, 1, 4, 5\)"):
-        model(IMAGES)
-    with pytest.raises(OutputError, match="dict"):
-        normalizers()["cdf"].append_to(_Pair())(IMAGES)
+@pytest.mark.clause("L5")
+@pytest.mark.parametrize("outputs", RETURNED)
+def test_a_model_may_return_scores_and_maps_in_any_usual_way(outputs: str) -> None:
+    normalizer, detector = normalizers()["cdf"], Detector(outputs=outputs)
+    model = normalizer.append_to(detector)
+    maps = detector.convolution(IMAGES).exp()
+    scores = maps.flatten(1).amax(1)
+    expected = normalizer(scores, None if outputs in ("scores", "one score") else maps)
+    found = model(IMAGES)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        mine = found[name]
+        assert mine.ndim == (
+            2 if outputs == "column" and value.ndim == 1 else value.ndim - ("without" in outputs) * (value.ndim == 4)
+        )
+        assert torch.equal(mine.reshape(value.shape), value), name
 
 
-class _Pair(nn.Module):
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return images, images
+@pytest.mark.clause("L5", "P4")
+@pytest.mark.parametrize("outputs", ["named tuple", "named tuple of other names", "turned round", "maps"])
+def test_such_models_export(outputs: str) -> None:
+    model = normalizers()["min-max"].append_to(Detector(outputs=outputs))
+    exported = torch.export.export(model, (IMAGES[:2],), dynamic_shapes={"inputs": ({0: torch.export.Dim("batch")},)})
+    with torch.no_grad():
+        found, expected = exported.module()(IMAGES), model(IMAGES)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():  # the convolution is summed in another order
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2.0**-22)
+
+
+@pytest.mark.clause("L5")
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda images: (images, images), r"returns a tuple that reads as anomaly_maps, anomaly_maps .* Return a dict"),
+        (lambda images: (images, {"features": images}), "'part 1' in the tuple that the model returns is of type dict"),
+        (lambda images: (), "returns a tuple that reads as nothing"),
+        (lambda images: images[:, 0, 0], r"the image scores have shape \(6, 5\)"),
+        (lambda images: {"features": images}, r"outputs \(dict\) hold 'features', but normalization needs"),
+        (lambda images: None, r"outputs are of type NoneType, which holds no names"),
+        (lambda images: (images, torch.ones(5)), "5 image scores but 6 anomaly maps"),
+    ],
+    ids=["two maps", "dict in a tuple", "empty", "matrix", "features", "nothing", "two batches"],
+)
+def test_a_model_that_returns_nothing_to_normalize_is_refused(returned: Any, message: str) -> None:
+    class Model(nn.Module):
+        def forward(self, images: Tensor) -> Any:
+            return returned(images)
+
+    with pytest.raises(OutputError, match=message):
+        normalizers()["cdf"].append_to(Model())(IMAGES)
+
+
+@pytest.mark.clause("L5", "N10", "N11")
+@KINDS
+def test_maps_with_channels_last_stay_so(kind: str) -> None:
+    normalizer, name = normalizers()[kind], "z" if "cdf" in kind else "margin"
+    given = {"threshold": 1.25, "extras": (name, "raw", "invalid"), "valid": torch.arange(32) < 30}
+    first, last = (normalizer(SCORES, maps, **given) for maps in (MAPS, MAPS.movedim(1, -1)))
+    assert first.keys() == last.keys()
+    for key, value in first.items():
+        is_map = "map" in key or "mask" in key
+        assert last[key].shape == ((32, 4, 5, 1) if is_map else (32,)), key
+        assert torch.equal(last[key].movedim(-1, 1) if is_map else last[key], value), key
+    back = normalizer.denormalize(anomaly_maps=last["anomaly_maps"])["anomaly_maps"]
+    assert torch.equal(back.movedim(-1, 1), normalizer.denormalize(anomaly_maps=first["anomaly_maps"])["anomaly_maps"])
+    scores = normalizer(anomaly_maps=MAPS.movedim(1, -1))["pred_scores"]
+    assert torch.equal(scores, normalizer(anomaly_maps=MAPS)["pred_scores"])
+
+
+@pytest.mark.clause("N6", "N10", "L5")
+@KINDS
+def test_the_extra_invalid_marks_images_without_a_score(kind: str) -> None:
+    normalizer = normalizers()[kind]
+    scores = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf, torch.nan])
+    expected = [False, True, False, False, True]
+    for column in (scores, scores[:, None]):
+        assert normalizer(column, extras="invalid")["invalid"].tolist() == expected
+    valid = torch.tensor([True, True, True, True, False])
+    assert normalizer(scores, valid=valid, extras="invalid")["invalid"].tolist() == [*expected[:4], False]
+    maps = MAPS[:5].clone()
+    maps[2] = torch.nan
+    maps[3, 0, 0, 0] = torch.nan
+    assert normalizer(anomaly_maps=maps, extras=["invalid"])["invalid"].tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.clause("P4")

@@ -15,13 +15,10 @@ from typing import Any
 import distributed_run
 import numpy as np
 import pytest
-from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from scripted_module import ScriptedModule, trainer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from anomnorm_core import AnomnormError
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
-from anomnorm_torch.processes import count_unpadded
+from anomnorm_torch.processes import OwnSamples
+from anomnorm_torch.slot import _ABOUT
 
 # Runs are shared.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -39,6 +36,13 @@ OTHER_RUNS: dict[str, dict[str, Any]] = {
     "a sampler of one's own": {"kind": "cdf", "callback": {"threshold": 1.0}, "subset": True},
     "validated without training": {"kind": "cdf", "callback": {"threshold": 1.0}, "subset": True, "validate": True},
     "batches": {"kind": "cdf", "batch_sampler": True},
+    "several outputs per sample": {"kind": "min-max", "frames": 5},
+    "one by one, with gaps": {"kind": "min-max", "frames": 5, "skipped": [2, 3]},
+    "several outputs per sample of the pass": {"kind": "cdf", "callback": {"threshold": 1.0}, "frames": 5},
+    "buffers": {"kind": "cdf", "callback": {"threshold": 1.0}, "buffers": True},
+    "calibrated with a selection": {"kind": "cdf", "callback": {"threshold": 1.0}, "calibration": "subset"},
+    "calibrated with batches": {"kind": "cdf", "callback": {"threshold": 1.0}, "calibration": "batches"},
+    "calibrated with drawn pairs": {"kind": "cdf", "callback": {"threshold": 1.0}, "calibration": "pairs"},
 }
 RUNS = OTHER_RUNS | {
     "min-max": {"kind": "min-max"},
@@ -99,19 +103,21 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> OneProcess:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All runs by name, in two processes that find each other by their environment."""
-    folders = {name: tmp_path_factory.mktemp("two") for name in RUNS}
-    jobs = [(folders[name], options | {"strategy": "ddp", "devices": 2}) for name, options in RUNS.items()]
+    runs = RUNS | {"misled": {"kind": "cdf", "misleads": True}}
+    folders = {name: tmp_path_factory.mktemp("two") for name in runs}
+    jobs = [(folders[name], options | {"strategy": "ddp", "devices": 2}) for name, options in runs.items()]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
     started = [start(*jobs, LOCAL_RANK=str(rank), RANK=str(rank), **address) for rank in (0, 1)]
     finish(jobs[0][0], *started)
-    return {name: written(folder, 2) for name, folder in folders.items()}
+    found = {name: written(folder, 2) for name, folder in folders.items() if name in RUNS}
+    return found | {"folder of " + name: folder for name, folder in folders.items()}
 
 
 def about(state: dict[str, Any]) -> Any:
-    return json.loads(bytes(state["about"]))
+    return json.loads(bytes(state[_ABOUT]))
 
 
 def assert_same_fit(found: Any, expected: Any) -> None:
@@ -122,7 +128,7 @@ def assert_same_fit(found: Any, expected: Any) -> None:
         for name, value in theirs.items():
             if about(theirs)["method"] == "min-max" or name in exact:
                 np.testing.assert_array_equal(mine[name], value, err_msg=name)
-            elif name != "about":
+            elif name != _ABOUT:
                 np.testing.assert_allclose(mine[name], value, rtol=1e-6, atol=1e-9, err_msg=name)
         for level, facts in about(theirs)["levels"].items():
             other = about(mine)["levels"][level]
@@ -175,6 +181,38 @@ def test_other_runs_in_two_processes(name: str, one_process: OneProcess, two_pro
     assert_same_predictions(two_processes[name], one_process(name))
 
 
+@pytest.mark.clause("L5", "L8")
+def test_the_outputs_of_every_sample_count_once(two_processes: dict[str, Any]) -> None:
+    data = distributed_run.data(distributed_run.VALIDATION, 1, sparse=False)
+    scores = np.array([float(each["score"]) for each in data], "f4")
+    for name, left_out in (("several outputs per sample", []), ("one by one, with gaps", [2, 3])):
+        state = two_processes[name].fitted[0]
+        kept = np.delete(scores, left_out)
+        assert about(state)["levels"]["image"]["valid"] == 5 * len(kept)
+        assert (state["image_min"], state["image_max"]) == (kept.min(), (np.float32(5) * kept).max())
+
+
+@pytest.mark.clause("L3", "L8")
+def test_the_pass_takes_the_buffers_of_the_first_process(two_processes: dict[str, Any]) -> None:
+    training = distributed_run.data(distributed_run.TRAINING, 0, sparse=False)
+    normal = np.array([float(each["score"]) for each in training if not each["label"]])
+    np.testing.assert_allclose(two_processes["buffers"].fitted[1]["image_mean"], np.log(normal + 1).mean(), rtol=1e-6)
+    first, second = (
+        json.loads((two_processes["folder of buffers"] / f"buffers_{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert second.pop("second") == ["torch.int64", [0, 1, 2]]  # of which the first process knows nothing
+    assert first == second
+    assert first["inner.bank"] == ["torch.float32", [[1.0] * 3] * 2]
+    assert first["flag"] == ["torch.bool", True]
+
+
+@pytest.mark.clause("L3", "L8")
+def test_an_error_of_one_process_before_the_training_stops_all(two_processes: dict[str, Any]) -> None:
+    folder = two_processes["folder of misled"]
+    assert "fails in another process" in (folder / "error_0.txt").read_text()
+    assert "validation_step in the pass over the normal data" in (folder / "error_1.txt").read_text()
+
+
 @pytest.mark.clause("L8", "L6")
 @ONE_KIND_IS_ENOUGH
 def test_a_killed_worker_ends_the_run_and_the_last_checkpoint_resumes_it(
@@ -194,25 +232,32 @@ def test_what_is_padding_and_what_is_not() -> None:
     class Selecting(DistributedSampler[Any]):
         """May give anything."""
 
-    data = list(range(7))  # for two processes: four each, and the last of the second one is the first again
+    class OwnBatches(BatchSampler):
+        def __iter__(self) -> Any:
+            return super().__iter__()
+
+    def counts(loader: Any, *found: int, skipped: int = 0) -> list[int]:
+        own = OwnSamples(loader)
+        return [own.count(index, outputs) for index, outputs in enumerate(found, skipped)]
+
+    data: Any = list(range(7))  # for two processes: four each, and the last of the second one is the first again
     for rank, own in ((0, 4), (1, 3)):
-        sampler = DistributedSampler(data, 2, rank, shuffle=False)  # type: ignore[arg-type]
-        batches = DataLoader(data, 3, sampler=sampler)  # type: ignore[arg-type]
-        assert [count_unpadded(batches, i, 3 * i, found) for i, found in enumerate((3, 1))] == [3, own - 3]
-        assert count_unpadded(batches, 0, 0, 15) == 15  # five scores for each image: positions mean nothing
-        one_by_one = DataLoader(data, None, sampler=sampler)  # type: ignore[arg-type]
-        assert [count_unpadded(one_by_one, i, 2 * i, 2) for i in range(4)] == [2, 2, 2, 2 if rank == 0 else 0]
-        derived = DataLoader(data, 3, sampler=Selecting(data, 2, rank, shuffle=False))  # type: ignore[arg-type]
-        assert count_unpadded(derived, 1, 3, 1) == 1
-    assert count_unpadded(None, 0, 0, 5) == count_unpadded(data, 0, 0, 5) == 5
-
-
-@pytest.mark.clause("L8")
-@pytest.mark.parametrize("callback", [MinMaxNormalizationCallback(), CdfNormalizationCallback()])
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
-def test_strategies_that_shard_the_module_are_refused(callback: Any, strategy: Any) -> None:
-    run = trainer(callback)
-    # Their constructors want an accelerator; what counts is their class.
-    run._accelerator_connector.strategy = object.__new__(strategy)
-    with pytest.raises(AnomnormError, match=f'cannot run under {strategy.__name__}: .* Use strategy="ddp"'):
-        callback.setup(run, ScriptedModule(), "fit")
+        sampler: Any = DistributedSampler(data, 2, rank, shuffle=False)
+        batches = DataLoader(data, 3, sampler=sampler)
+        assert counts(batches, 3, 1) == [3, own - 3]
+        assert counts(batches, 1, skipped=1) == [own - 3]  # no outputs for the first batch
+        assert counts(batches, 15, 5) == [15, 5 * (own - 3)]
+        assert counts(DataLoader(data, 2, sampler=sampler), 10, 10) == [10, 5 * (own - 2)]
+        assert counts(DataLoader(data, None, sampler=sampler), 2, 2, 2, 2) == [2, 2, 2, 2 if rank == 0 else 0]
+        assert counts(batches, 3, 1, 3) == [3, own - 3, 3]  # more batches than it gives: positions mean nothing
+        # Batches of any size: as many outputs as samples, unless there are more.
+        sized: Any = DataLoader(data, batch_sampler=OwnBatches(sampler, 3, drop_last=False))
+        assert counts(sized, 2, 1, 1) == [2, 1, own - 3]
+        assert counts(sized, 15) == [15]
+        derived: Any = DataLoader(data, 3, sampler=Selecting(data, 2, rank, shuffle=False))
+        assert counts(derived, 3, 1) == [3, 1]
+    assert counts(None, 5) == counts(data, 5) == [5]
+    uneven = DataLoader(data, 2, sampler=DistributedSampler(data, 2, 1, shuffle=False))
+    with pytest.warns(UserWarning, match="5 outputs of a batch are of 2 samples, of which 1 only pad") as caught:
+        assert counts(uneven, 4, 5, 5) == [4, 5, 5]
+    assert len(caught) == 1

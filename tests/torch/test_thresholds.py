@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from expected import best_threshold, f1, moments
-from scripted_module import ScriptedModule, loader, numbers, predictions, samples, trainer
+from scripted_module import ScriptedModule, fitted, loader, numbers, predictions, samples, trainer
 
 from anomnorm_core import NotFittedError, OptionError, OutputError, ThresholdWarning
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
@@ -220,6 +220,74 @@ def test_the_modules_own_threshold_is_used_where_it_has_one(kind: Any) -> None:
     assert numbers(asked) == numbers(found)
 
 
+@pytest.mark.clause("T1")
+@KINDS
+@pytest.mark.parametrize("own", [0.75, torch.tensor(0.75), np.float32(0.75), torch.tensor([0.75]), 1], ids=repr)
+def test_a_modules_own_threshold_may_be_a_plain_number(kind: Any, own: Any) -> None:
+    module, callback = ScriptedModule(), kind()
+    module.image_threshold = own
+    validated(callback, samples(SCORES, None, LABELS), module)
+    assert numbers(callback)["image"] == float(own)
+    assert callback.thresholds["image"].origin == "module"
+    outputs = {"pred_scores": torch.tensor([0.1, 1e3])}
+    kind._standardize_batch(outputs, module) if callback.method.sigmas else None
+    kind._normalize_batch(outputs, module)
+    assert outputs["pred_labels"].tolist() == [False, True]
+
+
+class Method(ScriptedModule):
+    def image_threshold(self) -> float:
+        return 0.75
+
+
+@pytest.mark.clause("T1")
+@KINDS
+@pytest.mark.parametrize(
+    ("own", "where"),
+    [
+        ("high", "image_threshold"),
+        ("0.5", "image_threshold"),
+        (True, "image_threshold"),
+        (torch.nn.Identity(), "image_threshold"),
+        (torch.ones(3), "image_threshold"),
+        (SimpleNamespace(value="0.5"), "image_threshold.value"),
+        (None, "image_threshold"),
+    ],
+    ids=["text", "number in a text", "bool", "module", "three", "text in a value", "method"],
+)
+def test_a_threshold_without_a_number_is_not_used_and_a_warning_says_so_once(kind: Any, own: Any, where: str) -> None:
+    module, callback, plain = ScriptedModule() if own is not None else Method(), kind(), kind()
+    if own is not None:
+        module.image_threshold = own
+    data = samples(SCORES, None, LABELS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run, _ = validated(callback, data, module, max_epochs=2)
+        run.test(module, loader(data), verbose=False)
+    found = [str(each.message) for each in caught if each.category is ThresholdWarning]
+    assert len(found) == 1
+    assert f"{where} is not used: it is of type" in found[0]
+    validated(plain, data, max_epochs=2)
+    assert numbers(callback) == numbers(plain)
+    unset = ScriptedModule()  # which is no mistake
+    unset.image_threshold = SimpleNamespace(value=None)
+    validated(kind(), data, unset)
+
+
+@pytest.mark.clause("T6")
+@KINDS
+def test_images_with_labels_alone_have_no_flagged_pixel_where_their_score_is_a_mean(kind: Any) -> None:
+    scores = MAPS.mean((1, 2))
+    callback = kind()
+    run, module = validated(callback, samples(scores, MAPS, LABELS))
+    found = predictions(run, module, loader(samples(scores, MAPS)))
+    quiet = (LABELS == 0) & ~found["pred_labels"]
+    assert quiet.any()
+    assert not found["pred_masks"][quiet].any()
+    # The image threshold would flag some.
+    assert (MAPS[quiet] >= callback.thresholds["image"].raw).any()
+
+
 @pytest.mark.clause("T4")
 @KINDS
 def test_levels_are_set_separately(kind: Any) -> None:
@@ -344,28 +412,97 @@ def test_each_validation_finds_its_own(kind: Any) -> None:
         assert thresholds["image"] == pytest.approx(expected, rel=1e-6)
 
 
-@KINDS
-def test_found_thresholds_are_logged_beside_the_metrics_of_the_validation(kind: Any, tmp_path: Path) -> None:
-    from pytorch_lightning.callbacks import EarlyStopping
+def logged(callback: Any, module: Any, path: Path, data: Any, **options: Any) -> list[dict[str, str]]:
+    """The rows that a training of two epochs has logged at its validations."""
     from pytorch_lightning.loggers import CSVLogger
 
-    class Logging(ScriptedModule):
-        def on_validation_epoch_end(self) -> None:
-            self.log("gain", self.gain.item())
-
-    callback, logger = kind(), CSVLogger(tmp_path)
-    data = samples(SCORES, MAPS, LABELS, MASKS)
-    stop = EarlyStopping("image_threshold", patience=5)  # they can be monitored
-    trainer(callback, stop, logger=logger, max_epochs=2).fit(Logging(), loader(TRAIN), loader(data))
+    logger = CSVLogger(path)
+    trainer(callback, logger=logger, max_epochs=2, **options).fit(module, loader(TRAIN), loader(data, 4))
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["image_threshold"]]
-    assert [(row["step"], row["epoch"], row["gain"]) for row in rows] == [("7", "0", "1.0"), ("15", "1", "2.0")]
-    for level in ("image", "pixel"):
-        assert float(rows[-1][f"{level}_threshold"]) == pytest.approx(numbers(callback)[level], rel=1e-6)
+        return [row for row in csv.DictReader(file) if row["gain"]]
+
+
+class Logging(ScriptedModule):
+    def on_validation_epoch_end(self) -> None:
+        self.log("gain", self.gain.item())
+        self.log("image_threshold", 7.0)  # names of its own
+
+
+@pytest.mark.clause("T1", "S6", "S9")
+@KINDS
+@pytest.mark.filterwarnings("ignore:of 11 image-level values 1 is NaN")
+def test_a_validation_logs_its_numbers_under_one_prefix(kind: Any, tmp_path: Path) -> None:
+    scores = SCORES.copy()
+    scores[2] = np.nan
+    callback, module = kind(), Logging()
+    rows = logged(callback, module, tmp_path, samples(scores, MAPS, LABELS, MASKS))
+    assert [(row["epoch"], row["gain"]) for row in rows] == [("0", "1.0"), ("1", "2.0")]
+    assert {float(row["image_threshold"]) for row in rows} == {7.0}
+    found = {
+        name.removeprefix("normalization/"): float(value)
+        for name, value in rows[-1].items()
+        if name.startswith("normalization/")
+    }
+    image, pixel = (callback.thresholds[level] for level in ("image", "pixel"))
+    expected = {"image_threshold": image.raw, **dict(zip(NAMES[kind], fitted(module).parameters, strict=True))}
+    if kind is MinMaxNormalizationCallback:
+        expected |= {"pixel_threshold": pixel.raw, "image_left_out": 1.0}
+        expected |= dict(zip(("pixel_min", "pixel_max"), fitted(module, "pixel").parameters, strict=True))
+    else:
+        expected |= {"image_threshold_sigmas": image.sigmas, "pixel_threshold_sigmas": pixel.sigmas}
+        check = callback.fit_check
+        for side in ("above", "below"):
+            for limit in (2, 3):
+                expected[f"normals_{side}_{limit}"] = getattr(check, f"share_{side}_{limit}")
+    assert found == {name: pytest.approx(float(value), rel=1e-6) for name, value in expected.items()}
+
+
+NAMES = {MinMaxNormalizationCallback: ("image_min", "image_max"), CdfNormalizationCallback: ("image_mean", "image_std")}
 
 
 @KINDS
-@pytest.mark.filterwarnings("ignore:.* image-level values are NaN or infinite, or not positive")
+def test_what_is_logged_can_be_named_otherwise_or_not_logged(kind: Any, tmp_path: Path) -> None:
+    class Own(ScriptedModule):
+        computes = False
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("gain", self.gain.item())
+            if self.computes:  # after the callback has logged
+                self.image_threshold = 0.5 + self.current_epoch
+
+    data = samples(SCORES, None, LABELS)
+    for prefix, options in (("", {}), ("a", {}), ("b", {"threshold": 1.5}), ("c", {}), (None, {})):
+        module = Own()
+        module.computes = prefix == "c"
+        row = logged(kind(log_prefix=prefix, **options), module, tmp_path / f"{prefix}", data)[-1]
+        names = {name for name in row.keys() - {"gain", "epoch", "step"} if not name.endswith(("_sigmas", "_2", "_3"))}
+        expected = {*NAMES[kind], *(() if prefix == "c" else ("image_threshold",))}
+        assert names == (set() if prefix is None else {f"{prefix}/{name}".lstrip("/") for name in expected})
+    with pytest.raises(OptionError, match="log_prefix=3 is no text"):
+        kind(log_prefix=3)
+    bare = {"logger": None, "enable_checkpointing": None, "enable_progress_bar": None, "enable_model_summary": None}
+    trainer(kind(), barebones=True, **bare).fit(ScriptedModule(), loader(TRAIN), loader(data))
+
+
+@KINDS
+def test_nobody_is_told_to_log_in_another_way_under_several_processes(kind: Any) -> None:
+    from pytorch_lightning.callbacks import EarlyStopping
+
+    # In one process of a group of one, where Lightning gives the same advice.
+    module = ScriptedModule()
+    stop = EarlyStopping("normalization/image_threshold", patience=5)
+    run = trainer(kind(), stop, strategy="ddp", devices=1)
+    try:
+        run.fit(module, loader(TRAIN), loader(samples(SCORES, None, LABELS)))
+        assert torch.distributed.is_initialized()
+        assert stop.best_score == pytest.approx(float(fitted(module).threshold.raw), rel=1e-6)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@KINDS
+@pytest.mark.filterwarnings("ignore:of 24 image-level values 13 are zero")
 def test_integer_scores(kind: Any) -> None:
     class Whole(ScriptedModule):
         def outputs(self, batch: Any) -> Any:

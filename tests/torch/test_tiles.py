@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from anomnorm_core.checks import Counts, counts_of
 from anomnorm_torch import _tiles, cdf, min_max, threshold, two_slope
 
 RNG = np.random.default_rng(71)
@@ -250,7 +251,7 @@ def test_ranges_with_and_without_masks(dtype: torch.dtype, monkeypatch: pytest.M
     generally(monkeypatch)
     expected = [min_max.update(min_max.update(min_max.init(), x), good) for x in (good, bad, bad[:0])]
     for a, b in zip(found, expected, strict=True):
-        assert [(field.dtype, field.item()) for field in a] == [(field.dtype, field.item()) for field in b]
+        assert [(field.dtype, field.tolist()) for field in a] == [(field.dtype, field.tolist()) for field in b]
 
 
 @pytest.mark.clause("S3", "S4", "S6")
@@ -265,20 +266,72 @@ def test_moments_with_and_without_masks(size: int, tiles: Any, monkeypatch: pyte
     generally(monkeypatch)
     expected = cdf.update(cdf.init((40, 60)), x)
     assert found.count.tolist() == expected.count.tolist()
-    assert found.invalid.tolist() == expected.invalid.tolist()
+    assert counts_of(found) == counts_of(expected) == Counts(9 * 40 * 60)
     np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-10)
 
 
 @pytest.mark.clause("S6")
-@pytest.mark.parametrize("bad", [0.0, -2.0, math.nan, math.inf, -math.inf])
-def test_one_bad_value_is_counted_and_left_out(bad: float) -> None:
+@pytest.mark.parametrize("wait", [True, False], ids=["reading", "not reading"])
+@pytest.mark.parametrize(
+    ("bad", "cause"),
+    [
+        (0.0, "zeros"),
+        (-0.0, "zeros"),
+        (-2.0, "negative"),
+        (-1e-45, "negative"),
+        (math.nan, "nan"),
+        (math.inf, "infinite"),
+        (-math.inf, "infinite"),
+    ],
+)
+def test_one_bad_value_is_counted_and_left_out(
+    bad: float, cause: str, wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.rand(4, 2, 3) + 0.5
     x[1, 0, 2] = bad
+    if not wait:
+        generally(monkeypatch)
     record = cdf.update(cdf.init((2, 3)), x)
-    assert record.invalid.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert counts_of(record) == Counts(23, **{cause: 1})
+    assert record.zeros.tolist() == [[0, 0, int(bad == 0)], [0, 0, 0]]
     assert record.count.tolist() == [[4, 4, 3], [4, 4, 4]]
     ranges = min_max.update(min_max.init(), x)
-    assert int(ranges.invalid) == (not math.isfinite(bad))
+    assert counts_of(ranges) == (Counts(24) if math.isfinite(bad) else Counts(23, **{cause: 1}))
+    # A sample that does not take part is not counted at all.
+    where = torch.tensor([True, False, True, True])
+    for module, shape in ((cdf, (2, 3)), (min_max, ())):
+        assert counts_of(module.update(module.init(shape), x, where=where)) == Counts(18)
+
+
+@pytest.mark.clause("S3")
+def test_a_subnormal_score_has_a_logarithm() -> None:
+    least = 2.0**-149
+    x = torch.tensor([least, 1.0])
+    for where in (None, torch.tensor([True, True])):
+        record = cdf.update(cdf.init(), x, where=where)
+        assert counts_of(record) == Counts(2)
+        assert float(record.mean) == pytest.approx(math.log(least) / 2, rel=1e-12)
+
+
+@pytest.mark.clause("T5")
+@pytest.mark.parametrize("size", [16, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.int8, torch.uint8], ids=str)
+def test_pixels_labelled_below_zero_are_ignored(
+    size: int, dtype: torch.dtype, tiles: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.from_numpy(RNG.normal(size=(6, 1, 5, 7))).float()
+    labels = torch.from_numpy(RNG.integers(-1 if dtype.is_signed else 0, 3, size=(6, 5, 7))).to(dtype)
+    if dtype.is_floating_point:
+        labels[2, :, 3] = math.nan
+    mine, where = (labels >= 0).reshape(x.shape), torch.tensor([True, True, False, True, True, True])
+    taken = mine & where.reshape(-1, 1, 1, 1)
+    expected = threshold.update(threshold.init(), x[taken], labels.reshape(x.shape)[taken] > 0)
+    assert int(expected.normal.sum()) + int(expected.anomalous.sum()) == int(taken.sum())
+    tiles(size)
+    for _ in range(2):
+        found = threshold.update(threshold.init(), x, labels, where=where)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        generally(monkeypatch)
 
 
 @pytest.mark.clause("T5")

@@ -10,7 +10,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from anomnorm_jax import Normalizer, cdf, min_max, threshold, two_slope
+from anomnorm_core.checks import Counts
+from anomnorm_jax import Normalizer, _counter, cdf, min_max, threshold, two_slope
 from anomnorm_jax.methods import METHODS
 from conformance.backend import Backend, Description
 
@@ -50,6 +51,9 @@ class JaxJit(Backend):
             upper, lower = np.asarray(field, dtype=np.uint64)
             return int(np.sum(upper << 32)) + int(np.sum(lower))
         return super().count(field)
+
+    def counts(self, record: Any) -> Counts:
+        return _counter.counts_of(record)
 
     def context(self, dtype: str) -> AbstractContextManager[Any]:
         return jax.enable_x64(dtype == "float64")

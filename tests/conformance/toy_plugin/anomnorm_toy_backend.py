@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from conformance.backend import Backend, Description
 
-from anomnorm_core.checks import require_count, require_resolution, require_same_shape
+from anomnorm_core.checks import Counts, require_count, require_resolution, require_same_shape
 from anomnorm_core.errors import ResolutionError
 
 _BELOW_HALF = math.nextafter(0.5, 0.0)
@@ -43,11 +43,13 @@ class Range(NamedTuple):
     min: Toy
     max: Toy
     count: Toy
-    invalid: Toy
+    invalid: Toy  # how many are negative (here none), NaN, infinite
 
 
-def _range(low: float = math.inf, high: float = -math.inf, count: int = 0, invalid: int = 0) -> Range:
-    return Range(_number(low), _number(high), Toy((count,), dtype="int64"), Toy((invalid,), dtype="int64"))
+def _range(
+    low: float = math.inf, high: float = -math.inf, count: int = 0, invalid: tuple[int, ...] = (0, 0, 0)
+) -> Range:
+    return Range(_number(low), _number(high), Toy((count,), dtype="int64"), Toy(invalid, (3,), "int64"))
 
 
 def _taken(scores: Toy, where: Toy | None) -> Iterable[tuple[int, float]]:
@@ -60,17 +62,22 @@ def _taken(scores: Toy, where: Toy | None) -> Iterable[tuple[int, float]]:
 def _range_update(record: Range, scores: Toy, *, where: Toy | None = None) -> Range:
     taken = [x for _, x in _taken(scores, where)]
     valid = [x for x in taken if math.isfinite(x)]
-    batch = _range(min(valid, default=math.inf), max(valid, default=-math.inf), len(valid), len(taken) - len(valid))
+    invalid = (0, sum(map(math.isnan, taken)), sum(map(math.isinf, taken)))
+    batch = _range(min(valid, default=math.inf), max(valid, default=-math.inf), len(valid), invalid)
     return _range_merge(record, batch)
 
 
 def _range_merge(a: Range, b: Range) -> Range:
-    (low, high, count, invalid) = ((x.values[0], y.values[0]) for x, y in zip(a, b, strict=True))
-    return _range(min(low), max(high), sum(count), sum(invalid))
+    low, high, count = ((x.values[0], y.values[0]) for x, y in zip(a[:3], b[:3], strict=True))
+    return _range(min(low), max(high), sum(count), _sums(a.invalid, b.invalid))
+
+
+def _sums(a: Toy, b: Toy) -> tuple[int, ...]:
+    return tuple(x + y for x, y in zip(a.values, b.values, strict=True))
 
 
 def _bounds(record: Range, *, level: str = "image") -> tuple[Toy, Toy]:
-    require_count(level, record.count.values[0], record.invalid.values[0], minimum=1)
+    require_count(level, Counts(record.count.values[0], 0, *record.invalid.values), minimum=1)
     return record.min, record.max
 
 
@@ -106,20 +113,22 @@ class Moments(NamedTuple):
     count: Toy
     mean: Toy
     m2: Toy
-    invalid: Toy
+    zeros: Toy  # at each pixel
+    invalid: Toy  # how many of all pixels are negative, NaN, infinite
 
 
 def _moments(shape: tuple[int, ...] = ()) -> Moments:
     size = math.prod(shape)
     number, moment = Toy((0,) * size, shape, "int64"), Toy((0.0,) * size, shape)
-    return Moments(number, moment, moment, number)
+    return Moments(number, moment, moment, number, Toy((0, 0, 0), (3,), "int64"))
 
 
 def _moments_update(record: Moments, scores: Toy, *, where: Toy | None = None) -> Moments:
     shape = record.mean.shape
-    if scores.shape[1:] not in (shape, (1, *shape)):
+    if scores.shape[1:] not in (shape, (1, *shape), (*shape, 1)):
         raise ResolutionError(f"the statistics have shape {shape}, found scores of shape {scores.shape}")
-    entries = [list(entry) for entry in zip(*(field.values for field in record), strict=True)]
+    entries = [list(entry) for entry in zip(*(field.values for field in record[:4]), strict=True)]
+    invalid = list(record.invalid.values)
     for i, x in _taken(scores, where):
         entry = entries[i % len(entries)]
         if x > 0 and math.isfinite(x):
@@ -127,32 +136,34 @@ def _moments_update(record: Moments, scores: Toy, *, where: Toy | None = None) -
             delta = math.log(x) - entry[1]
             entry[1] += delta / entry[0]
             entry[2] += delta * (math.log(x) - entry[1])
-        else:
+        elif x == 0:
             entry[3] += 1
-    return _record(entries, shape)
+        else:
+            invalid[1 if math.isnan(x) else 2 if math.isinf(x) else 0] += 1
+    return _record(entries, shape, invalid)
 
 
-def _record(entries: list[Any], shape: tuple[int, ...]) -> Moments:
+def _record(entries: list[Any], shape: tuple[int, ...], invalid: Iterable[int]) -> Moments:
     dtypes = ("int64", "float64", "float64", "int64")
     columns = zip(*entries, strict=True)
-    return Moments(*(Toy(tuple(column), shape, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+    fields = (Toy(tuple(column), shape, dtype) for column, dtype in zip(columns, dtypes, strict=True))
+    return Moments(*fields, Toy(tuple(invalid), (3,), "int64"))
 
 
 def _moments_merge(a: Moments, b: Moments) -> Moments:
     require_same_shape(a.mean.shape, b.mean.shape)
     entries = []
-    for (n, mean, m2, invalid), (other_n, other_mean, other_m2, other_invalid) in zip(
-        zip(*(field.values for field in a), strict=True), zip(*(field.values for field in b), strict=True), strict=True
+    for (n, mean, m2, zeros), (other_n, other_mean, other_m2, other_zeros) in zip(
+        *(zip(*(field.values for field in record[:4]), strict=True) for record in (a, b)), strict=True
     ):
         share, delta = other_n / max(n + other_n, 1), other_mean - mean
-        entries.append(
-            (n + other_n, mean + delta * share, m2 + other_m2 + delta**2 * share * n, invalid + other_invalid)
-        )
-    return _record(entries, a.mean.shape)
+        entries.append((n + other_n, mean + delta * share, m2 + other_m2 + delta**2 * share * n, zeros + other_zeros))
+    return _record(entries, a.mean.shape, _sums(a.invalid, b.invalid))
 
 
 def _mean_std(record: Moments, *, ddof: int = 1, level: str = "image") -> tuple[Toy, Toy]:
-    require_count(level, max(record.count.values), max(record.invalid.values), minimum=ddof + 1)
+    counts = Counts(sum(record.count.values), sum(record.zeros.values), *record.invalid.values)
+    require_count(level, counts, minimum=ddof + 1, most=max(record.count.values))
     entries = list(zip(record.count.values, record.mean.values, record.m2.values, strict=True))
     known = [entry for entry in entries if entry[0] > ddof]
     pooled_mean = sum(n * mean for n, mean, _ in known) / sum(n for n, _, _ in known)

@@ -111,6 +111,14 @@ def selection(where: Array | None, values: Array, xp: Namespace) -> Array:
     return xp.broadcast_to(mask, values.shape)
 
 
+def causes(values: Array, taken: Array, known: Array, xp: Namespace) -> Array:
+    """How many of the values ``taken`` are negative, NaN, infinite: (3,) int64. ``known`` are none of these."""
+    every, nan, infinite = (
+        xp.sum(xp.astype(mask, xp.int64)) for mask in (taken, taken & xp.isnan(values), taken & xp.isinf(values))
+    )
+    return xp.stack([every - xp.sum(known) - nan - infinite, nan, infinite])
+
+
 def ndtr(z: Array, xp: Namespace) -> Array:
     """Standard normal CDF of float64: ``erfc(-z / sqrt 2) / 2``, which unlike ``(1 + erf) / 2`` keeps the tail."""
     return 0.5 * _special("erfc", xp)(z * -(0.5**0.5))
@@ -138,6 +146,7 @@ __all__ = [
     "Array",
     "Namespace",
     "array_namespace",
+    "causes",
     "evaluated",
     "ndtr",
     "ndtri",

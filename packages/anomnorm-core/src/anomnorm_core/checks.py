@@ -4,6 +4,9 @@ They run once per stage, never per batch, so reading the counts off a device is 
 """
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace
 
 from anomnorm_core.errors import (
     InsufficientDataError,
@@ -14,40 +17,98 @@ from anomnorm_core.errors import (
     ThresholdWarning,
     warn,
 )
-from anomnorm_core.options import OnInvalid
+from anomnorm_core.method import Method
+from anomnorm_core.options import OnInvalid, Source
+
+CAUSES = ("negative", "nan", "infinite")  # why a record's ``invalid`` values were left out, in its order
+
+_LARGEST_SHARE = 1 / 3  # of values that a fit can lose and still describe the detector (clause S6)
 
 
-def require_count(level: str, count: int, invalid: int, *, minimum: int) -> None:
-    """Raise unless ``count`` valid values were seen at ``level`` (clauses N8, S6, S7).
+class Counts(NamedTuple):
+    """How many values of a level entered its statistics, and how many were left out for which reason."""
+
+    valid: int
+    zeros: int = 0  # where zeros cannot be fitted
+    negative: int = 0  # likewise
+    nan: int = 0
+    infinite: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """All that could not be fitted."""
+        return self.zeros + self.negative + self.nan + self.infinite
+
+    def described(self) -> str:
+        """The causes in words: ``"60 are zero and 33 negative"``."""
+        words = ("zero", "negative", "NaN", "infinite")
+        found = [(count, word) for count, word in zip(self[1:], words, strict=True) if count]
+        verb = "is" if found and found[0][0] == 1 else "are"
+        first, *others = [f"{count} {verb if index == 0 else ''} {word}" for index, (count, word) in enumerate(found)]
+        parts = [first, *(" ".join(other.split()) for other in others)]
+        return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def counts_of(record: Any) -> Counts:
+    """The counts of a record whose fields are arrays or tensors. It waits for their device."""
+    xp, zeros = array_namespace(record.count), getattr(record, "zeros", None)
+    causes = (int(record.invalid[index]) for index in range(len(CAUSES)))
+    return Counts(int(xp.sum(record.count)), 0 if zeros is None else int(xp.sum(zeros)), *causes)
+
+
+def require_count(level: str, counts: Counts, *, minimum: int, most: int | None = None) -> None:
+    """Raise unless enough valid values were seen at ``level`` (clauses N8, S6, S7).
 
     Args:
         level: ``"image"`` or ``"pixel"``, for the message.
-        count: valid values seen; for a per-pixel statistic, by the best-served pixel.
-        invalid: values left out.
+        counts: of all pixels together.
         minimum: valid values needed: 1 for a range, 2 for a standard deviation.
+        most: valid values of the best-served pixel, where each has statistics of its own; None: ``counts.valid``.
 
     Raises:
         NotFittedError: no value was seen, or all of them were invalid.
         InsufficientDataError: some were seen, but fewer than ``minimum``.
     """
-    if count >= minimum:
+    seen = counts.valid if most is None else most
+    if seen >= minimum:
         return
-    if count == 0 and invalid == 0:
+    if seen == 0 and counts.left_out == 0:
         raise NotFittedError(
-            f"the {level}-level statistics have seen no value. Fit them before normalizing: run a validation epoch "
-            "with batches in it (trainer.fit, trainer.validate, or the hook's on_validation_* methods), load a "
-            "checkpoint that holds them, or call update()."
+            f"the {level}-level statistics have seen no value. Fit them before normalizing: run a validation "
+            "whose steps return scores, load a checkpoint or file that holds them, or call update()."
         )
-    if count == 0:
+    if seen == 0:
         raise NotFittedError(
-            f"all {invalid} {level}-level values were invalid (NaN or infinite, or not positive where a logarithm "
-            "is taken), so there is nothing to fit. Check the detector's raw scores; for negative ones use min-max, "
-            "or a transformation that makes them positive."
+            f"none of {counts.left_out} {level}-level values can be fitted: {counts.described()}. {_remedy(counts)}"
         )
     raise InsufficientDataError(
-        f"the {level}-level statistics have seen {count} valid value and need at least {minimum}: the standard "
+        f"the {level}-level statistics have seen {seen} valid value and need at least {minimum}: the standard "
         "deviation of a single value is undefined. Fit on more normal samples."
     )
+
+
+def _remedy(counts: Counts, *, unseen: bool = False) -> str:
+    """What to do about values that cannot be fitted, by their cause, largest first.
+
+    Args:
+        counts: of one level.
+        unseen: whether they are of data that the detector was not trained on already.
+    """
+    remedies = {
+        "zeros": (
+            "A detector that compares samples with its training data gives exact zeros for those: "
+            + ("" if unseen else 'fit on normals that it has not seen, with source="validation", or ')
+            + "use a method without a logarithm, min-max for example."
+        ),
+        "negative": (
+            "Scores of any sign (log-likelihoods, decision functions) have no logarithm: use min-max normalization, or "
+            "let the step return scores above zero, exp(score) for example."
+        ),
+        "nan": "Look for a division by zero, an empty crop or a diverged model behind the NaN.",
+        "infinite": "Look for an overflow or a division by zero behind the infinities, in half precision for example.",
+    }
+    ranked = sorted(remedies, key=lambda cause: -getattr(counts, cause))
+    return " ".join(remedies[cause] for cause in ranked if getattr(counts, cause))
 
 
 def unfitted_level(level: str) -> NotFittedError:
@@ -58,28 +119,60 @@ def unfitted_level(level: str) -> NotFittedError:
     )
 
 
-def report_invalid(counts: Mapping[str, tuple[int, int]], on_invalid: OnInvalid) -> None:
+def report_invalid(
+    counts: Mapping[str, Counts],
+    on_invalid: OnInvalid | None,
+    *,
+    method: Method,
+    source: Source | None = None,
+) -> bool:
     """Warn about, or refuse, values that were left out of the statistics (clause S6).
 
     Args:
-        counts: for each level, how many values were valid and how many were left out.
-        on_invalid: ``WARN`` gives one `InvalidScoreWarning` for all levels together.
+        counts: of each level.
+        on_invalid: ``WARN`` gives one `InvalidScoreWarning` for all levels together; None says nothing, but refuses
+            what is no fit.
+        method: of the statistics.
+        source: where its normal data come from, if it is fitted on such.
+
+    Returns:
+        Whether anything was left out.
 
     Raises:
-        InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``.
+        InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``, or a level has lost more than a third
+            of its values to anything but exact zeros. NaN in a map is a pixel that is not defined, and does not count
+            there.
     """
-    found = [
-        f"{invalid} of {valid + invalid} {level}-level values" for level, (valid, invalid) in counts.items() if invalid
-    ]
-    if not found:
-        return
-    message = f"{' and '.join(found)} are NaN or infinite, or not positive where a logarithm is taken"
+    found = {level: each for level, each in counts.items() if each.left_out}
+    unseen = source is not Source.TRAIN
+    for level, each in found.items():
+        lost = each.negative + each.infinite + (each.nan if level == "image" else 0)
+        of = each.valid + each.zeros + lost
+        if lost > _LARGEST_SHARE * of:
+            raise InvalidScoreError(
+                f"{lost} of {of} {level}-level values cannot be fitted ({each.described()}): what is left does not "
+                f"describe the detector. {_remedy(each._replace(zeros=0), unseen=unseen)}"
+            )
+    if not found or on_invalid is None:
+        return bool(found)
+    listed = "; ".join(
+        f"of {each.valid + each.left_out} {level}-level values {each.described()}" for level, each in found.items()
+    )
     if on_invalid is OnInvalid.RAISE:
-        raise InvalidScoreError(f'{message}. They cannot enter the statistics and on_invalid="raise" refuses them.')
+        raise InvalidScoreError(f'{listed}: they cannot be fitted, and on_invalid="raise" refuses them.')
+    low = method.positive and any(each.zeros + each.negative for each in found.values())
+    follows = (
+        "scores at or below zero have no logarithm: all of them are normalized to 0 and never flagged, so that "
+        "anomalies among them are missed and the order among them is lost"
+        if low
+        else "NaN is never flagged, +inf always"
+    )
+    everything = Counts(*map(sum, zip(*found.values(), strict=True)))
     warn(
-        f"{message}; they were left out of the statistics. If there are many, look at the detector's raw scores.",
+        f"{listed}. They were left out of the statistics; {follows}. {_remedy(everything, unseen=unseen)}",
         InvalidScoreWarning,
     )
+    return True
 
 
 def report_undefined(count: int) -> None:
@@ -115,12 +208,12 @@ def require_same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> None:
 def batch_shape(found: tuple[int, ...], sample: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of scores of shape ``found`` as a batch of samples of shape ``sample`` (clause S8).
 
-    A channel axis of one is dropped, and a lone image score is a batch of one.
+    A channel axis of one, first or last, is dropped, and a lone image score is a batch of one.
 
     Raises:
         ResolutionError: the scores are no such batch.
     """
-    if found and found[1:] in (sample, (1, *sample)):
+    if found and found[1:] in (sample, (1, *sample), (*sample, 1)):
         return (found[0], *sample)
     if found == () == sample:
         return (1,)
@@ -167,6 +260,25 @@ def report_unlabelled(unlabelled: int, samples: int, where: str) -> None:
         )
 
 
+def require_labelled(samples: int, ignored: int) -> None:
+    """Raise `NotFittedError` where all of the ``samples`` of a validation run are ``ignored``."""
+    if samples and ignored == samples:
+        raise NotFittedError(
+            f"a threshold is found among labelled samples, and all {samples} of this validation run have a label below "
+            "0, which means that they are ignored. Label normal samples 0 and anomalous ones 1, or give the threshold."
+        )
+
+
+def report_ignored(ignored: int) -> None:
+    """Warn of samples that are ignored where no other is normal: their labels may be of another convention."""
+    if ignored:
+        warn(
+            f"no sample is labelled 0, normal, and {ignored} are labelled below 0, which means that they are ignored. "
+            "If the labels are scikit-learn's, -1 for anomalous and 1 for normal, return (label == -1) instead.",
+            ThresholdWarning,
+        )
+
+
 def report_unknown_pixels() -> None:
     """Warn where no pixel has a known ground truth, so that the pixel threshold follows that of the images."""
     warn(
@@ -182,7 +294,7 @@ def require_normal_samples(normal: int, invalid: int) -> None:
     if normal == 0:
         raise NotFittedError(
             f"a normal-only threshold needs normal scores, and there are none ({invalid} NaN). Give the scores of "
-            "normal samples; labels are 0 for normal and anything else for anomalous."
+            "normal samples: their label is 0."
         )
 
 
@@ -204,7 +316,7 @@ def report_coarse_threshold(possible_loss: float) -> None:
 def label_axes(found: tuple[int, ...], scores: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that lets labels of shape ``found`` broadcast against ``scores``: one per value, or one per sample.
 
-    A channel axis of one may be there in either and missing in the other.
+    A channel axis of one, first or last, may be there in either and missing in the other.
 
     Raises:
         ValueError: the labels are of neither kind.
@@ -213,11 +325,21 @@ def label_axes(found: tuple[int, ...], scores: tuple[int, ...]) -> tuple[int, ..
         return found
     if scores and found == scores[:1]:
         return (*found, *[1] * (len(scores) - 1))
-    if len(scores) >= 3 and 1 in (scores[1], *found[1:2]):
-        without = [shape[:1] + shape[2:] if len(shape) == 4 and shape[1] == 1 else shape for shape in (found, scores)]
-        if without[0] == without[1]:
-            return scores
+    if len(scores) >= 3 and without_channel(found) == without_channel(scores):
+        return scores
     raise ValueError(
         f"labels of shape {found} do not belong to scores of shape {scores}; give one for each value, or one for each "
         "sample."
     )
+
+
+def without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of maps without a channel axis of one: (B, 1, H, W) and (B, H, W, 1) become (B, H, W)."""
+    if len(shape) == 4 and shape[1] == 1:
+        return shape[:1] + shape[2:]
+    return shape[:3] if is_channels_last(shape) else shape
+
+
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether maps of this shape are (B, H, W, 1): their channel axis is the last one."""
+    return len(shape) == 4 and shape[3] == 1 and shape[1] != 1

@@ -1,18 +1,20 @@
 """Names under which a step hands over its scores, and the message when they are not there (clause L5).
 
-Two layouts are understood: dictionaries, as anomaly detectors in Lightning have always returned them, and objects
-with attributes, as newer ones do. Names only: reading and writing arrays is the business of each framework package.
+Two spellings are understood, of dictionaries and of objects with attributes alike: ``pred_scores`` and
+``anomaly_maps``, which anomaly detectors in Lightning have always returned, and ``pred_score`` and ``anomaly_map`` of
+newer ones. Names only: reading and writing arrays is the business of each framework package.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from anomnorm_core.checks import is_channels_last, without_channel
 from anomnorm_core.errors import OutputError
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Field names of one layout."""
+    """Field names of one spelling."""
 
     scores: str
     maps: str
@@ -22,8 +24,20 @@ class Fields:
     pred_labels: str
     pred_masks: str
 
+    def spelled(self, name: str) -> str:
+        """This spelling of a field of results, which have the plural: ``anomaly_maps_z`` becomes ``anomaly_map_z``."""
+        for plural, mine in (
+            (PLURAL.scores, self.scores),
+            (PLURAL.maps, self.maps),
+            (PLURAL.pred_labels, self.pred_labels),
+            (PLURAL.pred_masks, self.pred_masks),
+        ):
+            if name == plural or name.startswith(f"{plural}_"):
+                return mine + name.removeprefix(plural)
+        return name
 
-MAPPING_FIELDS = Fields(
+
+PLURAL = Fields(
     scores="pred_scores",
     maps="anomaly_maps",
     labels=("label", "gt_label"),
@@ -32,9 +46,7 @@ MAPPING_FIELDS = Fields(
     pred_labels="pred_labels",
     pred_masks="pred_masks",
 )
-SCORES, MAPS = MAPPING_FIELDS.scores, MAPPING_FIELDS.maps
-LEVEL = {SCORES: "image", MAPS: "pixel"}  # whose statistics are for which field
-ATTRIBUTE_FIELDS = Fields(
+SINGULAR = Fields(
     scores="pred_score",
     maps="anomaly_map",
     labels=("gt_label", "label"),
@@ -43,39 +55,83 @@ ATTRIBUTE_FIELDS = Fields(
     pred_labels="pred_label",
     pred_masks="pred_mask",
 )
+SCORES, MAPS = PLURAL.scores, PLURAL.maps
+LEVEL = {SCORES: "image", MAPS: "pixel"}  # whose statistics are for which field
 
 
-def missing_fields(kind: str, found: Iterable[object], *, attributes: bool) -> OutputError:
-    """The error for outputs of type ``kind`` whose fields ``found`` include neither scores nor maps.
+def spelling(has: Callable[[str], bool], kind: str, found: Callable[[], Iterable[object]]) -> Fields:
+    """Which spelling outputs have.
 
-    ``attributes`` says whether objects with attributes would have been understood.
+    Args:
+        has: whether the outputs have a field of this name that is not None.
+        kind: their type, for the message.
+        found: names of what they have, likewise.
+
+    Raises:
+        OutputError: they have neither scores nor maps, or scores in one spelling and maps in the other.
     """
-    names = ", ".join(sorted(repr(name) for name in found)) or "nothing"
-    objects = ", or the attributes 'pred_score' or 'anomaly_map' on an object" if attributes else ""
-    return OutputError(
-        f"the step's outputs ({kind}) hold {names}, but normalization needs 'pred_scores' of shape (B,) or "
-        f"'anomaly_maps' of shape (B, 1, H, W) or (B, H, W) in a dict{objects}. Return at least one of them."
+    there = [fields for fields in (PLURAL, SINGULAR) if has(fields.scores) or has(fields.maps)]
+    if len(there) == 1:
+        return there[0]
+    names = ", ".join(sorted(repr(name) for name in found()))
+    holding = f"({kind}) hold {names}" if names else f"are of type {kind}, which holds no names"
+    if there:
+        raise OutputError(
+            f"the step's outputs {holding}, in two spellings: 'pred_scores' and 'anomaly_maps', or 'pred_score' and "
+            "'anomaly_map'. Use one of them, so that none is left as it is."
+        )
+    raise OutputError(
+        f"the step's outputs {holding}, but normalization needs 'pred_scores' of shape (B,) or 'anomaly_maps' of shape "
+        "(B, 1, H, W), (B, H, W) or (B, H, W, 1), or 'pred_score' or 'anomaly_map': return a dict with at least one of "
+        "them, {'pred_scores': scores, 'anomaly_maps': maps}, or an object that has them as attributes."
     )
 
 
-def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> None:
-    """Raise `OutputError` unless scores are (B,) or (B, 1) and maps (B, 1, H, W) or (B, H, W), of one batch (L5).
+def parts_of(kind: str, dimensions: Iterable[int]) -> list[str]:
+    """Which of a model's outputs are scores and which maps, if they come as a tuple or alone: the names of the fields.
 
-    An axis in the wrong place would otherwise be normalized without a complaint.
+    Args:
+        kind: type of the outputs, for the message.
+        dimensions: of each array: up to two are those of scores, more are those of maps.
+
+    Raises:
+        OutputError: there are not scores, maps, or one of each.
+    """
+    names = [SCORES if count <= 2 else MAPS for count in dimensions]
+    if not names or len(set(names)) < len(names):
+        listed = ", ".join(names) or "nothing"
+        raise OutputError(
+            f"the model returns a {kind} that reads as {listed} (arrays of up to two axes are scores, others maps); it "
+            "needs scores, maps, or one of each. Return a dict with 'pred_scores' and 'anomaly_maps'."
+        )
+    return names
+
+
+def require_shapes(scores: tuple[int, ...], maps: tuple[int, ...] | None) -> None:
+    """Raise `OutputError` unless scores and maps are of one batch and of the shapes of clause L5.
+
+    Scores are (B,) or (B, 1), maps (B, 1, H, W), (B, H, W) or (B, H, W, 1). An axis in the wrong place would otherwise
+    be normalized without a complaint.
     """
     if len(scores) != 1 and not (len(scores) == 2 and scores[1] == 1):
+        remedy = "Take one column of several, that of the anomalous class for example"
+        if not scores:
+            remedy = "A batch of one is squeezed to nothing by .squeeze(): use .reshape(-1)"
+        elif len(scores) > 2:
+            remedy = "If these are maps, they belong under the name of those"
         raise OutputError(
-            f"the image scores have shape {scores}; one score for each image is needed, shape (B,) or (B, 1). Reshape "
-            "them, with .reshape(-1) for example."
+            f"the image scores have shape {scores}; one score for each image is needed, shape (B,) or (B, 1). {remedy}."
         )
     if maps is None:
         return
-    if not (len(maps) == 3 or (len(maps) == 4 and maps[1] == 1)):
+    if not (len(maps) == 3 or (len(maps) == 4 and (maps[1] == 1 or is_channels_last(maps)))):
+        remedy = "Reduce several channels to one, by their mean for example"
+        if len(maps) == 2:
+            remedy = "Give a single map an axis for the batch, with maps[None]"
         raise OutputError(
-            f"the anomaly maps have shape {maps}; (B, 1, H, W) or (B, H, W) is needed. Drop a channel axis at "
-            "the end with maps[..., 0], and reduce several channels to one, by their mean for example."
+            f"the anomaly maps have shape {maps}; (B, 1, H, W), (B, H, W) or (B, H, W, 1) is needed. {remedy}."
         )
-    if 0 in maps[-2:]:
+    if 0 in without_channel(maps)[-2:]:
         raise OutputError(f"the anomaly maps have shape {maps}, which is no pixel; height and width are at least 1.")
     if scores[0] != maps[0]:
         raise OutputError(f"there are {scores[0]} image scores but {maps[0]} anomaly maps.")
@@ -91,15 +147,7 @@ def require_truth(
         )
     if masks is None or maps is None:
         return
-    if (
-        len(masks) not in (3, 4)
-        or (len(masks) == 4 and masks[1] != 1)
-        or (*masks[:1], *masks[-2:])
-        != (
-            *maps[:1],
-            *maps[-2:],
-        )
-    ):
+    if len(without_channel(masks)) != 3 or without_channel(masks) != without_channel(maps):
         raise OutputError(
             f"'mask' or 'gt_mask' has shape {masks} and the anomaly maps have {maps}; give a mask of the height and "
             "width of the map for each image. Resize masks to the maps' resolution, or maps to that of the masks."
@@ -109,14 +157,6 @@ def require_truth(
 def wrong_type(name: str, found: str, needed: str, where: str = "the step's outputs") -> OutputError:
     """The error for a field ``name`` that holds a ``found`` instead of a ``needed``."""
     return OutputError(f"{name!r} in {where} is of type {found}; it must be {needed} of real numbers.")
-
-
-def require_no_other_layout(found: Mapping[str, object]) -> None:
-    """Raise `OutputError` for a dictionary with a field under its name on an object, where it would be ignored."""
-    for name in ("scores", "maps"):
-        mine, other = getattr(MAPPING_FIELDS, name), getattr(ATTRIBUTE_FIELDS, name)
-        if found.get(mine) is None and found.get(other) is not None:
-            raise OutputError(f"the step's outputs hold {other!r}; in a dictionary the name is {mine!r}.")
 
 
 def require_no_mapping(value: object) -> None:

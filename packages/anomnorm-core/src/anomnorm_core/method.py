@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -47,7 +48,7 @@ class Method:
     def parse_extras(self, names: Any) -> tuple[str, ...]:
         """Return ``names`` as a tuple, each once; raise `OptionError` for one that this method does not have."""
         found = tuple(dict.fromkeys((names,) if isinstance(names, str) else names))
-        there = (*self.extras, "raw")
+        there = (*self.extras, "raw", "invalid")
         for name in found:
             if name not in there:
                 listed = ", ".join(map(repr, there))
@@ -59,9 +60,10 @@ class Method:
 class Kernels:
     """A method in the arrays of one library.
 
-    A record is a named tuple of arrays with ``count`` and ``invalid`` among its fields: how many values were taken and
-    how many left out. Laws: ``init()`` is the identity of ``merge``, which is associative and commutative; updating
-    with a concatenation equals merging the parts.
+    A record is a named tuple of arrays. Among its fields are ``count``, how many values were taken, and ``invalid``, of
+    shape (3,), how many were left out because they are negative, NaN or infinite; where zeros cannot be fitted there is
+    ``zeros`` too, of the shape of ``count``. Laws: ``init()`` is the identity of ``merge``, which is associative and
+    commutative; updating with a concatenation equals merging the parts.
 
     ``unit`` and ``inverse`` get values, threshold and arguments in one floating dtype, and need not care for the other
     side of the threshold: what rounding did there is repaired for every method alike. At the threshold itself ``unit``
@@ -122,10 +124,13 @@ class Registry(Mapping[str, Kernels]):
             for point in entry_points(group=self._group, name=name):
                 self.register(point.load())
         if name not in self._kernels:
-            raise OptionError(
-                f"method={name!r} is unknown; there are {', '.join(map(repr, self))}. One of another package needs its "
-                f"kernels here: {self._group.split('.')[0]}.register(KERNELS)."
+            close = get_close_matches(name.lower(), list(self), n=1)
+            remedy = (
+                f"Did you mean {close[0]!r}?"
+                if close
+                else f"One of another package needs its kernels here: {self._group.split('.')[0]}.register(KERNELS)."
             )
+            raise OptionError(f"method={name!r} is unknown; there are {', '.join(map(repr, self))}. {remedy}")
         return self._kernels[name]
 
     def __iter__(self) -> Iterator[str]:

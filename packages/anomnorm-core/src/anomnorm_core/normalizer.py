@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from anomnorm_core import file
 from anomnorm_core._arrays import Array, evaluated, normalized
 from anomnorm_core._version import __version__
-from anomnorm_core.checks import report_invalid, require_mask
+from anomnorm_core.checks import Counts, counts_of, is_channels_last, report_invalid, require_mask
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -58,8 +58,13 @@ class BaseNormalizer(ABC):
 
     @staticmethod
     def _total(count: Any) -> int:
-        """The ``count`` or ``invalid`` of a record: of pixels with their own, of the one that has most."""
+        """The ``count`` of a record: of pixels with their own, of the one that has most."""
         return int(np.max(np.asarray(count)))
+
+    @staticmethod
+    def _counts(record: Any) -> Counts:
+        """How many values a record has taken and left out."""
+        return counts_of(record)
 
     @classmethod
     def min_max(
@@ -144,12 +149,10 @@ class BaseNormalizer(ABC):
         kernels = cls._methods[method]
         if units is not None and Units.parse(units, "units") is Units.NORMALIZED:
             raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
-        fitted = {
-            level: cls._level_fit(kernels, level, each) for level, each in zip(LEVELS, (image, pixel), strict=True)
-        }
-        report_invalid(
-            {level: (each.valid, each.invalid) for level, each in fitted.items() if each is not None}, OnInvalid.WARN
-        )
+        given = dict(zip(LEVELS, (image, pixel), strict=True))
+        fitted = {level: cls._level_fit(kernels, level, each) for level, each in given.items()}
+        counts = {level: cls._counts(each) for level, each in given.items() if hasattr(each, "_fields")}
+        report_invalid(counts, OnInvalid.WARN, method=kernels.method)
         arrays = [array for each in fitted.values() if each is not None for array in each.parameters]
         dtype = np.result_type(*arrays)
         levels = {
@@ -178,7 +181,7 @@ class BaseNormalizer(ABC):
                     f"{record.__name__}."
                 )
             parameters = kernels.finalize(statistics, level=level)
-            counts = cls._total(statistics.count), cls._total(statistics.invalid)
+            counts = cls._total(statistics.count), cls._counts(statistics).left_out
         else:
             parameters, counts = statistics, (0, 0)
         try:
@@ -351,7 +354,7 @@ class Normalizer(BaseNormalizer):
         Args:
             pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map's
                 pixels that are not NaN.
-            anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
+            anomaly_maps: raw maps of shape (B, H, W), (B, 1, H, W) or (B, H, W, 1).
             threshold: for this call, in raw units, instead of the normalizer's own for image scores: one number.
                 `raw_threshold` converts from sigmas and normalized scores.
             pixel_threshold: the same for maps; under the CDF also one number for each pixel, (H, W). None takes the
@@ -359,7 +362,7 @@ class Normalizer(BaseNormalizer):
             valid: booleans of shape (B,): False for what only pads the batch. It is never flagged (clause L5).
             extras: what else to return for scores and maps, under the same names with ``_z``, ``_margin`` or ``_raw``
                 added: ``"z"`` (CDF) and ``"margin"`` (min-max), which keep their order where the normalized score is 0
-                or 1; ``"raw"``, the values given, not copied.
+                or 1; ``"raw"``, the values given, not copied. ``"invalid"`` is (B,): True where the image score is NaN.
             finite: whether infinities among the extras become the largest finite numbers: metrics refuse infinite ones.
 
         Returns:
@@ -379,7 +382,8 @@ class Normalizer(BaseNormalizer):
         if pixel_threshold is None and threshold is not None and follows_raw(fit):
             given[MAPS] = threshold
         result: dict[str, np.ndarray] = {}
-        for name, x in _values(pred_scores, anomaly_maps).items():
+        values = _values(pred_scores, anomaly_maps)
+        for name, x in values.items():
             level = LEVEL[name]
             arguments = fit.arguments(level)
             t = fit.threshold(level).raw if given[name] is None else fit.raw_threshold(given[name], Units.RAW, level)
@@ -391,13 +395,18 @@ class Normalizer(BaseNormalizer):
                 flagged = flagged & kept.reshape(-1, *[1] * (x.ndim - 1))
             result["pred_labels" if name == SCORES else "pred_masks"] = flagged
             for extra in wanted:
+                if extra == "invalid":
+                    continue
                 value = x
                 if extra != "raw":
                     value = evaluated(kernels.extras[extra], x, t, arguments)
                     largest = np.finfo(value.dtype).max
                     value = np.clip(value, -largest, largest) if finite else value
                 result[f"{name}_{extra}"] = value
-        return result
+        if "invalid" in wanted:
+            scores = values[SCORES].reshape(-1)
+            result["invalid"] = (scores != scores) & (True if valid is None else np.asarray(valid, dtype=bool))
+        return _shaped_as(anomaly_maps, result)
 
     def denormalize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
@@ -406,7 +415,7 @@ class Normalizer(BaseNormalizer):
 
         Args:
             pred_scores: normalized scores of shape (B,).
-            anomaly_maps: normalized maps of shape (B, H, W) or (B, 1, H, W).
+            anomaly_maps: normalized maps of shape (B, H, W), (B, 1, H, W) or (B, H, W, 1).
 
         Returns:
             ``pred_scores`` and ``anomaly_maps``, as far as given. 0 and 1 stand for a whole tail: under min-max they
@@ -421,10 +430,12 @@ class Normalizer(BaseNormalizer):
         units = {name: np.asarray(unit) for name, unit in given.items() if unit is not None}
         require_normalized_shapes({name: unit.shape for name, unit in units.items()})
         inverse, fit = METHODS[self._fit.method.name].inverse, self._fit
-        return {
-            name: evaluated(inverse, unit, fit.threshold(LEVEL[name]).raw, fit.arguments(LEVEL[name]))
+        result = {
+            name: evaluated(inverse, _without_last_channel(unit), fit.threshold(level).raw, fit.arguments(level))
             for name, unit in units.items()
+            for level in (LEVEL[name],)
         }
+        return _shaped_as(anomaly_maps, result)
 
 
 def follows_raw(fit: Fit) -> bool:
@@ -447,4 +458,18 @@ def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> di
     else:
         raise missing_values()
     require_shapes(scores.shape, None if maps is None else maps.shape)
-    return {SCORES: scores} | ({} if maps is None else {MAPS: maps})
+    return {SCORES: scores} | ({} if maps is None else {MAPS: _without_last_channel(maps)})
+
+
+def _without_last_channel(maps: Array) -> Array:
+    """Maps (B, H, W, 1) as (B, H, W): the parameters of pixels are (H, W). Others as they are."""
+    return maps[..., 0] if is_channels_last(maps.shape) else maps
+
+
+def _shaped_as(maps: ArrayLike | None, result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``result`` with the channel axis at the end that ``maps`` were given with."""
+    if maps is None or not is_channels_last(np.shape(maps)):
+        return result
+    return {
+        name: value[..., None] if name.startswith((MAPS, "pred_masks")) else value for name, value in result.items()
+    }

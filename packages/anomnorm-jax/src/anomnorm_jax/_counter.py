@@ -4,14 +4,19 @@ A count is a uint32 array ``[upper, lower]``; many counts have more axes after t
 already 2^31 pixels.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from anomnorm_core.checks import Counts
+from anomnorm_jax._arrays import to_host
 
-def zero() -> Array:
-    """The count 0."""
-    return jnp.zeros((2,), dtype=jnp.uint32)
+
+def zero(shape: tuple[int, ...] = ()) -> Array:
+    """The count 0, or an array of such."""
+    return jnp.zeros((2, *shape), dtype=jnp.uint32)
 
 
 def widened(lower: Array) -> Array:
@@ -38,15 +43,22 @@ def to_int(count: Array | np.ndarray) -> int:
 
 
 def is_halves(count: np.ndarray) -> bool:
-    """Whether a record's ``count`` or ``invalid`` is one 64-bit count; else it has one of 32 bits for each pixel."""
+    """Whether a record's ``count`` is one of 64 bits; else it has one of 32 bits for each pixel."""
     return count.shape == (2,)
 
 
 def largest(count: np.ndarray) -> int:
-    """A record's ``count`` or ``invalid`` as a Python integer: of the pixel that has most, where each has its own."""
+    """A record's ``count`` as a Python integer: of the pixel that has most, where each has its own."""
     return to_int(count) if is_halves(count) else int(np.max(count))
 
 
 def total(count: np.ndarray) -> int:
     """The same of all pixels together."""
     return to_int(count) if is_halves(count) else int(np.sum(count, dtype=np.uint64))
+
+
+def counts_of(record: Any) -> Counts:
+    """How many values a record has taken, and left out for which reason. Waits for the device."""
+    zeros = getattr(record, "zeros", None)
+    causes = map(to_int, to_host(record.invalid).T)
+    return Counts(total(to_host(record.count)), 0 if zeros is None else total(to_host(zeros)), *causes)

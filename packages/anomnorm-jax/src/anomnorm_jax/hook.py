@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any, SupportsFloat, TypeVar
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from anomnorm_core.checks import report_invalid, require_count
+from anomnorm_core.checks import Counts, report_invalid, require_count
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.fields import LEVEL, MAPS, SCORES
 from anomnorm_core.fit import Fit, LevelFit
@@ -27,24 +28,25 @@ from anomnorm_core.options import (
     parse_quantile,
     parse_threshold_option,
 )
-from anomnorm_core.threshold.choice import Choice, choose, place, search
+from anomnorm_core.threshold.choice import NORMAL, Choice, choose, place, search
 from anomnorm_jax import _counter
 from anomnorm_jax import run as _run
 from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, to_host
 from anomnorm_jax._collectives import all_merge
 from anomnorm_jax._sharding import like
 from anomnorm_jax.methods import METHODS
-from anomnorm_jax.normalizer import FITTED, Normalizer, centered, failure_code
+from anomnorm_jax.normalizer import FITTED, Normalizer, centered, failure_code, shaped_as
 from anomnorm_jax.outputs import Entries, Outputs, Scores, ground_truth, padding, read, replaced, used
 from anomnorm_jax.run import Run
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
+Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]  # or a function that gives them anew for each pass
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NormalizationHook:
     """Normalize image-level and pixel-level anomaly scores to [0, 1] with 0.5 at the threshold, by any method.
 
@@ -82,6 +84,9 @@ class NormalizationHook:
             have to be labelled.
         progress: whether passes over the training data show a progress bar.
         options: of the method, by name.
+        extras: what tests and predictions return beside the normalized scores and maps, under their names with ``_z``,
+            ``_margin`` or ``_raw`` added: ``"z"`` (CDF), ``"margin"`` (min-max), ``"raw"``. ``"invalid"`` is (B,), True
+            where the raw image score is NaN (clauses N6, N10).
 
     Raises:
         OptionError: the method is unknown, or an option has a value that is not allowed.
@@ -96,6 +101,7 @@ class NormalizationHook:
     source: Source | str | None = None
     progress: bool = True
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = None
+    extras: Iterable[str] = ()
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_static(cls)
@@ -114,6 +120,24 @@ class NormalizationHook:
             raise OptionError(f"progress={self.progress!r} is not an option; use True or False.")
         parsed = described.parse_options(dict(self.options or {}))
         object.__setattr__(self, "options", tuple(sorted(parsed.items())))
+        object.__setattr__(self, "extras", described.parse_extras(self.extras))
+
+    def __repr__(self) -> str:
+        """The call that makes this hook, with what differs from the defaults."""
+        usual = METHODS[self.method].method.parse_options({})
+        options = {name: value for name, value in self._options.items() if value != usual[name]}
+        # The method's options are one argument of this class, and arguments of their own in others.
+        values = {**vars(self), **self._options, "options": options}
+        defaults = {"source": Source.TRAIN, "options": {}}
+        parts = []
+        for name, parameter in signature(type(self)).parameters.items():
+            if name not in values:
+                continue
+            value = values[name]
+            if parameter.default is Parameter.empty or value != defaults.get(name, parameter.default):
+                shown = repr(str(value) if isinstance(value, str) else value)  # of an enumeration the plain string
+                parts.append(shown if name == "method" else f"{name}={shown}")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     # A validation run.
 
@@ -154,7 +178,7 @@ class NormalizationHook:
         self,
         run: Run,
         predict: Callable[[Batch], Outputs] | None = None,
-        batches: Iterable[Batch] | None = None,
+        batches: Batches[Batch] | None = None,
         *,
         statistics: tuple[Any, Any] | None = None,
     ) -> Run:
@@ -166,14 +190,17 @@ class NormalizationHook:
         Args:
             run: from `setup` or an earlier epoch; its values are replaced.
             predict: maps a batch to a step's outputs, in evaluation mode.
-            batches: the normal training data. Samples that the outputs label anomalous are left out.
+            batches: the normal training data: a list, a loader, or a function that returns an iterator over them.
+                Samples are left out that the outputs label anomalous or ignored, or that ``valid`` says only pad.
             statistics: instead of a pass, the records of image scores and of maps (or None) that a scan of one's own
                 has made with the method's ``init`` and ``update``; traceable. A method without sigmas goes on from
                 them.
 
         Raises:
-            NotFittedError, InsufficientDataError: too few valid scores to fit on.
-            InvalidScoreError: under ``on_invalid="raise"``, something was left out.
+            NotFittedError, InsufficientDataError: there is no batch, no outputs, no normal sample, or too few valid
+                scores to fit on.
+            InvalidScoreError: more than a third of the scores cannot be fitted (clause S6) or, under
+                ``on_invalid="raise"``, any.
             ResolutionError: maps do not have the height and width of `setup`.
             AnomnormError: the run is traced, and there are no ``statistics``.
         """
@@ -190,9 +217,10 @@ class NormalizationHook:
             run = self._passed(run, predict, batches)
         if not is_traced(run):
             self._parameters(run, OnInvalid(self.on_invalid))
+            _mark(run, True)
         return run
 
-    def _passed(self, run: Run, predict: Callable[[Batch], Outputs] | None, batches: Iterable[Batch] | None) -> Run:
+    def _passed(self, run: Run, predict: Callable[[Batch], Outputs] | None, batches: Batches[Batch] | None) -> Run:
         if predict is None or batches is None:
             raise TypeError(
                 f"{self.method} normalization is fitted on normal data: give on_validation_epoch_start predict and "
@@ -206,10 +234,18 @@ class NormalizationHook:
         from tqdm.auto import tqdm  # here, because a tenth of the time of importing the package would be for it
 
         logger.info("Collecting the statistics of the normal data to normalize the scores.")
-        for batch in tqdm(batches, desc="Collecting normal scores", leave=False, disable=not self.progress):
+        source = batches if isinstance(batches, Iterable) or not callable(batches) else batches()
+        given, samples = 0, []
+        for batch in tqdm(source, desc="Collecting normal scores", leave=False, disable=not self.progress):
+            given += 1
             outputs = predict(batch)
             if outputs is not None:
-                run = self._collect(run, used(outputs))
+                entries = used(outputs)
+                run = self._collect(run, entries)
+                samples.append(next(iter(entries.values())).shape[0])
+        counts = self._counts(run)["image"]
+        if not counts.valid + counts.left_out:
+            raise NotFittedError(_nothing_collected(source, given, samples))
         return run
 
     def on_validation_batch_end(self, run: Run, outputs: Outputs) -> tuple[Run, Any]:
@@ -220,14 +256,34 @@ class NormalizationHook:
             outputs: of a step; None is a skipped batch.
 
         Raises:
+            NotFittedError: the run of a method with sigmas was not fitted (outside of a trace).
             OutputError: the outputs hold neither scores nor maps.
             ResolutionError: the maps do not have the fitted height and width.
         """
         self._require_run(run)
+        fitted = self._require_fit(run)
         if outputs is None:
             return run, outputs
         run, z = self._validate(run, used(outputs))
+        _mark(run, fitted)
         return run, replaced(outputs, z) if z else outputs
+
+    def _require_fit(self, run: Run) -> bool:
+        """Whether the run of a method with sigmas is known to be fitted, which makes z-scores of its batches.
+
+        Raises:
+            NotFittedError: it is not. (A traced one has no values to look at: its z-scores are NaN.)
+        """
+        if not self._kernels.method.sigmas or run.__dict__.get(_FITTED):
+            return True
+        if is_traced(run.image):
+            return False
+        if not np.any(to_host(run.image.count)):
+            raise NotFittedError(
+                f"{self.method} normalization is fitted before validation batches come, and this run is not: call run "
+                "= hook.on_validation_epoch_start(run, predict, batches) first, with the normal training batches."
+            )
+        return True
 
     def on_validation_epoch_end(self, run: Run, before: Normalizer | None = None) -> Normalizer:
         """What remains of a validation run: its normalizer, of the structure of `empty`.
@@ -241,8 +297,10 @@ class NormalizationHook:
             before: the normalizer so far, whose manual thresholds stay.
 
         Raises:
-            NotFittedError, InsufficientDataError: too few valid scores to fit on, or none to place a threshold by.
-            InvalidScoreError: under ``on_invalid="raise"``, something was left out.
+            NotFittedError, InsufficientDataError: nothing was seen, too few valid scores to fit on, or none to place a
+                threshold by.
+            InvalidScoreError: more than a third of the scores cannot be fitted (clause S6) or, under
+                ``on_invalid="raise"``, any.
             AnomnormError: ``capacity`` was too small.
         """
         self._require_run(run)
@@ -250,6 +308,7 @@ class NormalizationHook:
             self._require_normalizer(before)
         if is_traced((run, before)):
             return self._traced_end(run, before)
+        self._require_seen(run)
         parameters = self._parameters(run, None if self._kernels.method.sigmas else OnInvalid(self.on_invalid))
         fit = self._ended(jax.tree.map(to_host, run), jax.tree.map(to_host, parameters), before)
         check = self.fit_check(run)
@@ -257,6 +316,19 @@ class NormalizationHook:
         if check is not None and not hasattr(self, "_reported") and check.report():
             object.__setattr__(self, "_reported", True)
         return like(run, self._structure(run).filled(fit))
+
+    def _require_seen(self, run: Run) -> None:
+        """Raise `NotFittedError` for a run that has nothing to fit on, in words for who has made it so."""
+        counts = self._counts(run)["image"]
+        if counts.valid + counts.left_out:
+            return
+        if self._kernels.method.sigmas:
+            self._require_fit(run)
+        raise NotFittedError(
+            "this validation run has seen no sample. Each batch gives the run that the next one takes: run, outputs = "
+            "hook.on_validation_batch_end(run, outputs); batches without outputs (None) and samples that only pad "
+            "('valid' is False) do not count."
+        )
 
     def _traced_end(self, run: Run, before: Normalizer | None) -> Normalizer:
         structure = self._structure(run)
@@ -272,8 +344,7 @@ class NormalizationHook:
                 warnings.simplefilter("ignore")
                 try:
                     run, parameters = jax.tree.map(np.asarray, (run, parameters))
-                    report_invalid(self._counts(run), OnInvalid(self.on_invalid))
-                    known = {level: parameters[level] for level in self._seen(run)}
+                    known = self._parameters(run, OnInvalid(self.on_invalid), parameters)
                     return structure.filled_on_host(self._ended(run, known, before))
                 except AnomnormError as error:
                     return replace(structure, status=np.asarray(failure_code(error), np.uint8))  # type: ignore[arg-type]
@@ -284,11 +355,11 @@ class NormalizationHook:
 
     def _ended(self, run: Run, parameters: Mapping[str, Any], before: Normalizer | None) -> Fit:
         """The fit with its thresholds, of values on the host. It runs inside of a callback too: nothing here is JAX."""
-        kernels, counts = self._kernels, self._counts(run, _counter.largest)
+        kernels, counts = self._kernels, self._counts(run)
         levels = {}
         for level, arrays in parameters.items():
-            require_count(level, *counts[level], minimum=2 if kernels.method.sigmas else 1)
-            levels[level] = LevelFit(tuple(map(np.asarray, arrays)), None, *counts[level])
+            most = _counter.largest(getattr(run, level).count)
+            levels[level] = LevelFit(tuple(map(np.asarray, arrays)), None, most, counts[level].left_out)
         fit = Fit(kernels.method, **levels, options=self._options, fitted_with=Normalizer._package)
         usable = before is not None and int(to_host(before.status)) == FITTED
         choices = self._choices(before.to_fit() if before is not None and usable else Fit(kernels.method))
@@ -308,15 +379,15 @@ class NormalizationHook:
         self._require_run(run)
         if run.normals is None or self.source == Source.VALIDATION:
             return None
-        normals, *above = (int(count) for count in to_host(run.normals))
-        return FitCheck(_counter.largest(to_host(run.image.count)), normals, *above) if normals else None
+        normals, *beyond = (int(count) for count in to_host(run.normals))
+        return FitCheck(_counter.largest(to_host(run.image.count)), normals, *beyond) if normals else None
 
     # Workers.
 
     def emptied(self, run: Run) -> Run:
-        """The run that a worker begins from: without what the validation has shown; a fit with sigmas stays.
+        """The run without what the validation has shown; a fit with sigmas stays. Traceable.
 
-        Traceable.
+        A worker begins from it, and so does a validation that takes the fit of the one before.
         """
         self._require_run(run)
         if self._kernels.method.sigmas:
@@ -374,7 +445,7 @@ class NormalizationHook:
         return self.on_test_start(normalizer)
 
     def on_test_batch_end(self, normalizer: Normalizer, outputs: Outputs) -> Any:
-        """The outputs with normalized scores and maps, labels and masks. None, a skipped batch, stays None.
+        """The outputs with normalized scores and maps, labels, masks and ``extras``. None, a skipped batch, stays None.
 
         Raises:
             NotFittedError: nothing has been fitted.
@@ -385,7 +456,8 @@ class NormalizationHook:
         if outputs is None:
             return outputs
         entries = used(outputs, truth=False)
-        return replaced(outputs, normalizer(entries.get(SCORES), entries.get(MAPS), valid=padding(entries)))
+        scores, maps, extras = entries.get(SCORES), entries.get(MAPS), self.extras
+        return replaced(outputs, normalizer(scores, maps, valid=padding(entries), extras=extras))
 
     def on_predict_batch_end(self, normalizer: Normalizer, outputs: Outputs) -> Any:
         """The outputs with normalized scores and maps, labels and masks. See `on_test_batch_end`."""
@@ -432,12 +504,12 @@ class NormalizationHook:
         values = read(entries)
         _require_maps(run, values)
         truth = ground_truth(entries, values, masks=False)
-        if truth.anomalous is None and self.source is Source.VALIDATION:
+        if truth.labels is None and self.source is Source.VALIDATION:
             raise NotFittedError(
                 "source=\"validation\" fits on the normal validation samples, but the outputs have no 'label' or "
                 "'gt_label' that tells which those are."
             )
-        normal = None if truth.anomalous is None else ~truth.anomalous
+        normal = None if truth.labels is None else truth.labels == jnp.uint8(NORMAL)
         where = normal if truth.valid is None else truth.valid if normal is None else truth.valid & normal
         return _run.fitted(self._kernels, run, values, where, shared=self._is_shared)
 
@@ -457,7 +529,8 @@ class NormalizationHook:
                 z[name] = evaluated(kernels.extras["z"], x, 1.0, arguments)
         else:
             run = _run.fitted(kernels, run, values, truth.valid, shared=self._is_shared)
-        return _run.gathered(run, values.scores, z.get(MAPS, values.maps), z.get(SCORES), truth), z
+        run = _run.gathered(run, values.scores, z.get(MAPS, values.maps), z.get(SCORES), truth)
+        return run, shaped_as(entries.get(MAPS), z)
 
     @property
     def _is_shared(self) -> bool:
@@ -471,25 +544,36 @@ class NormalizationHook:
         scores, labels, seen, pixels, normals = empty
         return replace(run, scores=scores, labels=labels, seen=seen, pixels=pixels, normals=normals)
 
-    def _parameters(self, run: Run, on_invalid: OnInvalid | None) -> dict[str, Any]:
-        """The parameters of each level that has seen values; reports what was left out of them, unless that is None."""
-        counts = self._counts(run)
+    def _parameters(
+        self, run: Run, on_invalid: OnInvalid | None, computed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The parameters of each level that has seen values, and what there is to say of those that were left out.
+
+        Args:
+            run: fitted, with values.
+            on_invalid: None: it was said before, and only what is no fit is refused.
+            computed: the parameters, inside of a callback, where nothing is JAX.
+        """
+        method, counts = self._kernels.method, self._counts(run)
+        source = Source(self.source or Source.TRAIN) if method.sigmas else None
         if on_invalid is OnInvalid.RAISE:
-            report_invalid(counts, on_invalid)
-        parameters = {level: self._kernels.finalize(getattr(run, level), level=level) for level in self._seen(run)}
-        if on_invalid is OnInvalid.WARN:  # of a usable fit: an unusable one was an error above
-            report_invalid(counts, on_invalid)
-        return parameters
-
-    def _seen(self, run: Run) -> list[str]:
-        counts = self._counts(run)
-        return [level for level in counts if level == "image" or any(counts[level])]
-
-    def _counts(self, run: Run, total: Callable[[np.ndarray], int] = _counter.total) -> dict[str, tuple[int, int]]:
-        records = {level: getattr(run, level) for level in LEVELS if getattr(run, level) is not None}
-        return {
-            level: (total(to_host(record.count)), total(to_host(record.invalid))) for level, record in records.items()
+            report_invalid(counts, on_invalid, method=method, source=source)
+        records = {
+            level: getattr(run, level)
+            for level, each in counts.items()
+            if level == "image" or each.valid + each.left_out
         }
+        for level, record in records.items():  # an unusable fit is an error, whatever was left out
+            most = _counter.largest(to_host(record.count))
+            require_count(level, counts[level], minimum=2 if method.sigmas else 1, most=most)
+        report_invalid(counts, on_invalid, method=method, source=source)
+        if computed is not None:
+            return {level: computed[level] for level in records}
+        return {level: self._kernels.finalize(record, level=level) for level, record in records.items()}
+
+    def _counts(self, run: Run) -> dict[str, Counts]:
+        records = {level: getattr(run, level) for level in LEVELS if getattr(run, level) is not None}
+        return {level: _counter.counts_of(record) for level, record in records.items()}
 
     def _require_run(self, run: Any) -> None:
         if isinstance(run, Run) and run.method == self.method:
@@ -534,6 +618,44 @@ class NormalizationHook:
 @partial(jax.jit, static_argnums=0)
 def _merge(hook: NormalizationHook, a: Run, b: Run) -> Run:
     return _run.merge(hook._kernels, a, b)
+
+
+def _nothing_collected(batches: Any, given: int, samples: list[int]) -> str:
+    """Why a pass over ``given`` batches has found nothing to fit on, and what to do.
+
+    Args:
+        batches: what was passed over.
+        given: how many there were.
+        samples: in those of them that ``predict`` returned outputs for.
+    """
+    if not given and isinstance(batches, Iterator):
+        return (
+            "batches is an iterator that gives nothing any more: one can be passed over once, and each validation "
+            "makes a pass. Give a list, a loader, or a function that returns a new iterator."
+        )
+    if not given:
+        return (
+            "batches is empty, so there is no normal data to fit on. Give batches of the training data (a loader that "
+            "drops the last batch has none where there are fewer samples than one batch holds)."
+        )
+    if not samples:
+        return f"predict returned None for all of {given} batches, so there are no scores to fit on. Return outputs."
+    if not sum(samples):
+        return f"all of {given} batches are of no sample, so there are no scores to fit on."
+    return (
+        f"none of {sum(samples)} samples that predict has scored is a normal one: by 'label', 'gt_label' or a mask "
+        "they are anomalous (above 0) or ignored (below 0), or by 'valid' they only pad. Labels of normal samples are "
+        "0; where all samples are normal, return none."
+    )
+
+
+def _mark(run: Run, fitted: bool) -> None:
+    """Note outside of the tree that a run has a fit, so that nobody waits for the device to look again."""
+    if fitted:
+        object.__setattr__(run, _FITTED, True)
+
+
+_FITTED = "_fitted"
 
 
 def _resolution(values: Scores) -> tuple[int, int] | None:

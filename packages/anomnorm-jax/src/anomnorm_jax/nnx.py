@@ -3,19 +3,21 @@
 They need ``flax``, which the rest of the package does not: ``pip install anomnorm-jax[flax]``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat, TypeVar
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.options import Units
-from anomnorm_jax.hook import NormalizationHook
+from anomnorm_jax.hook import Batches, NormalizationHook
 from anomnorm_jax.methods import cdf, min_max
 from anomnorm_jax.normalizer import Normalizer
-from anomnorm_jax.outputs import Outputs
+from anomnorm_jax.outputs import Outputs, padding, used
 
 __all__ = ["AnomalyScoreDistribution", "Fitted", "MinMax", "Normalization", "Statistics"]
 
@@ -28,6 +30,19 @@ class Statistics(nnx.Variable[Any]):
 
 class Fitted(nnx.Variable[Any]):
     """The kind of variable that a normalizer is kept in: what a checkpoint has to hold."""
+
+
+def _taken(
+    pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None, others: Mapping[str, Any], where: ArrayLike | None
+) -> tuple[Array | None, Array | None, ArrayLike | None]:
+    """Scores and maps of a step's outputs, and which samples take part: of ``where``, those that do not pad."""
+    named = {SCORES: pred_scores, MAPS: anomaly_maps}
+    arrays = {name: jnp.asarray(value) for name, value in named.items() if value is not None}
+    entries = used({**others, **arrays}, truth=False)
+    valid = padding(entries)
+    if valid is not None:
+        where = valid if where is None else jnp.asarray(valid) & jnp.asarray(where, dtype=bool)
+    return entries.get(SCORES), entries.get(MAPS), where
 
 
 class MinMax(nnx.Metric):
@@ -55,16 +70,21 @@ class MinMax(nnx.Metric):
         pred_scores: ArrayLike | None = None,
         anomaly_maps: ArrayLike | None = None,
         where: ArrayLike | None = None,
-        **_unused: Any,
+        **others: Any,
     ) -> None:
-        """Add raw scores (B,) and maps (B, 1, H, W) or (B, H, W); either may be missing.
+        """Add raw scores (B,) or (B, 1) and maps (B, 1, H, W), (B, H, W) or (B, H, W, 1); either may be missing.
 
-        ``where`` is a boolean array of shape (B,): samples that take part. Other entries of a step's outputs are left
-        alone, so that ``metric.update(**outputs)`` works.
+        ``where`` is a boolean array of shape (B,): samples that take part. ``metric.update(**outputs)`` works with all
+        that a step returns: ``pred_score`` and ``anomaly_map`` are the same as these names, what ``valid`` says only
+        pads the batch is left out, and other entries, labels too, are left alone.
+
+        Raises:
+            OutputError: there are neither scores nor maps.
         """
-        for record, values in ((self.image, pred_scores), (self.pixel, anomaly_maps)):
+        scores, maps, taken = _taken(pred_scores, anomaly_maps, others, where)
+        for record, values in ((self.image, scores), (self.pixel, maps)):
             if values is not None:
-                record.set_value(min_max.update(record.get_value(), values, where=where))
+                record.set_value(min_max.update(record.get_value(), values, where=taken))
 
     def merge(self, other: "MinMax") -> None:
         """Add what another one has seen."""
@@ -99,16 +119,20 @@ class AnomalyScoreDistribution(nnx.Metric):
         pred_scores: ArrayLike | None = None,
         anomaly_maps: ArrayLike | None = None,
         where: ArrayLike | None = None,
-        **_unused: Any,
+        **others: Any,
     ) -> None:
         """See `MinMax.update`. Maps are left alone without a ``shape``.
 
+        Labels are not looked at: give only normal samples, or ``where=label == 0``.
+
         Raises:
+            OutputError: there are neither scores nor maps.
             ResolutionError: maps are not of that shape.
         """
-        for record, values in ((self.image, pred_scores), (self.pixel, anomaly_maps)):
+        scores, maps, taken = _taken(pred_scores, anomaly_maps, others, where)
+        for record, values in ((self.image, scores), (self.pixel, maps)):
             if values is not None and record.get_value() is not None:
-                record.set_value(cdf.update(record.get_value(), values, where=where))
+                record.set_value(cdf.update(record.get_value(), values, where=taken))
 
     def merge(self, other: "AnomalyScoreDistribution") -> None:
         """Add what another one of the same shape has seen."""
@@ -151,7 +175,7 @@ class Normalization(nnx.Module):
     def on_validation_epoch_start(
         self,
         predict: Callable[[Batch], Outputs] | None = None,
-        batches: Iterable[Batch] | None = None,
+        batches: Batches[Batch] | None = None,
         *,
         statistics: tuple[Any, Any] | None = None,
     ) -> None:

@@ -14,7 +14,7 @@ from jax import Array, dtypes
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import require_mask, unfitted_level
+from anomnorm_core.checks import Counts, is_channels_last, require_mask, unfitted_level
 from anomnorm_core.errors import AnomnormError, InsufficientDataError, InvalidScoreError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -30,7 +30,15 @@ from anomnorm_core.method import Kernels
 from anomnorm_core.normalizer import BaseNormalizer, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
 from anomnorm_jax import _counter
-from anomnorm_jax._arrays import evaluated, is_traced, largest_defined, normalized, to_host
+from anomnorm_jax._arrays import (
+    arithmetic,
+    evaluated,
+    is_traced,
+    largest_defined,
+    normalized,
+    to_host,
+    without_last_channel,
+)
 from anomnorm_jax._version import __version__
 from anomnorm_jax.methods import METHODS
 from anomnorm_jax.threshold import flag
@@ -57,7 +65,8 @@ FAILURES: dict[int, tuple[type[AnomnormError], str]] = {
     2: (InsufficientDataError, f"{_WHERE} had too few valid values to fit on. Fit on more normal samples."),
     3: (
         InvalidScoreError,
-        f'{_WHERE} had values that are NaN, infinite or without a logarithm, which on_invalid="raise" refuses.',
+        f"{_WHERE} had values that cannot be fitted (NaN, infinite, or without a logarithm): more than a third of all, "
+        'or any under on_invalid="raise".',
     ),
     4: (OptionError, f"{_WHERE} could not place its threshold at a float32 score that could be flagged."),
     5: (NotFittedError, f"{_WHERE} had no valid value to fit on or to place a threshold by."),
@@ -177,6 +186,10 @@ class Normalizer(BaseNormalizer):
     def _total(count: Any) -> int:
         return _counter.largest(to_host(count))
 
+    @staticmethod
+    def _counts(record: Any) -> Counts:
+        return _counter.counts_of(record)
+
     def with_threshold(
         self,
         threshold: SupportsFloat | None = None,
@@ -243,13 +256,14 @@ class Normalizer(BaseNormalizer):
 
         Args:
             pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map.
-            anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
+            anomaly_maps: raw maps of shape (B, H, W), (B, 1, H, W) or (B, H, W, 1).
             threshold: for this call, in raw units, instead of the normalizer's own for image scores: a number, or an
                 array of shape (), which may be traced. Another value compiles nothing anew.
             pixel_threshold: the same for maps; under the CDF also one number for each pixel, (H, W). None takes the
                 normalizer's own or, where there are no sigmas and that follows the images' one, ``threshold``.
             valid: booleans of shape (B,): False for what only pads the batch. It is never flagged (clause L5).
-            extras: what else to return, under the same names with ``_z``, ``_margin`` or ``_raw`` added.
+            extras: what else to return, under the same names with ``_z``, ``_margin`` or ``_raw`` added; ``"invalid"``
+                is (B,): True where the image score is NaN and no padding.
             finite: whether infinities among the extras, but for ``raw``, become the largest finite numbers. Static.
 
         Returns:
@@ -288,7 +302,7 @@ class Normalizer(BaseNormalizer):
 
         Args:
             pred_scores: normalized scores of shape (B,) or (B, 1).
-            anomaly_maps: normalized maps of shape (B, H, W) or (B, 1, H, W).
+            anomaly_maps: normalized maps of shape (B, H, W), (B, 1, H, W) or (B, H, W, 1).
 
         Raises:
             OutputError, NotFittedError, ResolutionError: as in a call.
@@ -326,7 +340,7 @@ def _call(
     for name in (SCORES, MAPS):  # a pytree sorts the keys of a dictionary
         if name not in raw:
             continue
-        x, t, (own, *arguments) = raw[name], given[name], normalizer._arguments(LEVEL[name])
+        x, t, (own, *arguments) = without_last_channel(raw[name]), given[name], normalizer._arguments(LEVEL[name])
         image = given[SCORES]
         if t is None and name == MAPS and pixel is not None and image is not None and not kernels.method.sigmas:
             t = jnp.where(pixel.origin[0] == 1 + _ORIGINS.index(Origin.IMAGE), image, own)
@@ -336,11 +350,24 @@ def _call(
         if valid is not None:
             flagged = flagged & valid.reshape(-1, *[1] * (x.ndim - 1))
         result["pred_labels" if name == SCORES else "pred_masks"] = flagged
-        for extra in extras:
+        for extra in (each for each in extras if each != "invalid"):
             value = evaluated(kernels.extras[extra], x, t, arguments)
             largest = jnp.finfo(value.dtype).max  # type: ignore[no-untyped-call]
             result[f"{name}_{extra}"] = jnp.clip(value, -largest, largest) if finite else value
-    return result
+    if "invalid" in extras:
+        scores = raw[SCORES] if raw[SCORES].ndim == 1 else raw[SCORES][:, 0]
+        undefined = jnp.isnan(arithmetic(scores))
+        result["invalid"] = undefined if valid is None else undefined & valid
+    return shaped_as(raw.get(MAPS), result)
+
+
+def shaped_as(maps: Array | None, result: dict[str, Array]) -> dict[str, Array]:
+    """``result`` with the channel axis at the end that ``maps`` were given with."""
+    if maps is None or not is_channels_last(maps.shape):
+        return result
+    return {
+        name: value[..., None] if name.startswith((MAPS, "pred_masks")) else value for name, value in result.items()
+    }
 
 
 @jax.jit
@@ -348,8 +375,8 @@ def _denormalize(normalizer: Normalizer, units: Mapping[str, Array]) -> dict[str
     inverse, found = METHODS[normalizer.method].inverse, {}
     for name, unit in units.items():
         t, *arguments = normalizer._arguments(LEVEL[name])
-        found[name] = evaluated(inverse, unit, t, arguments)
-    return found
+        found[name] = evaluated(inverse, without_last_channel(unit), t, arguments)
+    return shaped_as(units.get(MAPS), found)
 
 
 def centered(

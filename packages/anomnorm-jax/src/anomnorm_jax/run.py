@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 
 from anomnorm_core.errors import AnomnormError
-from anomnorm_core.fit_check import LIMITS
+from anomnorm_core.fit_check import LIMITS, counted
 from anomnorm_core.method import Kernels
-from anomnorm_core.threshold.choice import ANOMALOUS, UNLABELLED, Gathered
+from anomnorm_core.threshold.choice import NORMAL, UNLABELLED, Gathered
 from anomnorm_jax import threshold
 from anomnorm_jax._arrays import to_host
 from anomnorm_jax._sharding import automatic
@@ -35,10 +35,10 @@ class Run:
     image: Any  # the method's record of the image scores
     pixel: Any  # and of the maps; None where the steps return none
     scores: Array | None  # (capacity,) float32, or float64 for float64 scores: raw image scores; None: none are needed
-    labels: Array | None  # (capacity,) uint8: NORMAL, ANOMALOUS or UNLABELLED
+    labels: Array | None  # (capacity,) uint8: NORMAL, ANOMALOUS, UNLABELLED or IGNORED
     seen: Array  # () uint32: images so far; those beyond the capacity are counted and not kept
     pixels: threshold.ScoreHistogram | None  # pixels whose ground truth is known; None: they are not needed
-    normals: Array | None  # with sigmas, (3,) uint32: normal validation samples; with z above 2; above 3
+    normals: Array | None  # with sigmas, (5,) uint32: normal validation samples, as `fit_check.counted` counts them
     method: str
     resolution: tuple[int, int] | None  # height and width of the maps
 
@@ -68,7 +68,7 @@ def init(
         labels=jnp.zeros((capacity,), dtype=jnp.uint8) if scores else None,
         seen=jnp.zeros((), dtype=jnp.uint32),
         pixels=threshold.init() if pixels and resolution is not None else None,
-        normals=jnp.zeros((1 + len(LIMITS),), dtype=jnp.uint32) if kernels.method.sigmas else None,
+        normals=jnp.zeros((1 + 2 * len(LIMITS),), dtype=jnp.uint32) if kernels.method.sigmas else None,
         method=kernels.method.name,
         resolution=resolution,
     )
@@ -104,24 +104,22 @@ def gathered(run: Run, scores: Array, maps: Array | None, z: Array | None, truth
     """
     images = scores.shape[0]
     valid = jnp.ones((images,), dtype=bool) if truth.valid is None else truth.valid
-    anomalous = jnp.zeros((images,), dtype=bool) if truth.anomalous is None else truth.anomalous
+    known = jnp.full((images,), UNLABELLED, dtype=jnp.uint8) if truth.labels is None else truth.labels
     kept, labels, pixels, normals = run.scores, run.labels, run.pixels, run.normals
     if kept is not None and labels is not None:
         after = jnp.cumsum(valid.astype(jnp.uint32), dtype=jnp.uint32)
         positions = jnp.where(valid, run.seen + after - jnp.uint32(1), jnp.uint32(kept.shape[0]))  # the last is dropped
-        known = jnp.where(anomalous, jnp.uint8(ANOMALOUS), jnp.uint8(0 if truth.anomalous is not None else UNLABELLED))
         kept = kept.at[positions].set(scores.ravel().astype(kept.dtype), mode="drop")
         labels = labels.at[positions].set(known, mode="drop")
+    normal = valid & (known == jnp.uint8(NORMAL))
     if pixels is not None and maps is not None:
-        if truth.masks is None:  # the pixels of an anomalous image are unknown
-            pixels = threshold.update(pixels, maps, where=valid & ~anomalous)
-        else:
+        if truth.masks is not None:
             pixels = threshold.update(pixels, maps, truth.masks, where=valid)
-    if normals is not None and z is not None and truth.anomalous is not None:
+        else:  # of an anomalous image the pixels are unknown; without any label all are taken for normal
+            pixels = threshold.update(pixels, maps, where=valid if truth.labels is None else normal)
+    if normals is not None and z is not None and truth.labels is not None:
         flat = z.ravel()
-        above = [~jnp.isnan(flat), *(flat > limit for limit in LIMITS)]
-        counted = [jnp.sum(which & valid & ~anomalous, dtype=jnp.uint32) for which in above]
-        normals = normals + jnp.stack(counted)
+        normals = normals + jnp.stack(counted(flat, lambda which: jnp.sum(which & normal, dtype=jnp.uint32)))
     seen = run.seen + jnp.sum(valid, dtype=jnp.uint32)
     return replace(run, scores=kept, labels=labels, seen=seen, pixels=pixels, normals=normals)
 

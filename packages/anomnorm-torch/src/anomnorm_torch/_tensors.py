@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from anomnorm_core.checks import batch_shape, require_mask
+from anomnorm_core.checks import CAUSES, batch_shape, require_mask
 from anomnorm_torch._tiles import is_readable
 
 
@@ -91,3 +91,15 @@ def selection(where: Tensor | None, values: Tensor) -> Tensor | None:
         return None
     require_mask(tuple(where.shape), values.shape[0])
     return where.to(device=values.device, dtype=torch.bool).reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
+
+
+def causes(values: Tensor, taken: Tensor | None, known: Tensor) -> Tensor:
+    """How many of the values ``taken`` are negative, NaN, infinite: (3,) int64. ``known`` are none of these."""
+    rest = (values.numel() if taken is None else taken.sum()) - known.sum()
+    if is_readable(rest) and not bool(rest):  # nearly always
+        return torch.zeros(len(CAUSES), dtype=torch.int64)
+    nan, infinite = values.isnan(), values.isinf()
+    if taken is not None:
+        nan, infinite = nan.logical_and_(taken), infinite.logical_and_(taken)
+    found = torch.stack([nan.count_nonzero(), infinite.count_nonzero()])
+    return torch.cat([(rest - found.sum())[None], found])

@@ -1,17 +1,22 @@
 """Normalization of anomaly scores in a training loop, under either Lightning distribution: neither is imported here."""
 
+import inspect
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
 from typing import Any, ClassVar, NoReturn, SupportsFloat
 
+import torch
 from torch import Tensor
 
 from anomnorm_core.checks import report_undefined
-from anomnorm_core.errors import AnomnormError, FitWarning, InvalidScoreWarning, OptionError, ThresholdWarning
+from anomnorm_core.errors import AnomnormError, FitWarning, InvalidScoreWarning, OptionError, ThresholdWarning, warn
+from anomnorm_core.fields import LEVEL
 from anomnorm_core.fit import Fit, Threshold
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.options import (
@@ -25,23 +30,33 @@ from anomnorm_core.options import (
 )
 from anomnorm_core.threshold.choice import Choice, choose, place
 from anomnorm_torch.batches import normalize_batch, standardize_batch
-from anomnorm_torch.collection import collect, flattened
+from anomnorm_torch.collection import Pass
 from anomnorm_torch.framework import LightningModule, Trainer
-from anomnorm_torch.inference_model import create_inference_model
+from anomnorm_torch.inference_model import as_inference_model, create_inference_model, take_buffers
+from anomnorm_torch.logged import logged
 from anomnorm_torch.methods import METHODS
+from anomnorm_torch.mixin import NormalizationMixin
+from anomnorm_torch.normal_data import CalibrationLoader, PassOptions, flattened
 from anomnorm_torch.normalizer import Normalizer
 from anomnorm_torch.outputs import GroundTruth, StepOutputs
-from anomnorm_torch.processes import count_unpadded
-from anomnorm_torch.run import Records, Run
+from anomnorm_torch.processes import OwnSamples, total
+from anomnorm_torch.run import Records, Run, some_weights
+from anomnorm_torch.sharding import (
+    data_group,
+    has_no_duplicate,
+    is_sharded,
+    put_fit,
+    require_process_group,
+    take_fit,
+    take_missed_fit,
+)
 from anomnorm_torch.slot import NAME, Slot
-from anomnorm_torch.thresholds import own_threshold, set_metric_threshold, slot_of
+from anomnorm_torch.thresholds import largest_below_half, own_threshold, set_metric_threshold, slot_of
+from anomnorm_torch.user_hooks import UserHooks
 
 logger = logging.getLogger("anomnorm_torch.callbacks.cdf_normalization")
 
 ThresholdOption = float | ThresholdRule | str | None
-
-# They do not hold the whole module in each process, or have no torch.distributed to talk through.
-_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy", "XLAFSDPStrategy"}
 
 
 class Normalization:
@@ -56,18 +71,30 @@ class Normalization:
     Args:
         method: its name, ``"two-slope"``, ``"min-max"``, ``"cdf"`` or that of a registered one.
         threshold: decision threshold, in sigmas where the method has them and else in raw units, or how to find it; it
-            wins over a checkpoint. None takes ``image_threshold.value`` and ``pixel_threshold.value`` of the module,
-            and does as ``"adaptive"`` does where it has none. ``"adaptive"`` finds the threshold of the best F1 in each
-            validation run, from the labels and masks in the step's outputs or in the batch. ``"normal_quantile"``
-            places it just above the normal samples.
+            wins over a checkpoint. None takes the module's own ``image_threshold`` and ``pixel_threshold``, numbers or
+            objects with a ``value``, and does as ``"adaptive"`` does where it has none. ``"adaptive"`` finds the
+            threshold of the best F1 in each validation run, from the labels and masks in the step's outputs or in the
+            batch. ``"normal_quantile"`` places it just above the normal samples.
         pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does, and takes a number that was
             given there. ``"image"`` takes that of the images in any case.
         normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
             ``"adaptive"`` finds no anomaly.
         source: where a method with sigmas is fitted: ``"train"``, the default, or ``"validation"`` on the normal
             samples of the validation data, which unlike the training data the detector has not seen before.
+        calibration_loader: normal data for a method with sigmas, instead of the training data: a loader, batches, or a
+            function that returns them anew for each fit.
+        step: the step of the module that scores the normal data.
+        limit_batches: of the normal data: a number of batches of each loader, or a share of them; None does as the
+            trainer's limit for that data does.
+        every_n_validations: in which validation runs of a training a method with sigmas is fitted: the first and every
+            n-th after it. In between, its parameters stay.
         on_invalid: ``"warn"``: scores that cannot enter the statistics are left out and one warning counts them;
             ``"raise"``: the first one is an error (this reads counts off the device in every batch).
+        extras: what test and predict write beside the normalized scores, under the same names with ``_z``, ``_margin``
+            or ``_raw`` added: ``"z"`` (CDF), ``"margin"`` (min-max), ``"raw"``; and ``"invalid"``, shape (B,), True
+            where the image score is NaN.
+        log_prefix: of what a validation run logs: thresholds, parameters, how many values were left out, and the fit
+            check, as ``normalization/image_threshold`` and so on. None: nothing is logged.
         options: of the method, by name.
 
     Attributes:
@@ -88,7 +115,13 @@ class Normalization:
         pixel_threshold: ThresholdOption = None,
         normal_quantile: float = 1.0,
         source: Source | str | None = None,
+        calibration_loader: CalibrationLoader | None = None,
+        step: str = "validation_step",
+        limit_batches: int | float | None = None,
+        every_n_validations: int = 1,
         on_invalid: OnInvalid | str = OnInvalid.WARN,
+        extras: Iterable[str] = (),
+        log_prefix: str | None = "normalization",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -98,20 +131,69 @@ class Normalization:
         self.threshold = parse_threshold_option(threshold, "threshold")
         self.pixel_threshold = parse_threshold_option(pixel_threshold, "pixel_threshold")
         self.normal_quantile = parse_quantile(normal_quantile, "normal_quantile")
-        if source is not None and not self.method.sigmas:
-            raise OptionError(f"source={source!r}: {self.method.name} normalization is fitted by each validation run.")
+        of_the_pass = {
+            "source": (source, None),
+            "calibration_loader": (calibration_loader, None),
+            "step": (step, "validation_step"),
+            "limit_batches": (limit_batches, None),
+            "every_n_validations": (every_n_validations, 1),
+        }
+        for name, (value, default) in of_the_pass.items():
+            if value != default and not self.method.sigmas:
+                fitted = f"{self.method.name} normalization is fitted by each validation run"
+                raise OptionError(f"{name}={value!r}: {fitted}.")
         self.source = Source.TRAIN if source is None else Source.parse(source, "source")
         self.on_invalid = OnInvalid.parse(on_invalid, "on_invalid")
+        self.calibration_loader, self.step, self.limit_batches = calibration_loader, step, limit_batches
+        self.every_n_validations = every_n_validations
+        self._pass_options()  # checks them
+        self.extras = self.method.parse_extras(extras)
+        if log_prefix is not None and not isinstance(log_prefix, str):
+            raise OptionError(f"log_prefix={log_prefix!r} is no text; give one, or None to log nothing.")
+        self.log_prefix = log_prefix
         self.thresholds: dict[str, Threshold] = {}
         self.fit_check: FitCheck | None = None
         self._run: Run | None = None
-        self._loaders: list[Iterable[Any]] = []
-        self._seen: list[int] = []  # samples of each loader so far
+        self._own: list[OwnSamples] = []  # of each validation loader
+        self._user_hooks: UserHooks | None = None
+        self._runs = 0  # validation runs of this training
+        self._is_stale = False  # whether the present one keeps the parameters of an earlier one, of other weights
         self._truth: tuple[bool, bool] = (True, True)  # whether labels are needed, and masks
+        self._is_first = True  # whether no batch of the present validation run had outputs yet
         self._normalizer: Normalizer | None = None  # of the present test or prediction
+        self._resolved: tuple[Slot, Fit] | None = None  # what it was made of: the fit that was in the slot
+        self._sets_metrics = False  # whether the dtype of the test's results is not known yet
         self._undefined: Tensor | None = None  # (): image scores of it that are NaN
         self._reported = False  # whether this training had its warning about values that were left out
         self._fit_reported = False  # and about its fit
+        # Some of the weights that the normal data were scored with, and of those that were validated.
+        self._weights: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._exchange_reported = False  # whether this training had its warning that those differ
+        self._validated_at: int | None = None  # optimizer steps before the last validation run of this training
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, parameter in self._parameters().items():
+            given = {"method": self.method.name, "options": self.options}.get(name, getattr(self, name, None))
+            value = self.options.get(name, given)
+            if name == "options":
+                default = self.method.parse_options({})
+                value = {key: each for key, each in self.options.items() if each != default[key]} or None
+            if value != parameter.default and not (name == "source" and value is Source.TRAIN):
+                shown.append(f"{name}={str(value)!r}" if isinstance(value, StrEnum) else f"{name}={value!r}")
+        if self.thresholds:
+            shown.append(f"thresholds={self.thresholds!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @classmethod
+    def _parameters(cls) -> Mapping[str, inspect.Parameter]:
+        """The options of the constructor; a subclass may hand all of them on without naming any."""
+        for base in cls.__mro__:
+            if "__init__" in vars(base):
+                parameters = dict(list(inspect.signature(vars(base)["__init__"]).parameters.items())[1:])
+                if not any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters.values()):
+                    return parameters
+        return {}
 
     def __iter__(self) -> NoReturn:
         # Trainer(callbacks=callback) takes a single one of its own distribution, and iterates over anything else.
@@ -129,12 +211,7 @@ class Normalization:
             AnomnormError: the module carries the fit of another method, the trainer has a second normalization
                 callback, or its strategy is not supported.
         """
-        strategy = type(trainer.strategy)
-        if _SHARDING & {base.__name__ for base in strategy.__mro__}:
-            raise AnomnormError(
-                f"{type(self).__name__} cannot run under {strategy.__name__}: statistics are fitted and saved with the "
-                'whole module, of which each process holds a part there. Use strategy="ddp" for several processes.'
-            )
+        require_process_group(trainer, type(self).__name__)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[union-attr]
         normalizing = [callback for callback in callbacks if isinstance(callback, Normalization)]
         if len(normalizing) > 1:
@@ -142,9 +219,12 @@ class Normalization:
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
-        self._run = self._normalizer = self._undefined = None
-        self._reported = self._fit_reported = False
+        self._run = self._normalizer = self._undefined = self._validated_at = None
+        self._reported = self._fit_reported = self._exchange_reported = False
+        self._user_hooks, self._runs = None, 0
         self._give_slot(pl_module)
+        slot = slot_of(pl_module)
+        slot.trainer, slot.in_state_dict, slot.is_restored = trainer, not is_sharded(trainer), False
         for position, callback in enumerate(callbacks):
             if "WeightAveraging" not in {base.__name__ for base in type(callback).__mro__}:
                 continue
@@ -174,8 +254,11 @@ class Normalization:
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the fit into the state dict, where another callback has put another module's there."""
-        own = slot_of(pl_module).state_dict(prefix=f"{NAME}.")
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+        put_fit(slot_of(pl_module), checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the fit from beside the state dict of a sharded module."""
+        take_fit(slot_of(pl_module), checkpoint)
 
     def normalizer(self, pl_module: LightningModule) -> Normalizer:
         """What was fitted, with the present thresholds, as a module of its own: to save, to serve, to export.
@@ -281,10 +364,59 @@ class Normalization:
                 "thresholds do not belong to them: call trainer.validate(...) after the training.",
                 stacklevel=2,
             )
+        alone = any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks)
+        if alone and is_sharded(trainer) and not isinstance(pl_module, NormalizationMixin):
+            strategy = type(trainer.strategy).__name__
+            warnings.warn(
+                f"checkpoints of weights alone will have no statistics: under {strategy} those are beside the weights. "
+                "Let the checkpoint callback have save_weights_only=False, or derive "
+                f"{type(pl_module).__name__} from NormalizationMixin.",
+                stacklevel=2,
+            )
         if not trainer.enable_validation:
             warnings.warn(
                 f"{type(self).__name__} fits its statistics in validation runs, and this training has none: give "
                 "trainer.fit a validation loader and the module a validation_step.",
+                stacklevel=2,
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try the pass over the normal data with a batch: what cannot be read or scored is better known before (L3).
+
+        Also warn of a training that is over before its first validation run is due.
+
+        Raises:
+            AnomnormError: see `Pass.try_out`.
+        """
+        if trainer.enable_validation and trainer.is_global_zero and _never_validates(trainer):
+            warnings.warn(
+                f"this training is over before its first validation run, in which {type(self).__name__} fits its "
+                f"statistics: let check_val_every_n_epoch={trainer.check_val_every_n_epoch} and "
+                f"val_check_interval={trainer.val_check_interval} be smaller, or call trainer.validate(...) after it.",
+                stacklevel=2,
+            )
+        if self.method.sigmas and trainer.enable_validation:
+            with self._inference_model(trainer, pl_module) as model:
+                self._pass(trainer, model, Records(self._kernels, self.options, pl_module.device)).try_out()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of final weights that no validation run has seen, so that no fit belongs to them."""
+        if not trainer.enable_validation or not trainer.is_global_zero:
+            return
+        remedy = "call trainer.validate(...) before you test or predict with these weights"
+        if self._validated_at is None:
+            warnings.warn(
+                f"the training has ended without a validation run, in which {type(self).__name__} fits its "
+                f"statistics: {remedy}, or let check_val_every_n_epoch and val_check_interval be smaller.",
+                stacklevel=2,
+            )
+        elif self._validated_at < trainer.global_step:
+            steps = trainer.global_step - self._validated_at
+            plural = "s" if steps > 1 else ""
+            warnings.warn(
+                f"the final weights are {steps} optimizer step{plural} younger than the last validation run, so that "
+                f"statistics and thresholds do not belong to them: {remedy}, or load a checkpoint that was saved at a "
+                "validation.",
                 stacklevel=2,
             )
 
@@ -298,18 +430,26 @@ class Normalization:
             NotFittedError: there is nothing to fit on and no checkpoint has restored statistics.
         """
         slot = slot_of(pl_module)
+        take_missed_fit(slot)
         searched = {level: choice.is_searched for level, choice in self._choices(pl_module, slot.fit).items()}
         self._truth = self.method.sigmas or any(searched.values()), searched["pixel"]
+        self._is_first = True
         if trainer.sanity_checking:
             return
-        slot.draft = None
+        slot.draft, self._weights = None, ([], [])
         if self.method.sigmas:
-            logger.info("Collecting the statistics of the normal data to normalize the scores.")
-            self._collect_stats(trainer, pl_module)
+            is_due = trainer.state.fn != "fit" or self._runs % self.every_n_validations == 0
+            self._runs += 1
+            self._is_stale = not is_due and slot.fit.image is not None
+            if not self._is_stale:
+                logger.info("Collecting the statistics of the normal data to normalize the scores.")
+                self._collect_stats(trainer, pl_module)
+                self._weights = some_weights(pl_module), []
+            else:  # the parameters are the same for all options
+                slot.draft = replace(slot.fit, options=self.options)
         device = pl_module.device
         self._run = Run(self._kernels, self.options, device, draft=slot.draft, pixels=searched["pixel"])
-        self._loaders = flattened(trainer.val_dataloaders)
-        self._seen = [0] * len(self._loaders)
+        self._own = [OwnSamples(loader) for loader in flattened(trainer.val_dataloaders)]
 
     def _collect_stats(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the statistics of the normal data.
@@ -318,21 +458,48 @@ class Normalization:
         """
         slot = slot_of(pl_module)
         records = Records(self._kernels, self.options, pl_module.device)
-        model = self._create_inference_model(pl_module)
-        fitted = slot.fit.image is not None
-        if collect(trainer, pl_module, model, records, self.source, self.on_invalid, fitted=fitted):
+        with self._inference_model(trainer, pl_module) as model:
+            if trainer.world_size > 1:
+                take_buffers(model, trainer)
+            found = self._pass(trainer, model, records).collect(fitted=slot.fit.image is not None)
+        if found:
             slot.draft = self._reporting_invalid(trainer, records)
         else:  # the parameters are the same for all options
             slot.draft = replace(slot.fit, options=self.options)
 
+    @contextmanager
+    def _inference_model(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[LightningModule]:
+        if not has_no_duplicate(trainer, pl_module):
+            yield self._create_inference_model(pl_module)
+            return
+        with as_inference_model(pl_module) as model:
+            yield model
+
+    def _pass(self, trainer: Trainer, model: LightningModule, records: Records) -> Pass:
+        if self._user_hooks is None:
+            self._user_hooks = UserHooks(trainer.callbacks, self)  # type: ignore[union-attr]
+        return Pass(trainer, model, records, self._user_hooks, self._pass_options())
+
+    def _pass_options(self) -> PassOptions:
+        return PassOptions(
+            type(self).__name__,
+            self.step,
+            self.source,
+            self.limit_batches,
+            self.every_n_validations,
+            self.calibration_loader,
+            self.on_invalid,
+        )
+
     def _reporting_invalid(self, trainer: Trainer, records: Records) -> Fit:
         """What was fitted, with one warning in a training of what was left out."""
+        source = self._pass_options().known_source if self.method.sigmas else None
         if self.on_invalid is OnInvalid.RAISE:
-            records.report_invalid(self.on_invalid)
+            records.report_invalid(self.on_invalid, source)
         fit = records.finish()  # an unusable one is an error
-        if not self._reported:
-            with reporting(trainer):
-                self._reported = records.report_invalid(OnInvalid.WARN)
+        with reporting(trainer):
+            found = records.report_invalid(None if self._reported else OnInvalid.WARN, source)
+        self._reported = self._reported or found
         return fit
 
     def on_validation_batch_end(
@@ -357,10 +524,13 @@ class Normalization:
         scores, valid = step.scores, step.valid(_batch)
         labels, masks = self._truth
         truth = step.ground_truth(_batch, masks=masks) if labels else GroundTruth(None, None)
-        if _batch_idx == 0:
+        if self._is_first:
             step.require_writable()
+            self._is_first = False
         if run is None:  # in a sanity check, which finds out what the outputs lack
             return
+        if self._weights[0] and not self._weights[1]:
+            self._weights = self._weights[0], some_weights(pl_module)
         raw, units = step.maps, step.maps
         if run.standardizer is not None:
             if self._standardize_batch is Normalization._standardize_batch:
@@ -370,13 +540,11 @@ class Normalization:
             units = StepOutputs(outputs).maps
         # Without the samples that only pad the share of this process.
         own = slice(None)
-        if _dataloader_idx < len(self._loaders):
-            before = self._seen[_dataloader_idx]
-            own = slice(count_unpadded(self._loaders[_dataloader_idx], _batch_idx, before, len(scores)))
-            self._seen[_dataloader_idx] += len(scores)
-        marks, maps, units, valid = (None if part is None else part[own] for part in (truth.masks, raw, units, valid))
-        known = None if truth.anomalous is None else truth.anomalous[own]
-        run.add(scores[own], maps, GroundTruth(known, marks), valid, units=units)
+        if _dataloader_idx < len(self._own):
+            own = slice(self._own[_dataloader_idx].count(_batch_idx, len(scores)))
+        truth = GroundTruth(*(None if part is None else part[own] for part in truth))
+        maps, units, valid = (None if part is None else part[own] for part in (raw, units, valid))
+        run.add(scores[own], maps, truth, valid, units=units)
         if run.records is not None and self.on_invalid is OnInvalid.RAISE:
             run.records.report_invalid(self.on_invalid)
 
@@ -389,8 +557,18 @@ class Normalization:
         run, slot = self._run, slot_of(pl_module)
         if run is None:  # sanity check
             return
+        if not self._exchange_reported and not all(map(torch.equal, *self._weights)):
+            self._exchange_reported = True
+            with reporting(trainer):
+                warn(
+                    "the weights that were validated are not those that scored the normal data before the validation, "
+                    "so that thresholds in sigmas mean something else. A callback that exchanges weights for "
+                    f"validations has to be listed before {type(self).__name__}, and a module that fits itself has to "
+                    "do so in on_validation_start at the latest.",
+                    FitWarning,
+                )
         if trainer.world_size > 1:
-            run.merge_processes()
+            run.merge_processes(data_group(trainer))
         if run.records is not None:
             run.draft = self._reporting_invalid(trainer, run.records)
         choices = self._choices(pl_module, slot.fit)
@@ -399,16 +577,17 @@ class Normalization:
             check = None
             if self.method.sigmas and self.source is Source.TRAIN:
                 check = run.fit_check(fit)
-                if check is not None and not self._fit_reported:
+                # Weights that have changed since the fit explain what the check may find, and the user chose that.
+                if check is not None and not self._fit_reported and not self._is_stale:
                     self._fit_reported = check.report()
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None
-        if not trainer.barebones:
-            for level, choice in choices.items():
-                if choice.is_searched and getattr(fit, level) is not None:
-                    threshold = fit.threshold(level)
-                    number = float(threshold.raw) if threshold.sigmas is None else threshold.sigmas
-                    pl_module.log(f"{level}_threshold", number, rank_zero_only=True)
+        self._validated_at = trainer.global_step
+        if self.log_prefix is not None and not trainer.barebones:
+            prefix = self.log_prefix and f"{self.log_prefix}/"
+            values = {prefix + name: value for name, value in logged(fit, check).items()}
+            # All processes have the same numbers: nothing has to be exchanged, and Lightning does not advise it.
+            pl_module.log_dict(values, reduce_fx="max", sync_dist=True, rank_zero_only=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the module's own thresholds, and read all into ``thresholds``.
@@ -417,13 +596,14 @@ class Normalization:
         """
         if trainer.sanity_checking:
             return
-        self._loaders, slot = [], slot_of(pl_module)
+        self._own, slot = [], slot_of(pl_module)
         slot.fit = place(slot.fit, self._choices(pl_module, slot.fit))
         self._read(slot.fit, slot.fit_check)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop what a validation run has gathered that does not come to its end; the fit before it stays."""
-        self._run, self._loaders, self._normalizer = None, [], None
+        self._run, self._own = None, []
+        self._normalizer = self._resolved = self._undefined = None
         slot = getattr(pl_module, NAME, None)
         if isinstance(slot, Slot):
             slot.draft = slot.placed = None
@@ -431,14 +611,15 @@ class Normalization:
     # Test and prediction.
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resolve the thresholds, once (clause T1), and put those of the module's test metrics at 0.5 (clause L7).
+        """Resolve the thresholds, once (clause T1), and put those of the module's test metrics below 1/2 (clause L7).
 
         Raises:
             NotFittedError: no validation run has fitted the module and no checkpoint has restored a fit (clause N8).
         """
-        self.on_predict_start(trainer, pl_module)
-        for name in ("image_metrics", "pixel_metrics"):
-            set_metric_threshold(getattr(pl_module, name, None), 0.5)
+        self._resolve(pl_module)
+        self._sets_metrics = True
+        for level in LEVELS:
+            _set_metrics(pl_module, level, torch.float32)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resolve the thresholds, once (clause T1).
@@ -446,9 +627,15 @@ class Normalization:
         Raises:
             NotFittedError: no validation run has fitted the module and no checkpoint has restored a fit (clause N8).
         """
-        fit = self._placed(pl_module)
+        self._resolve(pl_module)
+        self._sets_metrics = False
+
+    def _resolve(self, pl_module: LightningModule) -> None:
+        slot = slot_of(pl_module)
+        take_missed_fit(slot)
+        self._resolved, fit = (slot, slot.fit), self._placed(pl_module)
         self._normalizer = self._ready(pl_module, fit)
-        slot_of(pl_module).placed = fit
+        slot.placed = fit
 
     def on_test_batch_end(
         self,
@@ -459,30 +646,46 @@ class Normalization:
         _batch_idx: int,
         _dataloader_idx: int = 0,
     ) -> None:
-        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels and masks."""
+        """Normalize the batch's scores and maps, in place in ``outputs``, and add labels, masks and extras."""
         if outputs is None:  # a skipped batch
             return
+        if self._resolved is not None and self._resolved[0].fit is not self._resolved[1]:
+            self._resolve(pl_module)  # weights were loaded, with a fit of theirs
+        step = StepOutputs(outputs)
+        valid = step.valid(_batch)
         own = self._normalize_batch is not Normalization._normalize_batch
-        if own or (self.method.sigmas and self._standardize_batch is not Normalization._standardize_batch):
+        own = own or (self.method.sigmas and self._standardize_batch is not Normalization._standardize_batch)
+        result: dict[str, Tensor] = {}
+        if self.extras or not own:
+            normalizer = self.normalizer(pl_module) if self._normalizer is None else self._normalizer
+            result = normalizer(step.given, step.maps, valid=valid, extras=self.extras)
+        if own:
             if self.method.sigmas:
                 self._standardize_batch(outputs, pl_module)
             self._normalize_batch(outputs, pl_module)
+            step.write({name: value for name, value in result.items() if name.endswith(self.extras)})
             return
-        normalizer = self.normalizer(pl_module) if self._normalizer is None else self._normalizer
-        step = StepOutputs(outputs)
-        valid = step.valid(_batch)
-        result = normalizer(step.given, step.maps, valid=valid)
         undefined = result["pred_scores"].isnan()
         undefined = undefined if valid is None else undefined.reshape(-1) & valid
         self._undefined = undefined.sum() + (0 if self._undefined is None else self._undefined)
         step.write(result)
+        if self._sets_metrics:
+            self._sets_metrics = False
+            for name, value in result.items():
+                if name in LEVEL and value.dtype == torch.float64:
+                    _set_metrics(pl_module, LEVEL[name], torch.float64)
 
     on_predict_batch_end = on_test_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the normalizer of this stage, and warn of image scores that are NaN (clause N6)."""
-        report_undefined(0 if self._undefined is None else int(self._undefined))
-        self._normalizer = self._undefined = slot_of(pl_module).placed = None
+        undefined = torch.zeros((), dtype=torch.int64, device=pl_module.device)
+        undefined += 0 if self._undefined is None else self._undefined
+        if trainer.world_size > 1:
+            undefined = total(undefined, data_group(trainer))
+        if trainer.is_global_zero:
+            report_undefined(int(undefined))
+        self._normalizer = self._resolved = self._undefined = slot_of(pl_module).placed = None
 
     on_predict_end = on_test_end
 
@@ -502,6 +705,27 @@ def reporting(trainer: Trainer) -> Iterator[None]:
         for category in (InvalidScoreWarning, ThresholdWarning, FitWarning):
             warnings.simplefilter("ignore", category)
         yield
+
+
+def _set_metrics(pl_module: LightningModule, level: str, dtype: torch.dtype) -> None:
+    set_metric_threshold(getattr(pl_module, f"{level}_metrics", None), largest_below_half(dtype))
+
+
+def _never_validates(trainer: Trainer) -> bool:
+    """Whether a training, at its start, will be over before its first validation run is due."""
+    between, interval = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
+    if between is not None and between > epochs:
+        return True
+    in_epoch = trainer.num_training_batches
+    if not isinstance(interval, int | float) or math.isinf(interval) or math.isinf(in_epoch):  # a time, or a stream
+        return False
+    batches = epochs * in_epoch
+    if trainer.max_steps >= 0:
+        batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
+    if between is None:  # the interval counts the batches of all epochs
+        return interval > batches
+    return min(interval, in_epoch) + (in_epoch * (between - 1) if between > 1 else 0) > batches
 
 
 def _with_pixels(fit: Fit) -> Fit:

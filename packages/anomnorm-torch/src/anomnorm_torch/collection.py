@@ -1,267 +1,281 @@
 """One streaming pass over the normal data, beside the trainer's own loops (clause L3)."""
 
-import copy
 import inspect
-import itertools
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torchmetrics import Metric
 from tqdm.auto import tqdm
 
-from anomnorm_core.errors import NotFittedError
+from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError, OutputError
 from anomnorm_core.options import OnInvalid, Source
 from anomnorm_torch.framework import LightningModule, Trainer, part
+from anomnorm_torch.loaders import Duplicates
+from anomnorm_torch.normal_data import NormalData, PassOptions, flattened
 from anomnorm_torch.outputs import StepOutputs
-from anomnorm_torch.processes import agreed, count_unpadded, shard, sharing_sampler
+from anomnorm_torch.processes import total
 from anomnorm_torch.run import Records
+from anomnorm_torch.sharding import data_group, in_step, step_of
+from anomnorm_torch.user_hooks import END, START, Position, UserHooks, snapshot
 
 
-def collect(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    model: LightningModule,
-    records: Records,
-    source: Source,
-    on_invalid: OnInvalid,
-    *,
-    fitted: bool,
-) -> bool:
-    """Add the scores that ``model`` gives the normal data to ``records``.
+class Pass:
+    """A pass over the normal data, which a duplicate of the module, or the module, scores as validation would.
 
-    Runs in the trainer's precision and on its device, with its random number generators put back afterwards. The
-    trainer's own loaders are not iterated: their workers and generators belong to the training run. Where several
-    processes share the work, each scores its share of the data, no sample twice, and every one has to call this.
+    It runs in the trainer's precision and on its device, with its random number generators put back afterwards. The
+    trainer's own loaders are not iterated: their workers and generators belong to the training. Where several processes
+    share the work, each scores its share of the data, no sample twice, and every one has to call the methods.
 
     Args:
         trainer: the running trainer.
-        pl_module: its module.
-        model: what scores the data: a duplicate of ``pl_module``.
+        model: what scores the data: a duplicate of its module, or that itself where it may be sharded.
         records: are updated.
-        source: which data.
-        on_invalid: ``RAISE`` checks after every batch.
-        fitted: whether there are statistics of a checkpoint, which can stay where there is no data.
-
-    Returns:
-        False where there is no data but statistics that can stay.
+        hooks: of the user's callbacks.
+        options: of the callback.
 
     Raises:
-        NotFittedError: there is no data to fit on, and nothing restored.
-        InvalidScoreError: under ``RAISE``, a score cannot enter the statistics.
+        OptionError: the module has no such step.
     """
-    found = _loaders(trainer, pl_module, source, fitted=fitted)
-    if found is None:
-        return False
-    loaders, limit = found
-    isolate_rng = part(trainer, "utilities.seed").isolate_rng
-    step = _inference_step(model)
-    hidden = trainer.progress_bar_callback is None or not getattr(trainer.progress_bar_callback, "is_enabled", True)
-    with isolate_rng(), torch.no_grad(), _silenced(trainer):
-        for loader_index, loader in enumerate(loaders):
-            seen = 0
-            with _fresh(trainer, loader) as (batches, total):
-                wanted = _limit(trainer, limit, total)
-                progress = tqdm(
-                    itertools.islice(batches, wanted),
-                    desc="Collecting normal scores",
-                    total=wanted if wanted is not None else total,
-                    leave=False,
-                    disable=hidden,
+
+    def __init__(
+        self, trainer: Trainer, model: LightningModule, records: Records, hooks: UserHooks, options: PassOptions
+    ) -> None:
+        self._trainer: Any = trainer
+        self._model, self._records, self._hooks = model, records, hooks
+        self._is_itself = model is trainer.lightning_module
+        self._options, self._step = options, _step(trainer, model, options.step)
+        self._data = NormalData(trainer, options)
+        self._several = len(flattened(trainer.val_dataloaders)) > 1
+        self._metrics = [module for module in model.modules() if isinstance(module, Metric)]
+        self._batches = self._skipped = self._samples = 0  # of this process
+        self._normal: Tensor | int = 0  # those of the samples that count
+        self._has_maps = False
+        hooks.begin()
+
+    def try_out(self) -> None:
+        """Find out what would go wrong, before the training, with one batch of each loader.
+
+        Raises:
+            AnomnormError: the data cannot be read beside the training, or the step's outputs are not what is needed.
+        """
+        trainer = self._trainer
+        found: Exception | None = None
+        try:
+            with self._beside_the_training():
+                duplicates = Duplicates(workers=1)  # enough for a batch
+                loaders = self._data.loaders(duplicates, fitted=False) or []
+                with duplicates.in_use():
+                    for index, loader in enumerate(loaders):
+                        self._data.limit(self._data.length(loader))
+                        for batch, _ in self._together(self._first(loader)):
+                            self._try(snapshot(batch, batch), Position(0, index, self._several))
+                    self._require_maps()
+        except Exception as error:
+            found = error
+        # A process that went on alone would wait for the others.
+        everywhere = trainer.world_size == 1 or trainer.strategy.reduce_boolean_decision(found is None)
+        if found is not None:
+            raise found
+        if not everywhere:
+            raise AnomnormError(f"{self._options.name} fails in another process, whose error says why.")
+
+    def _try(self, batch: Any, position: Position) -> None:
+        try:
+            self._add(batch, position, trial=True)
+        except AnomnormError:
+            raise
+        except Exception:
+            # A detector may be ready for scoring after an epoch only, or when validation starts.
+            if self._validated() is not None:
+                raise
+
+    def _validated(self) -> list[Any] | None:
+        """Outputs of the validation step for a batch of each validation loader; None where it cannot score yet."""
+        found = []
+        try:
+            step = _step(self._trainer, self._model, "validation_step")
+            for index, loader in enumerate(flattened(self._trainer.val_dataloaders)):
+                for batch in self._first(Duplicates(workers=1).of(loader)):
+                    batch = self._transferred(snapshot(batch, batch), index)
+                    found.append(Position(0, index, self._several).call(step, batch))
+        except Exception:
+            return None
+        return found
+
+    def _require_maps(self) -> None:
+        """Raise unless there are maps to fit, or none to normalize."""
+        if self._options.step == "validation_step" or self._has_maps or self._samples == 0:
+            return
+        for outputs in self._validated() or ():
+            if outputs is not None and StepOutputs(outputs).maps is not None:
+                raise OutputError(
+                    f"{self._options.step} in {self._options.name} returns no anomaly maps, but validation_step does: "
+                    "their statistics would be missing. Return them, or name another step with step=..."
                 )
-                for index, batch in enumerate(progress):
-                    batch = _to_device(trainer, pl_module, batch)
-                    with trainer.precision_plugin.val_step_context():
-                        outputs = step(batch, index, loader_index)
-                    if outputs is None:  # a skipped batch
-                        continue
-                    scores, maps, normal = _normals(StepOutputs(outputs), batch, source)
-                    own = slice(count_unpadded(batches, index, seen, len(scores)))
-                    seen += len(scores)
-                    where = None if normal is None else normal[own]
-                    records.add(scores[own], None if maps is None else maps[own], where)
-                    if on_invalid is OnInvalid.RAISE:
-                        records.report_invalid(on_invalid)
-    if trainer.world_size > 1:
-        records.merge_processes()
-    if records.is_empty:
-        raise NotFittedError(
-            "the pass over the data has found no normal sample to fit the statistics on: the loader gave no batch, "
-            "or every sample is labelled anomalous."
-        )
-    return True
 
+    def collect(self, *, fitted: bool) -> bool:
+        """Add the scores of the normal data to the records.
 
-def _normals(step: StepOutputs, batch: Any, source: Source) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Scores, maps, and which of them are of normal samples; None: all."""
-    anomalous = step.ground_truth(batch, masks=False).anomalous
-    if anomalous is None and source is Source.VALIDATION:
-        raise NotFittedError(
-            'source="validation" fits on the normal validation samples, but neither the step\'s outputs nor the batch '
-            "have a 'label' or 'gt_label' that tells which those are."
-        )
-    scores, valid = step.scores, step.valid(batch)
-    normal = None if anomalous is None else ~anomalous.to(scores.device)
-    if valid is not None:
-        normal = valid if normal is None else normal & valid
-    return scores, step.maps, normal
+        Args:
+            fitted: whether there are statistics of a checkpoint, which can stay where there is no data.
 
+        Returns:
+            False where there is no data but statistics that can stay.
 
-def _loaders(
-    trainer: Trainer, pl_module: LightningModule, source: Source, *, fitted: bool
-) -> tuple[list[Iterable[Any]], int | float] | None:
-    # The data loaders to pass over and the trainer's limit on them, or None to keep what a checkpoint restored.
-    if source is Source.VALIDATION:
-        return flattened(trainer.val_dataloaders), trainer.limit_val_batches
-    reason: Exception | None = None
-    data = trainer.train_dataloader  # None outside trainer.fit
-    if data is None:
-        datamodule: Any = trainer.datamodule  # type: ignore[union-attr]
-        owner = pl_module if datamodule is None else datamodule
-        if part(owner, "utilities.model_helpers").is_overridden("train_dataloader", owner):
+        Raises:
+            NotFittedError: there is no data to fit on, and nothing restored.
+            InvalidScoreError: under ``RAISE``, a score cannot enter the statistics.
+            AnomnormError: as `try_out`.
+        """
+        trainer, on_invalid = self._trainer, self._options.on_invalid
+        bar = trainer.progress_bar_callback
+        # fast_dev_run looks for errors in a batch or two, and that one sample has no deviation is none.
+        least = 2 if trainer.fast_dev_run else 0
+        with self._beside_the_training():
+            duplicates = Duplicates()
+            loaders = self._data.loaders(duplicates, fitted=fitted)
+            if loaders is None:
+                return False
+            with duplicates.in_use():
+                for loader_index, loader in enumerate(loaders):
+                    length = self._data.length(loader)
+                    wanted = self._data.limit(length)
+                    progress = tqdm(
+                        self._data.read(loader, wanted, length, lambda: int(self._normal) >= least),
+                        desc="Collecting normal scores",
+                        total=length if wanted is None else wanted,
+                        leave=False,
+                        disable=bar is None or not getattr(bar, "is_enabled", True),
+                    )
+                    for index, (batch, is_new) in enumerate(self._together(progress)):
+                        self._add(batch, Position(index, loader_index, self._several), counts=is_new)
+                        if on_invalid is OnInvalid.RAISE:
+                            self._records.report_invalid(on_invalid, self._options.known_source)
+        arrived = torch.tensor([self._batches, self._skipped, self._samples, int(self._normal)])
+        if trainer.world_size > 1:
+            group = data_group(trainer)
+            self._records.merge_processes(group)
+            arrived = total(arrived.to(trainer.strategy.root_device), group)
+        self._require_normal(loaders, *arrived.tolist())
+        return True
+
+    def _require_normal(self, loaders: list[Any], batches: int, skipped: int, samples: int, normal: int) -> None:
+        if normal:
+            return
+        if any(hasattr(type(loader), "__next__") for loader in loaders):
+            reason = "its loader is an iterator that has been read to its end: give a loader that can be iterated again"
+        elif not batches:
+            names = ", ".join(type(loader).__name__ for loader in loaders) or "no loader"
+            reason = f"its loader ({names}) gave no batch: look for an empty data set, a sampler or a limit"
+        elif skipped == batches:
+            reason = f"{self._options.step} returned None for each of {batches} batches"
+        else:
+            reason = (
+                f"of {samples} samples none is normal: every sample is labelled anomalous (above 0) or ignored (below "
+                "0), or is padding that 'valid' marks. Label normal samples 0; where all are normal, return no label"
+            )
+        raise NotFittedError(f"{self._options.name} has nothing to fit on: {reason}.")
+
+    @contextmanager
+    def _beside_the_training(self) -> Iterator[None]:
+        """The trainer is in a validation; its loggers see nothing, and random numbers are put back."""
+        trainer = self._trainer
+        stage, loggers = trainer.state.stage, trainer.loggers
+        silent = part(trainer, "loggers.logger").DummyLogger
+        with part(trainer, "utilities.seed").isolate_rng(), torch.no_grad():
+            trainer.validating = True
+            trainer.loggers = [silent() for _ in loggers]
             try:
-                data = owner.train_dataloader()
-            except Exception as error:  # a datamodule that was set up for validation alone may fail in any way
-                reason = error
-    if data is not None:
-        return flattened(data), trainer.limit_train_batches
-    if not fitted:
-        missing = (
-            "trainer.validate() was called without a datamodule or module that provides train_dataloader(). Provide it"
-            if reason is None
-            else f"train_dataloader() failed with {reason!r}. Let it work in this stage too"
+                yield
+            finally:
+                trainer.state.stage, trainer.loggers = stage, loggers
+
+    def _first(self, loader: Iterable[Any]) -> Iterator[Any]:
+        return self._data.read(loader, 1, None, lambda: True)
+
+    def _together(self, batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+        """The batches, and whether each is new: all processes together score with a module that is sharded."""
+        if self._is_itself and self._trainer.world_size > 1:
+            return in_step(batches, self._trainer.strategy.root_device)
+        return ((batch, True) for batch in batches)
+
+    def _add(self, batch: Any, position: Position, *, trial: bool = False, counts: bool = True) -> None:
+        trainer, model, hooks = self._trainer, self._model, self._hooks
+        with self._explained():
+            batch = self._transferred(batch, position.loader)
+            if not trial and hooks.may_change_batches():
+                batch = snapshot(batch, batch)  # its tensors may be those of the data set
+            hooks.run(START, trainer, model, position, batch, trial=trial)
+            position.call(model.on_validation_batch_start, batch)
+            with trainer.precision_plugin.val_step_context():
+                outputs = position.call(self._step, batch)
+            hooks.run(END, trainer, model, position, outputs, batch, trial=trial)
+            self._batches += counts
+            if outputs is None:
+                self._skipped += counts
+            elif counts:
+                scores, maps, normal = self._normals(StepOutputs(outputs), batch)
+                self._records.add(scores, maps, normal)
+                self._has_maps = self._has_maps or maps is not None
+                self._samples += len(scores)
+                self._normal = self._normal + (len(scores) if normal is None else normal.sum())
+            position.call(model.on_validation_batch_end, outputs, batch)
+        for metric in self._metrics:  # it may keep every score for its result, which nobody asks for
+            metric.reset()
+
+    def _transferred(self, batch: Any, loader_index: int) -> Any:
+        """``batch`` on the device, by the hooks of the module's duplicate or of the datamodule."""
+        trainer = self._trainer
+
+        def hook(name: str) -> Callable[..., Any]:
+            owner = trainer._data_connector._datahook_selector.get_instance(name)
+            found: Callable[..., Any] = getattr(self._model if owner is trainer.lightning_module else owner, name)
+            return found
+
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = hook("on_before_batch_transfer")(batch, loader_index)
+        batch = hook("transfer_batch_to_device")(batch, trainer.strategy.root_device, loader_index)
+        return hook("on_after_batch_transfer")(batch, loader_index)
+
+    def _normals(self, step: StepOutputs, batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scores, maps, and which of them are of normal samples; None: all."""
+        normal, scores, valid = step.ground_truth(batch, masks=False).normal, step.scores, step.valid(batch)
+        if normal is None and self._options.source is Source.VALIDATION:
+            raise NotFittedError(
+                "the normal validation samples are to be fitted on, but neither the step's outputs nor the batch have "
+                "a 'label' or 'gt_label' that tells which those are. Return labels, 0 for normal."
+            )
+        normal = None if normal is None else normal.to(scores.device)
+        if valid is not None:
+            normal = valid if normal is None else normal & valid
+        return scores, step.maps, normal
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """An error says where it was found: nobody expects this step to run now."""
+        where = f"{self._options.step} in {self._options.name}"
+        remedy = f"Name the step that returns scores with step=..., or {self._options.other_data}."
+        try:
+            yield
+        except (NotFittedError, OptionError) as error:  # which say themselves what to do
+            raise type(error)(f"{where}: {error}") from error
+        except AnomnormError as error:
+            raise type(error)(f"{where}: {error} {remedy}") from error
+        except Exception as error:
+            error.add_note(f"This was raised by {where}. {remedy}")
+            raise
+
+
+def _step(trainer: Trainer, model: LightningModule, name: str) -> Callable[..., Any]:
+    step: Any = getattr(model, name, None)
+    if not callable(step):
+        raise OptionError(f"step={name!r}: {type(model).__name__} has no step of this name.")
+    if "dataloader_iter" in inspect.signature(step).parameters:
+        raise OptionError(
+            f"{name} takes a dataloader_iter instead of batches: name a step that takes a batch with step=..."
         )
-        raise NotFittedError(
-            f"the statistics are fitted on the normal training data, and this run has none: {missing}, load a "
-            'checkpoint with statistics, or use source="validation".'
-        ) from reason
-    if reason is not None:
-        warnings.warn(
-            f"train_dataloader() failed with {reason!r}; the statistics restored from the checkpoint stay.",
-            stacklevel=2,
-        )
-    return None
-
-
-def flattened(loaders: Any) -> list[Iterable[Any]]:
-    """The data loaders of a trainer as a list: it takes one, or several in lists, dictionaries or a CombinedLoader."""
-    if loaders is None:
-        return []
-    if hasattr(loaders, "flattened"):
-        return list(loaders.flattened)
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    return [part for each in loaders for part in flattened(each)] if isinstance(loaders, list | tuple) else [loaders]
-
-
-def _limit(trainer: Trainer, limit: int | float, total: int | None) -> int | None:
-    # As Trainer(limit_train_batches=) has it: a number of batches, or a share of them.
-    if isinstance(limit, int):
-        return limit
-    if total is not None:
-        return None if limit == 1.0 else int(total * limit)
-    # A stream may have no end. Validating every so many batches says how many make an epoch.
-    between = trainer.val_check_interval
-    return between if isinstance(between, int) else None
-
-
-@contextmanager
-def _silenced(trainer: Any) -> Iterator[None]:
-    """Loggers that the step reaches through the trainer do not see this pass."""
-    loggers = trainer.loggers
-    silent = part(trainer, "loggers.logger").DummyLogger
-    trainer.loggers = [silent() for _ in loggers]
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
-
-
-@contextmanager
-def _fresh(trainer: Trainer, loader: Iterable[Any]) -> Iterator[tuple[Iterable[Any], int | None]]:
-    """An independent iteration over the data of ``loader``, in order where the order was random, and its length.
-
-    Of a map-style data set it is the share of this process, if the trainer shares it out.
-
-    A loader with persistent workers has one iterator, and restarting it would end the training epoch around this pass;
-    a loader with a generator of its own would shuffle the next epoch differently.
-    """
-    if not isinstance(loader, DataLoader):
-        # Its own iterator may be the loader itself; a copy of it has a position of its own.
-        yield copy.copy(loader), len(loader) if isinstance(loader, Sized) else None
-        return
-    options = {
-        name: getattr(loader, name)
-        for name in ("collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
-    }
-    if loader.num_workers > 0:
-        options["prefetch_factor"] = loader.prefetch_factor
-    if isinstance(loader.dataset, IterableDataset):
-        options |= {"batch_size": loader.batch_size}
-    elif loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        options |= {"batch_sampler": loader.batch_sampler}
-    else:
-        options |= {"batch_size": loader.batch_size, "sampler": _sampler(trainer, loader)}
-    samplers = [loader.sampler, getattr(loader.batch_sampler, "sampler", None), loader.batch_sampler]
-    samplers.append(getattr(getattr(loader.sampler, "dataset", None), "_sampler", None))  # inside a distributed one
-    generators = {id(g): g for g in (getattr(s, "generator", None) for s in samplers) if g is not None}.values()
-    states = [generator.get_state() for generator in generators]
-    fresh: DataLoader[Any] = DataLoader(loader.dataset, **options)
-    try:
-        endless = isinstance(loader.dataset, IterableDataset) and not isinstance(loader.dataset, Sized)
-        yield fresh, None if endless else len(fresh)
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-
-
-def _sampler(trainer: Trainer, loader: DataLoader[Any]) -> Iterable[Any] | None:
-    # The order does not matter here, but a sampler may also select, and it may share out what it selects.
-    sampler, sharing = loader.sampler, sharing_sampler(loader)
-    shares: dict[str, int] | None = None
-    if sharing is not None:
-        # Lightning puts a sampler of the user's into one of these, as the data set that it shares out.
-        sampler = getattr(sharing.dataset, "_sampler", SequentialSampler(cast("Sized", loader.dataset)))
-        shares = {"num_replicas": sharing.num_replicas, "rank": sharing.rank}
-    elif trainer._accelerator_connector.use_distributed_sampler:
-        # A loader that the trainer has not prepared, because it does not train now.
-        shares = None if isinstance(sampler, DistributedSampler) else trainer.distributed_sampler_kwargs
-    if type(sampler) in (RandomSampler, SequentialSampler):
-        size = len(cast("Sized", loader.dataset))
-        return None if shares is None else shard(size, **shares)
-    if shares is None:
-        return sampler
-    chosen = agreed(list(sampler), trainer.strategy.root_device)
-    return chosen[shares["rank"] :: shares["num_replicas"]]
-
-
-def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
-    # As the trainer's loops do it, with the module's or datamodule's own transfer hooks.
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
-def _inference_step(model: LightningModule) -> Callable[[Any, int, int], Any]:
-    # predict_step is made for inference; validation_step is what a detector has that never predicts.
-    is_overridden = part(model, "utilities.model_helpers").is_overridden
-    names = ("predict_step", "validation_step", "test_step")
-    name = next((name for name in names if is_overridden(name, model)), names[0])
-    step = getattr(model, name)
-    # As Lightning has it, a step may leave out the indices that it does not use.
-    parameters = inspect.signature(step).parameters.values()
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = sum(parameter.kind in by_position for parameter in parameters)
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
-        taken = 3
-    return lambda *arguments: step(*arguments[:taken])
+    found: Callable[..., Any] = step_of(trainer, model, name) if model is trainer.lightning_module else step
+    return found

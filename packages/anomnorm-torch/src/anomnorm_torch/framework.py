@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:  # importing one takes seconds, and the other may not be there
     LightningModule = Trainer = Any
 
-__all__ = ["LightningModule", "Trainer", "part"]
+__all__ = ["LightningModule", "Trainer", "is_of_lightning", "part"]
 
 # They hold the same code under two names, and the classes of one are strangers to the other. The callbacks run under
 # either, so what they need of Lightning is looked up where the trainer or module at hand was defined.
@@ -31,3 +31,9 @@ def part(of: Any, name: str) -> Any:
             if base.__module__.startswith(f"{distribution}."):
                 return import_module(f"{distribution}.{name}")
     raise TypeError(f"{type(of).__name__} belongs to neither pytorch_lightning nor lightning.pytorch.")
+
+
+def is_of_lightning(kind: type) -> bool:
+    """Whether a class, or a base of it, belongs to one of the distributions."""
+    names = tuple(f"{distribution}." for distribution in _DISTRIBUTIONS)
+    return any(base.__module__.startswith(names) for base in kind.__mro__)

@@ -1,17 +1,18 @@
-"""A duplicate of a module that shares its weights (clause L3)."""
+"""A duplicate of a module that shares its weights, or a module that is used in place of one (clause L3)."""
 
 import copy
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from anomnorm_torch.framework import LightningModule
+from anomnorm_torch.framework import LightningModule, Trainer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _MAPPINGS = (dict, OrderedDict, defaultdict)
@@ -30,6 +31,16 @@ def create_inference_model(pl_module: LightningModule) -> LightningModule:
     for name in ("log", "log_dict"):
         object.__setattr__(model, name, _log_nothing)
     return cast("LightningModule", model)
+
+
+@contextmanager
+def as_inference_model(pl_module: LightningModule) -> Iterator[LightningModule]:
+    """The module itself, to perform inference where it can have no duplicate; afterwards it is what it was before."""
+    with undisturbed(cast("nn.Module", pl_module)):
+        pl_module.eval()
+        for name in ("log", "log_dict"):
+            object.__setattr__(pl_module, name, _log_nothing)
+        yield pl_module
 
 
 def _log_nothing(*_args: Any, **_kwargs: Any) -> None:
@@ -54,6 +65,41 @@ def share_weights(module: ModuleT) -> ModuleT:
             elif type(value) is weakref.ref:
                 vars(its)[name] = prepared.copied(value)
     return twin
+
+
+def copy_callback(callback: Any) -> Any:
+    """Duplicate a callback so that running it leaves no trace in it: its modules, tensors and containers are copies."""
+    if isinstance(callback, nn.Module):
+        return share_weights(callback)
+    holder: Any = nn.Module()
+    modules = {name: value for name, value in vars(callback).items() if isinstance(value, nn.Module)}
+    holder._modules.update(modules)
+    holder.others = {name: value for name, value in vars(callback).items() if name not in modules}
+    copied = share_weights(holder)
+    twin = copy.copy(callback)
+    vars(twin).update(copied._modules | copied.others)
+    return twin
+
+
+def take_buffers(model: LightningModule, trainer: Trainer) -> None:
+    """Give ``model`` the buffers that it has in the first process, which the checkpoint will have. All have to call it.
+
+    They may differ: each process has normalized or gathered with its own share of the data.
+    """
+    found = model.named_buffers(remove_duplicate=False)
+    own = {name: buffer for name, buffer in found if not hasattr(buffer, "to_local")}  # that would be a part
+    layout = [(name, tuple(buffer.shape), buffer.dtype) for name, buffer in own.items()]
+    for name, shape, dtype in trainer.strategy.broadcast(layout):
+        buffer = own.get(name)
+        sent = torch.empty(shape, dtype=dtype, device=model.device)
+        if trainer.global_rank == 0 and buffer is not None:
+            sent.copy_(buffer)
+        torch.distributed.broadcast(sent.reshape(-1).view(torch.uint8), src=0)
+        if buffer is not None and (tuple(buffer.shape), buffer.dtype) == (shape, dtype):
+            buffer.copy_(sent)
+        else:
+            path, _, leaf = name.rpartition(".")
+            model.get_submodule(path).register_buffer(leaf, sent)
 
 
 class _Prepared:
@@ -121,3 +167,68 @@ class _Prepared:
         if type(value) is weakref.ref and isinstance(value(), nn.Module) and id(value()) in self.memo:
             return weakref.ref(self.memo[id(value())])
         return copy.deepcopy(value, self.memo)
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Put back, in place, what running ``module`` changes: all that its duplicate would have had for itself.
+
+    Parameters are left to the strategy, as are modules of its own.
+    """
+    before = _Before()
+    for part in module.modules():
+        before.restoring.append(partial(setattr, part, "training", part.training))
+        if isinstance(part, torch.jit.ScriptModule) or type(part).__module__.startswith("torch.distributed."):
+            before.add(list(part.buffers(recurse=False)))
+        else:
+            before.known.add(id(part._parameters))
+            before.add(vars(part))
+    try:
+        yield
+    finally:
+        for restore_one in before.restoring:
+            restore_one()
+
+
+class _Before:
+    """What tensors, containers and closures hold now."""
+
+    def __init__(self) -> None:
+        self.restoring: list[Callable[[], object]] = []
+        self.known: set[int] = set()
+        self._kept: list[Any] = []  # so that an id stays that of one object
+
+    def add(self, value: Any) -> None:
+        """Add ``value`` and what it holds."""
+        kind = type(value)
+        if id(value) in self.known or isinstance(value, nn.Module | nn.Parameter):
+            return
+        self.known.add(id(value))
+        self._kept.append(value)
+        if isinstance(value, Tensor):
+            self.restoring.append(partial(_put, value, value.detach().clone()))
+        elif kind in _MAPPINGS or kind in _SEQUENCES:
+            if kind is not tuple:
+                self.restoring.append(partial(_refill, value, copy.copy(value)))
+            for item in list(value.values() if kind in _MAPPINGS else value):
+                self.add(item)
+        elif kind is types.MethodType:
+            self.add(value.__self__)
+        elif kind is types.FunctionType:
+            for part in (value.__closure__, value.__defaults__, value.__kwdefaults__):
+                self.add(part)
+        elif kind is types.CellType:
+            with suppress(ValueError):  # a variable that was never assigned
+                content = value.cell_contents
+                self.restoring.append(partial(setattr, value, "cell_contents", content))
+                self.add(content)
+
+
+@torch.no_grad()
+def _put(tensor: Tensor, content: Tensor) -> None:
+    tensor.copy_(content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list | deque) else container.update)(content)

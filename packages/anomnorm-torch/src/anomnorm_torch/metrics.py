@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from anomnorm_core.checks import require_count
+from anomnorm_core.checks import Counts, counts_of, require_count, without_channel
 from anomnorm_core.method import Kernels
 from anomnorm_core.options import LEVELS
 from anomnorm_torch._tensors import keep_dtype
@@ -45,9 +45,9 @@ class RecordMetric(Metric):
         anomaly_maps: Tensor | None = None,
         where: Tensor | None = None,
     ) -> None:
-        """Add raw scores of shape (B,) and maps of shape (B, 1, H, W) or (B, H, W); either may be missing.
+        """Add raw scores (B,) or (B, 1) and maps (B, 1, H, W), (B, H, W) or (B, H, W, 1); either may be missing.
 
-        ``where`` is a boolean tensor of shape (B,): samples that take part.
+        ``where`` is a boolean tensor of shape (B,): samples that take part. Give ``valid`` of padded batches here.
 
         Raises:
             ResolutionError: maps do not have the height and width that per-pixel statistics began with (clause S8).
@@ -57,7 +57,8 @@ class RecordMetric(Metric):
             if values is not None:
                 record = self.record(level)
                 if record.count.shape == (0, 0):
-                    record = self.kernels.init(tuple(values.shape[-2:]), device=record.count.device)
+                    shape = without_channel(tuple(values.shape))[-2:]
+                    record = self.kernels.init(shape, device=record.count.device)
                 updated[level] = self.kernels.update(record, values, where=where)
         for level, record in updated.items():  # both levels or, after an error, none
             self._store(level, record)
@@ -72,8 +73,8 @@ class RecordMetric(Metric):
 
     def seen(self, level: str) -> bool:
         """Whether any value of ``level`` arrived, valid or not. Waits for the device."""
-        record = self.record(level)
-        return bool(record.count.sum() + record.invalid.sum())
+        counts = counts_of(self.record(level))
+        return bool(counts.valid + counts.left_out)
 
     def statistics(self, level: str) -> tuple[Tensor, ...]:
         """What the method's finalizer makes of ``level``: ``(min, max)`` or ``(mean, std)``.
@@ -84,7 +85,7 @@ class RecordMetric(Metric):
         """
         record = self.record(level)
         if record.count.numel() == 0:
-            require_count(level, 0, 0, minimum=1)
+            require_count(level, Counts(0), minimum=1)
         return self.kernels.finalize(record, level=level)
 
     def compute(self) -> tuple[Tensor, ...]:

@@ -1,7 +1,10 @@
 """Callbacks that have their method in their name, with its options as arguments: those of anomalib 0.3."""
 
+from collections.abc import Iterable
+
 from anomnorm_core.options import Center, OnInvalid, Source
 from anomnorm_torch.callback import Normalization, ThresholdOption
+from anomnorm_torch.normal_data import CalibrationLoader
 
 
 class MinMaxNormalization(Normalization):
@@ -19,6 +22,7 @@ class MinMaxNormalization(Normalization):
         normal_quantile: see `NormalizationCallback`.
         shared_range: one range for both levels, from the maps where there are any (as in anomalib 0.3).
         on_invalid: see `NormalizationCallback`; NaN and infinite scores cannot enter the range.
+        extras, log_prefix: see `NormalizationCallback`.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -32,6 +36,8 @@ class MinMaxNormalization(Normalization):
         normal_quantile: float = 1.0,
         shared_range: bool = False,
         on_invalid: OnInvalid | str = OnInvalid.WARN,
+        extras: Iterable[str] = (),
+        log_prefix: str | None = "normalization",
     ) -> None:
         super().__init__(
             "min-max",
@@ -39,6 +45,8 @@ class MinMaxNormalization(Normalization):
             pixel_threshold=pixel_threshold,
             normal_quantile=normal_quantile,
             on_invalid=on_invalid,
+            extras=extras,
+            log_prefix=log_prefix,
             options={"shared_range": shared_range},
         )
 
@@ -59,8 +67,9 @@ class CdfNormalization(Normalization):
         normal_quantile: see `NormalizationCallback`.
         center: where pixel z-scores are zero: ``"image"`` (the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
-        source: see `NormalizationCallback`.
+        source, calibration_loader, step, limit_batches, every_n_validations: see `NormalizationCallback`.
         on_invalid: see `NormalizationCallback`; NaN, infinite, and not positive scores have no logarithm.
+        extras, log_prefix: see `NormalizationCallback`.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -74,7 +83,13 @@ class CdfNormalization(Normalization):
         normal_quantile: float = 1.0,
         center: Center | str = Center.IMAGE,
         source: Source | str = Source.TRAIN,
+        calibration_loader: CalibrationLoader | None = None,
+        step: str = "validation_step",
+        limit_batches: int | float | None = None,
+        every_n_validations: int = 1,
         on_invalid: OnInvalid | str = OnInvalid.WARN,
+        extras: Iterable[str] = (),
+        log_prefix: str | None = "normalization",
     ) -> None:
         super().__init__(
             "cdf",
@@ -82,6 +97,12 @@ class CdfNormalization(Normalization):
             pixel_threshold=pixel_threshold,
             normal_quantile=normal_quantile,
             source=source,
+            calibration_loader=calibration_loader,
+            step=step,
+            limit_batches=limit_batches,
+            every_n_validations=every_n_validations,
             on_invalid=on_invalid,
+            extras=extras,
+            log_prefix=log_prefix,
             options={"center": str(Center.parse(center, "center"))},
         )

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomnorm_core.checks import require_mask, unfitted_level
+from anomnorm_core.checks import is_channels_last, require_mask, unfitted_level
 from anomnorm_core.errors import AnomnormError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -26,7 +26,7 @@ from anomnorm_torch._kernels import evaluated, scored
 from anomnorm_torch._tensors import keep_dtype, largest_defined
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import METHODS
-from anomnorm_torch.outputs import StepOutputs
+from anomnorm_torch.outputs import of_model
 
 _ROUNDED = "rounded_"
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -155,13 +155,14 @@ class Normalizer(BaseNormalizer, nn.Module):
 
         Args:
             pred_scores: raw image scores of shape (B,) or (B, 1); without them, the maximum of each map.
-            anomaly_maps: raw maps of shape (B, H, W) or (B, 1, H, W).
+            anomaly_maps: raw maps of shape (B, H, W), (B, 1, H, W) or (B, H, W, 1).
             threshold: for this call, in raw units, instead of the normalizer's own for image scores. A number, or a
                 tensor of shape (), which is an input of an exported program. Under the CDF it is above zero.
             pixel_threshold: the same for maps; under the CDF also a tensor (H, W). None takes the normalizer's own or,
                 where there are no sigmas and that follows the images' one, ``threshold``.
             valid: booleans of shape (B,): False for what only pads the batch, which is never flagged.
-            extras: what else to return: ``"z"`` (CDF), ``"margin"`` (min-max), ``"raw"``.
+            extras: what else to return: ``"z"`` (CDF), ``"margin"`` (min-max), ``"raw"``; ``"invalid"`` is of shape
+                (B,): True where the image score is NaN.
             finite: whether infinities among the extras, but for ``"raw"``, become the largest finite numbers.
 
         Returns:
@@ -181,7 +182,8 @@ class Normalizer(BaseNormalizer, nn.Module):
             pixel_threshold = threshold
         result: dict[str, Tensor] = {}
         labels: dict[str, Tensor] = {}
-        for name, x in _values(pred_scores, anomaly_maps).items():
+        values = _values(pred_scores, anomaly_maps)
+        for name, x in values.items():
             given = threshold if name == SCORES else pixel_threshold
             own, *arguments = self._arguments(LEVEL[name], x)
             t = own if given is None else self._checked(given, own, name)
@@ -192,19 +194,25 @@ class Normalizer(BaseNormalizer, nn.Module):
             result[name] = u
             labels["pred_labels" if name == SCORES else "pred_masks"] = flagged
             for extra in wanted:
+                if extra == "invalid":
+                    continue
                 value = x
                 if extra != "raw":
                     value = evaluated(self._kernels.extras[extra], x, t, tuple(arguments))
                     value = value.clamp(*_finite(value.dtype)) if finite else value
                 labels[f"{name}_{extra}"] = value
-        return result | labels
+        if "invalid" in wanted:
+            invalid = values[SCORES].reshape(-1).isnan()
+            labels["invalid"] = invalid if valid is None else invalid & valid.to(invalid.device).bool()
+        result |= labels
+        return result if values.get(MAPS) is anomaly_maps else _with_last_channel(result)
 
     def denormalize(self, pred_scores: Tensor | None = None, anomaly_maps: Tensor | None = None) -> dict[str, Tensor]:
         """The raw scores and maps of normalized ones. See `anomnorm_core.Normalizer.denormalize`.
 
         Args:
             pred_scores: normalized scores of shape (B,).
-            anomaly_maps: normalized maps of shape (B, H, W) or (B, 1, H, W).
+            anomaly_maps: normalized maps of shape (B, H, W), (B, 1, H, W) or (B, H, W, 1).
         """
         given = {SCORES: pred_scores, MAPS: anomaly_maps}
         units = {name: unit for name, unit in given.items() if unit is not None}
@@ -214,8 +222,9 @@ class Normalizer(BaseNormalizer, nn.Module):
         result = {}
         for name, unit in units.items():
             t, *arguments = self._arguments(LEVEL[name], unit)
-            result[name] = evaluated(self._kernels.inverse, unit, t, tuple(arguments))
-        return result
+            result[name] = evaluated(self._kernels.inverse, _without_last_channel(unit), t, tuple(arguments))
+        is_last = anomaly_maps is not None and result[MAPS].ndim < anomaly_maps.ndim
+        return _with_last_channel(result) if is_last else result
 
     def _arguments(self, level: str, like: Tensor) -> list[Tensor]:
         """Threshold, parameters and, with sigmas, the center of a level."""
@@ -272,8 +281,9 @@ class NormalizedModel(nn.Module):
     """A detector followed by a normalizer: from its input to normalized scores, labels and masks.
 
     Args:
-        model: returns a dict with ``pred_scores`` and/or ``anomaly_maps`` (and ``valid``), an object with the
-            attributes ``pred_score`` and ``anomaly_map``, or image scores alone.
+        model: returns a dict, a named tuple or an object with ``pred_scores`` and/or ``anomaly_maps``, or with
+            ``pred_score`` and/or ``anomaly_map`` (and ``valid``); or scores and maps in a tuple, or one of them alone:
+            a tensor of up to two axes is of scores.
         normalizer: fitted on the model's raw scores.
     """
 
@@ -298,10 +308,9 @@ class NormalizedModel(nn.Module):
         Raises:
             OutputError: the model returns something else.
         """
-        outputs = self.model(*inputs)
-        step = StepOutputs({SCORES: outputs} if isinstance(outputs, Tensor) else outputs)
+        step = of_model(self.model(*inputs))
         result: dict[str, Tensor] = self.normalizer(
-            step.given, step.maps, valid=step.valid(None), threshold=threshold, pixel_threshold=pixel_threshold
+            step.given, step.shaped_maps, valid=step.valid(None), threshold=threshold, pixel_threshold=pixel_threshold
         )
         return result
 
@@ -324,4 +333,20 @@ def _values(pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str
         require_shapes(tuple(anomaly_maps.shape[:1]), tuple(anomaly_maps.shape))
         pred_scores = largest_defined(anomaly_maps)
     require_shapes(tuple(pred_scores.shape), None if anomaly_maps is None else tuple(anomaly_maps.shape))
-    return {SCORES: pred_scores} | ({} if anomaly_maps is None else {MAPS: anomaly_maps})
+    if anomaly_maps is None:
+        return {SCORES: pred_scores}
+    if anomaly_maps.shape[-1] == 1:
+        anomaly_maps = _without_last_channel(anomaly_maps)
+    return {SCORES: pred_scores, MAPS: anomaly_maps}
+
+
+def _without_last_channel(maps: Tensor) -> Tensor:
+    """Maps (B, H, W, 1) as (B, H, W): the parameters of pixels are (H, W). Others as they are."""
+    return maps[..., 0] if is_channels_last(tuple(maps.shape)) else maps
+
+
+def _with_last_channel(result: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``result`` with the channel axis at the end that its maps were given with."""
+    return {
+        name: value[..., None] if name.startswith((MAPS, "pred_masks")) else value for name, value in result.items()
+    }

@@ -1,68 +1,79 @@
 """Reading and writing a step's outputs in place (clauses L4, L5)."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from anomnorm_core.checks import is_channels_last
 from anomnorm_core.errors import OutputError
 from anomnorm_core.fields import (
-    ATTRIBUTE_FIELDS,
-    MAPPING_FIELDS,
     MAPS,
+    PLURAL,
     SCORES,
-    missing_fields,
-    require_no_other_layout,
+    SINGULAR,
+    Fields,
+    parts_of,
     require_shapes,
     require_truth,
+    spelling,
     wrong_type,
 )
 from anomnorm_torch._tensors import largest_defined
-
-_FIELDS = {SCORES: "scores", MAPS: "maps", MAPPING_FIELDS.pred_labels: "pred_labels"}
-_FIELDS |= {MAPPING_FIELDS.pred_masks: "pred_masks"}
 
 
 class GroundTruth(NamedTuple):
     """What is known about the samples of a batch."""
 
     anomalous: Tensor | None  # (B,) bool
-    masks: Tensor | None  # (B, 1, H, W) or (B, H, W); not 0 where a pixel is anomalous
+    masks: Tensor | None  # (B, 1, H, W), (B, H, W) or (B, H, W, 1); above 0 where a pixel is anomalous, below: ignored
+    ignored: Tensor | None = None  # (B,) bool: neither anomalous nor normal; None: no sample is
+
+    @property
+    def normal(self) -> Tensor | None:
+        """Which samples are labelled normal, shape (B,) bool; None without labels."""
+        if self.anomalous is None or self.ignored is None:
+            return None if self.anomalous is None else ~self.anomalous
+        return ~(self.anomalous | self.ignored)
 
 
 class StepOutputs:
-    """The outputs of one step, whichever of the two layouts they have.
+    """The outputs of one step, whichever of the two spellings they have.
 
     Args:
-        outputs: a mutable mapping with ``pred_scores`` and/or ``anomaly_maps``, or an object with the attributes
+        outputs: a mutable mapping, or an object with attributes, with ``pred_scores`` and/or ``anomaly_maps``, or with
             ``pred_score`` and/or ``anomaly_map``. It is the one that `write` changes.
 
     Raises:
-        OutputError: neither scores nor maps are there, or they are no tensors.
+        OutputError: neither scores nor maps are there, or they are no tensors, or both spellings are there.
     """
 
     given: Tensor | None  # scores as the step gave them, (B,) or (B, 1)
     maps: Tensor | None  # (B, 1, H, W) or (B, H, W)
+    shaped_maps: Tensor | None  # maps as the step gave them, maybe (B, H, W, 1)
 
     def __init__(self, outputs: Any) -> None:
         self._outputs = outputs
         # Written out: this runs for every batch.
-        if isinstance(outputs, Mapping):
-            self._fields = MAPPING_FIELDS
-            self.given, self.maps, self._valid = outputs.get(SCORES), outputs.get(MAPS), outputs.get("valid")
-            if self.given is None or self.maps is None:
-                require_no_other_layout(outputs)
-        else:
-            self._fields = ATTRIBUTE_FIELDS
-            names = (self._fields.scores, self._fields.maps, self._fields.valid)
-            self.given, self.maps, self._valid = (getattr(outputs, name, None) for name in names)
+        find = outputs.get if isinstance(outputs, Mapping) else _attributes_of(outputs)
+        scores, maps = find(PLURAL.scores), find(PLURAL.maps)
+        score, map_ = find(SINGULAR.scores), find(SINGULAR.maps)
+        is_plural = scores is not None or maps is not None
+        if is_plural == (score is not None or map_ is not None):  # neither or both
+            spelling(lambda name: find(name) is not None, type(outputs).__name__, lambda: _names(outputs))
+        self._fields: Fields = PLURAL if is_plural else SINGULAR
+        self.given, self.maps = (scores, maps) if is_plural else (score, map_)
+        self._valid = find(self._fields.valid)
         for name, value in ((self._fields.scores, self.given), (self._fields.maps, self.maps)):
             if value is not None and not isinstance(value, Tensor):
                 raise wrong_type(name, type(value).__name__, "a tensor")
-        if self.given is None and self.maps is None:
-            found = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", ())
-            raise missing_fields(type(outputs).__name__, found, attributes=True)
+        self.shaped_maps = self.maps
+        self._is_last = False
+        if self.maps is not None and self.maps.ndim == 4 and self.maps.shape[3] == 1:
+            self._is_last = is_channels_last(tuple(self.maps.shape))
+            self.maps = self.maps[..., 0] if self._is_last else self.maps
 
     @property
     def shaped_scores(self) -> Tensor:
@@ -91,6 +102,9 @@ class StepOutputs:
         if value is None:
             return None
         like = cast("Tensor", self.maps if self.given is None else self.given)
+        if not isinstance(value, Tensor):
+            with suppress(TypeError, ValueError, RuntimeError):
+                value = torch.as_tensor(value)
         if not isinstance(value, Tensor) or value.numel() != len(like):
             found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise OutputError(
@@ -101,63 +115,102 @@ class StepOutputs:
     def ground_truth(self, batch: Any, *, masks: bool) -> GroundTruth:
         """The labels and, if asked for, the masks of these outputs or else of their batch.
 
-        Without labels, a sample is anomalous if its mask marks a pixel.
+        Labels above 0 are anomalous, and those below 0, or NaN, ignored. Without labels, a sample is anomalous if its
+        mask marks a pixel.
 
         Raises:
             OutputError: they are no numbers, or do not belong to the scores and maps.
         """
-        labels = _truth(self._outputs, batch, "labels")
-        marks = _truth(self._outputs, batch, "masks") if masks or labels is None else None
+        labels = self._truth(batch, "labels")
+        marks = self._truth(batch, "masks") if masks or labels is None else None
+        anomalous = ignored = None
         if labels is not None:
-            labels = labels.reshape(-1) != 0
+            labels = labels.reshape(-1)
+            anomalous = labels > 0
+            if labels.dtype not in (torch.bool, torch.uint8):
+                ignored = (labels >= 0).logical_not()
         elif marks is not None:
-            labels = (marks != 0).flatten(1).any(1)
+            anomalous = (marks > 0).flatten(1).any(1)
         wanted = marks if masks else None
-        require_truth(_shape(labels), _shape(wanted), tuple(self.scores.shape), _shape(self.maps))
-        return GroundTruth(labels, wanted)
+        require_truth(_shape(anomalous), _shape(wanted), tuple(self.scores.shape), _shape(self.maps))
+        return GroundTruth(anomalous, wanted, ignored)
+
+    def _truth(self, batch: Any, kind: str) -> Tensor | None:
+        of_batch = PLURAL if isinstance(batch, Mapping) else SINGULAR
+        for source, fields in ((self._outputs, self._fields), (batch, of_batch)):
+            for name in getattr(fields, kind):
+                value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+                if value is None:
+                    continue
+                try:
+                    return torch.as_tensor(value)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    where = "the step's outputs" if source is self._outputs else "the batch"
+                    raise wrong_type(name, type(value).__name__, "a tensor", where) from error
+        return None
 
     def require_writable(self) -> None:
         """Raise `OutputError` for outputs that `write` could not change (clause L4)."""
-        self.write({SCORES: self.given} if self.maps is None else {MAPS: self.maps})
+        self.write({SCORES: cast("Tensor", self.given)} if self.maps is None else {MAPS: self.maps})
 
-    def write(self, result: Mapping[str, Tensor | None]) -> None:
-        """Take over what a normalizer gave: scores, maps, labels and masks, as far as they are there."""
-        if isinstance(self._outputs, MutableMapping):
-            self._outputs.update(result)
-            return
+    def write(self, result: Mapping[str, Tensor]) -> None:
+        """Take over what a normalizer gave: scores, maps, labels, masks and extras, as far as they are there.
+
+        Names get the spelling of these outputs, and maps and masks the shape of its maps.
+        """
+        if self._is_last:
+            result = {
+                name: value[..., None] if name.startswith((MAPS, PLURAL.pred_masks)) else value
+                for name, value in result.items()
+            }
+        if self._fields is not PLURAL:
+            result = {self._fields.spelled(name): value for name, value in result.items()}
+        is_mapping = isinstance(self._outputs, MutableMapping)
         for name, value in result.items():
-            attribute = getattr(self._fields, _FIELDS[name])
             try:
-                setattr(self._outputs, attribute, value)
-            except (AttributeError, TypeError) as error:
+                if is_mapping:
+                    self._outputs[name] = value  # some mappings refuse update()
+                else:
+                    setattr(self._outputs, name, value)
+            except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 raise OutputError(
-                    f"cannot write {attribute!r} into the step's outputs ({type(self._outputs).__name__}): they are "
+                    f"cannot write {name!r} into the step's outputs ({type(self._outputs).__name__}): they are "
                     "updated in place. Return a dict, or an object whose attributes can be set."
                 ) from error
 
 
-def read(source: Any, names: tuple[str, ...]) -> Any:
-    """The first of ``names`` that ``source`` (a mapping or an object) has and that is not None, else None."""
-    for name in names:
-        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-        if value is not None:
-            return value
-    return None
+def of_model(outputs: Any) -> StepOutputs:
+    """What a model returns, which unlike a step's outputs may also be a tuple, or one tensor alone.
+
+    Raises:
+        OutputError: it holds neither scores nor maps.
+    """
+    parts: list[Any]
+    if isinstance(outputs, Tensor):
+        parts = [outputs]
+    elif isinstance(outputs, tuple | list) and not {*getattr(outputs, "_fields", ())} & _READ:
+        parts = [part for part in outputs if part is not None]
+    else:
+        return StepOutputs(outputs)
+    kind = type(outputs).__name__
+    for index, part in enumerate(parts):
+        if not isinstance(part, Tensor):
+            raise wrong_type(f"part {index}", type(part).__name__, "a tensor", f"the {kind} that the model returns")
+    return StepOutputs(dict(zip(parts_of(kind, [part.ndim for part in parts]), parts, strict=True)))
 
 
-def _truth(outputs: Any, batch: Any, kind: str) -> Tensor | None:
-    for source in (outputs, batch):
-        fields = MAPPING_FIELDS if isinstance(source, Mapping) else ATTRIBUTE_FIELDS
-        names = getattr(fields, kind)
-        value = read(source, names)
-        if value is not None:
-            try:
-                return torch.as_tensor(value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                found = next(name for name in names if read(source, (name,)) is not None)
-                where = "the step's outputs" if source is outputs else "the batch"
-                raise wrong_type(found, type(value).__name__, "a tensor", where) from error
-    return None
+_READ = {SCORES, MAPS, SINGULAR.scores, SINGULAR.maps}
+
+
+def _attributes_of(outputs: Any) -> Callable[[str], Any]:
+    return lambda name: getattr(outputs, name, None)
+
+
+def _names(outputs: Any) -> list[str]:
+    """What outputs without scores and maps have instead, for a message."""
+    if isinstance(outputs, Mapping):
+        return [str(name) for name in outputs]
+    return list(getattr(outputs, "_fields", None) or getattr(outputs, "__dict__", None) or ())
 
 
 def _shape(value: Tensor | None) -> tuple[int, ...] | None:

@@ -1,37 +1,34 @@
-"""Validation data and collected values when several processes share the work (clause L8)."""
+"""Validation data and collected values when several processes share the work (clause L8).
 
+A ``group`` is one of torch.distributed; None stands for all processes.
+"""
+
+import warnings
 from collections.abc import Iterable, Sized
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 
-def total(counts: Tensor) -> Tensor:
-    """The sum of ``counts`` over all processes. Every process has to call it."""
+def total(counts: Tensor, group: Any = None) -> Tensor:
+    """The sum of ``counts`` over the processes of the group. Each of them has to call it."""
     counts = counts.clone()
-    torch.distributed.all_reduce(counts)
+    torch.distributed.all_reduce(counts, group=group)
     return counts
 
 
-def gathered(values: Tensor) -> list[Tensor]:
-    """The ``values`` of all processes, which may differ in size. Every process has to call it."""
-    found: list[Tensor] = gather_all_tensors(values)
+def gathered(values: Tensor, group: Any = None) -> list[Tensor]:
+    """The ``values`` of the processes of the group, which may differ in size. Each of them has to call it."""
+    found: list[Tensor] = gather_all_tensors(values, group)
     return found
 
 
-def concatenated(columns: Tensor) -> Tensor:
-    """The (K, N) tensors of all processes, side by side; N may differ. Every process has to call it."""
-    return torch.cat(gathered(columns), dim=1)
-
-
-def agreed(numbers: list[int], device: torch.device) -> list[int]:
-    """The ``numbers`` of the first process: a random sampler draws others in each. Every process has to call it."""
-    drawn = torch.tensor(numbers, dtype=torch.int64, device=device)
-    torch.distributed.broadcast(drawn, src=0)
-    return drawn.tolist()
+def concatenated(columns: Tensor, group: Any = None) -> Tensor:
+    """The (K, N) tensors of the processes of the group, side by side; N may differ. Each of them has to call it."""
+    return torch.cat(gathered(columns, group), dim=1)
 
 
 def shard(size: int, num_replicas: int, rank: int) -> range:
@@ -50,22 +47,49 @@ def sharing_sampler(loader: Any) -> "DistributedSampler[Any] | None":
     return None
 
 
-def count_unpadded(loader: Iterable[Any] | None, batch_index: int, seen: int, found: int) -> int:
-    """How many of the ``found`` samples of a batch are no padding.
+class OwnSamples:
+    """How many outputs of each batch are of samples that this process has for itself, in one run through a loader.
 
     A `DistributedSampler` gives all processes equally many samples by repeating some at the end. They would count
-    twice. Where there are more samples than it gives, positions mean nothing, and all are taken.
+    twice. A sample may have several outputs, the frames of a clip for example.
 
     Args:
-        loader: that the batch comes from.
-        batch_index: of the batch.
-        seen: samples of this loader before the batch.
-        found: samples of the batch.
+        loader: that the batches come from.
     """
-    sampler = sharing_sampler(loader)
-    if sampler is None or not isinstance(sampler.dataset, Sized):
-        return found
-    own = len(shard(len(sampler.dataset), sampler.num_replicas, sampler.rank))
-    if getattr(loader, "batch_sampler", None) is None:  # each sample of the data set is a batch
-        return found if batch_index < own else 0
-    return found if seen + found > sampler.num_samples else min(found, max(0, own - seen))
+
+    def __init__(self, loader: Iterable[Any] | None) -> None:
+        self._sampler = sharing_sampler(loader)
+        if self._sampler is not None and not isinstance(self._sampler.dataset, Sized):
+            self._sampler = None
+        batches = getattr(loader, "batch_sampler", None)
+        self._batch_size: int | None = 1  # each sample of the data set is a batch
+        if batches is not None:  # which may form batches of any size
+            is_torchs = getattr(type(batches), "__iter__", None) is BatchSampler.__iter__
+            self._batch_size = batches.batch_size if is_torchs else None
+        self._seen = 0  # outputs before the present batch
+        self._warned = False
+
+    def count(self, batch_index: int, found: int) -> int:
+        """How many of the ``found`` outputs of a batch come first and are of own samples; the others are repeated."""
+        if (sampler := self._sampler) is None:
+            return found
+        own = len(shard(len(cast("Sized", sampler.dataset)), sampler.num_replicas, sampler.rank))
+        if self._batch_size is None:  # then each sample has one output, as far as their number allows
+            before, self._seen = self._seen, self._seen + found
+            return found if self._seen > sampler.num_samples else min(found, max(0, own - before))
+        before = batch_index * self._batch_size
+        samples = min(self._batch_size, sampler.num_samples - before)
+        mine = min(samples, own - before)
+        if mine == samples or samples <= 0:  # of more batches than the sampler has, positions mean nothing
+            return found
+        if mine > 0 and found % samples != 0:
+            if not self._warned:
+                warnings.warn(
+                    f"{found} outputs of a batch are of {samples} samples, of which {samples - mine} only pad the "
+                    "share of this process: how many outputs those have is not known, and they count twice. Use a "
+                    "batch size of 1, or let each sample have equally many outputs.",
+                    stacklevel=2,
+                )
+            self._warned = True
+            return found
+        return max(0, mine) * found // samples

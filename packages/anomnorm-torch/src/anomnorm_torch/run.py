@@ -5,18 +5,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from anomnorm_core.checks import report_invalid
+from anomnorm_core.checks import counts_of, report_invalid
 from anomnorm_core.errors import AnomnormError, ResolutionError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit import Fit, LevelFit
-from anomnorm_core.fit_check import LIMITS, FitCheck
+from anomnorm_core.fit_check import FitCheck, counted
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS as CORE_METHODS
-from anomnorm_core.options import LEVELS, OnInvalid
+from anomnorm_core.options import LEVELS, OnInvalid, Source
 from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
-from anomnorm_core.threshold.choice import ANOMALOUS, NORMAL, UNLABELLED, Choice, Gathered, place, search
+from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, place, search
 from anomnorm_torch import threshold
 from anomnorm_torch._kernels import evaluated
 from anomnorm_torch._tensors import arithmetic, wide
@@ -24,7 +24,7 @@ from anomnorm_torch._version import __version__
 from anomnorm_torch.outputs import GroundTruth
 from anomnorm_torch.processes import concatenated, gathered, total
 
-_PADDING = 3  # in place of a label
+_PADDING = 4  # in place of a label: the sample does not even count as one that is ignored
 
 
 class Records:
@@ -55,22 +55,22 @@ class Records:
     def _empty(self, shape: tuple[int, ...]) -> Any:
         return self._kernels.init(shape, device=self._device)
 
-    def merge_processes(self) -> None:
-        """Take over the values of all processes. Every process has to call it.
+    def merge_processes(self, group: Any = None) -> None:
+        """Take over the values of all processes of the group; None: of all. Each of them has to call it.
 
         Raises:
             ResolutionError: the processes have maps of different height and width.
         """
         shape = (0, 0) if self._pixel is None else tuple(self._pixel.count.shape) or (1, 1)
-        shapes = {tuple(each.tolist()) for each in gathered(torch.tensor(shape, device=self._device))} - {(0, 0)}
+        shapes = {tuple(each.tolist()) for each in gathered(torch.tensor(shape, device=self._device), group)} - {(0, 0)}
         if len(shapes) > 1:
             raise ResolutionError(f"the processes have anomaly maps of (H, W) = {sorted(shapes)}; they need one size.")
-        self._image = self._pooled(self._image)
+        self._image = self._pooled(self._image, group)
         if shapes:
-            self._pixel = self._pooled(self._empty(shapes.pop()) if self._pixel is None else self._pixel)
+            self._pixel = self._pooled(self._empty(shapes.pop()) if self._pixel is None else self._pixel, group)
 
-    def _pooled(self, record: Any) -> Any:
-        columns = [gathered(field) for field in record]
+    def _pooled(self, record: Any, group: Any) -> Any:
+        columns = [gathered(field, group) for field in record]
         first, *others = (type(record)(*fields) for fields in zip(*columns, strict=True))
         for other in others:
             first = self._kernels.merge(first, other)
@@ -79,25 +79,25 @@ class Records:
     @property
     def is_empty(self) -> bool:
         """Whether no image score has arrived, valid or not. Waits for the device."""
-        return int(self._image.count.sum() + self._image.invalid.sum()) == 0
+        counts = counts_of(self._image)
+        return counts.valid + counts.left_out == 0
 
-    def report_invalid(self, on_invalid: OnInvalid) -> bool:
+    def report_invalid(self, on_invalid: OnInvalid | None, source: Source | None = None) -> bool:
         """Warn about, or refuse, what was left out so far (clause S6), and return whether anything was.
 
         Waits for the device.
 
+        Args:
+            on_invalid: None refuses what is no fit, and says nothing else.
+            source: where the normal data come from, if these are records of such.
+
         Raises:
-            InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``.
+            InvalidScoreError: something was left out and ``on_invalid`` is ``RAISE``, or so much that the rest is no
+                fit.
         """
         present = zip(LEVELS, (self._image, self._pixel), strict=True)
-        # Of a per-pixel record, all pixels together.
-        counts = {
-            level: (int(record.count.sum()), int(record.invalid.sum()))
-            for level, record in present
-            if record is not None
-        }
-        report_invalid(counts, on_invalid)
-        return any(invalid for _, invalid in counts.values())
+        counts = {level: counts_of(record) for level, record in present if record is not None}
+        return report_invalid(counts, on_invalid, method=self._kernels.method, source=source)
 
     def finish(self) -> Fit:
         """The parameters, without thresholds.
@@ -115,7 +115,7 @@ class Records:
 
     def _level(self, level: str, record: Any) -> LevelFit:
         parameters = tuple(value.cpu().numpy() for value in self._kernels.finalize(record, level=level))
-        return LevelFit(parameters, None, int(record.count.max()), int(record.invalid.max()))
+        return LevelFit(parameters, None, int(record.count.max()), counts_of(record).left_out)
 
 
 class Run:
@@ -168,8 +168,10 @@ class Run:
         """
         if self.records is not None:
             self.records.add(scores, maps, valid)
-        anomalous, masks = truth
+        anomalous, masks, ignored = truth
         labels = torch.full_like(scores, UNLABELLED, dtype=torch.uint8) if anomalous is None else anomalous.byte()
+        if ignored is not None:
+            labels = labels.masked_fill(ignored, IGNORED)
         labels = labels.to(scores.device)
         if valid is not None:
             labels = labels.masked_fill(~valid, _PADDING)
@@ -179,32 +181,32 @@ class Run:
             return
         self._maps += 1
         # The pixels of a normal image are known to be normal; those of an anomalous one are not known.
-        where = valid if masks is not None else (labels != ANOMALOUS) & (labels != _PADDING)
+        where = valid if masks is not None else (labels == NORMAL) | (labels == UNLABELLED)
         self._pixels = threshold.update(self._pixels, units, masks, where=where)
 
-    def merge_processes(self) -> None:
-        """Take over the samples of all processes. Every process has to call it.
+    def merge_processes(self, group: Any = None) -> None:
+        """Take over the samples of all processes of the group; None: of all. Each of them has to call it.
 
         Raises:
             AnomnormError: one process has a pixel threshold to find, and another has not.
         """
         if self.records is not None:
-            self.records.merge_processes()
+            self.records.merge_processes(group)
         scores, labels = (column.values().to(self._device) for column in (self._scores, self._labels))
         precise = wide(self._device)
         mine = [scores.dtype == torch.float64, self._pixels is not None, self._maps]
-        double, searching, self._maps = (int(count) for count in total(torch.tensor(mine, device=self._device)))
-        columns = concatenated(torch.stack([scores.to(precise), labels.to(precise)]))
+        double, searching, self._maps = map(int, total(torch.tensor(mine, device=self._device), group))
+        columns = concatenated(torch.stack([scores.to(precise), labels.to(precise)]), group)
         self._scores, self._labels = _Column(torch.float32, self._device), _Column(torch.uint8, self._device)
         self._scores.add(columns[0].to(torch.float64 if double else torch.float32))
         self._labels.add(columns[1].byte())
-        if searching not in (0, torch.distributed.get_world_size()):
+        if searching not in (0, torch.distributed.get_world_size(group)):
             raise AnomnormError(
                 "the module has a pixel threshold of its own in some processes and not in others. Let it have one, "
                 "and the same, in all of them."
             )
         if self._pixels is not None:
-            self._pixels = threshold.ScoreHistogram(*map(total, self._pixels))
+            self._pixels = threshold.ScoreHistogram(*(total(counts, group) for counts in self._pixels))
 
     def finish(self, choices: Mapping[str, Choice], quantile: float) -> Fit:
         """The fit of this run, with its thresholds.
@@ -240,12 +242,8 @@ class Run:
         normals = scores[labels == NORMAL].astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = CORE_METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
-        z = z[~np.isnan(z)]
-        return (
-            FitCheck(fit.level("image").valid, z.size, *(int((z > limit).sum()) for limit in LIMITS))
-            if z.size
-            else None
-        )
+        check = FitCheck(fit.level("image").valid, *map(int, counted(z)))
+        return check if check.normals else None
 
 
 class Standardizer:
@@ -306,3 +304,14 @@ class _Column:
     def values(self) -> Tensor:
         """All of them, shape (N,)."""
         return self._values[: self._count]
+
+
+def some_weights(module: nn.Module) -> list[Tensor]:
+    """A number from each of some parameters, the trained ones if there are any: others after an exchange of weights."""
+    parameters = list(module.parameters())
+    parameters = [parameter for parameter in parameters if parameter.requires_grad] or parameters
+    found = []
+    for parameter in parameters[:: max(len(parameters) // 16, 1)]:
+        local = getattr(parameter, "to_local", None)  # of a shard
+        found.append((parameter if local is None else local()).detach().reshape(-1)[:1].clone())
+    return found

@@ -1,5 +1,6 @@
 """What a normalization callback leaves in a module: the fit of its last validation run (clauses L6, N8, T4)."""
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,9 +21,11 @@ from anomnorm_core.options import LEVELS, Origin
 from anomnorm_torch.normalizer import Normalizer
 
 NAME = "normalization_metrics"  # of the attribute, as in anomalib 0.3
-_ABOUT = "about"
+_ABOUT = "load_with_anomnorm_torch_NormalizationMixin"  # what torch lists where a module has not the mixin
 _RANGE = {"min", "max"}  # keys of anomalib 0.3
 _MOMENTS = {f"{level}_{name}" for level in LEVELS for name in ("mean", "std")}
+_HALF = (torch.float16, torch.bfloat16)
+_SIZE = 1024  # of the text, or a multiple of it
 
 
 class Slot(nn.Module):
@@ -43,8 +46,13 @@ class Slot(nn.Module):
         self.draft: Fit | None = None  # parameters of a validation run that goes on
         self.placed: Fit | None = None  # the fit with the thresholds of a test or prediction that goes on
         self.fit_check: FitCheck | None = None  # of the last validation run (clause S9)
+        self.in_state_dict = True  # that of a sharded module is saved and loaded in parts, and this beside it
+        self.is_restored = False  # whether it was given what a checkpoint holds beside the state dict
+        self.trainer: Any = None  # of the stage that goes on or was the last one; not in copies
+        self.unused_thresholds: set[str] = set()  # of the module that are no numbers, of which a warning told
         self._manual: set[str] = set()  # levels whose threshold was set here, not where a checkpoint comes from
         self._cached: tuple[torch.device, Normalizer] | None = None  # in a tuple, so that it is no submodule
+        self._text: bytes | None = None  # of the state dict, which callbacks that average ask for in every batch
 
     @property
     def fit(self) -> Fit:
@@ -53,7 +61,7 @@ class Slot(nn.Module):
 
     @fit.setter
     def fit(self, fit: Fit) -> None:
-        self._fit, self._cached, self._takes_any = fit, None, False
+        self._fit, self._cached, self._text, self._takes_any = fit, None, None, False
 
     @property
     def is_complete(self) -> bool:
@@ -93,14 +101,37 @@ class Slot(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "trainer": None}
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether a stage of a trainer goes on, and this is not the trainer restoring a checkpoint.
+
+        So it is a callback or the module that exchanges weights, for a validation with averaged ones for example.
+        """
+        trainer = self.trainer
+        return (
+            trainer is not None
+            and trainer.state.status == "running"
+            and not trainer._checkpoint_connector._loaded_checkpoint
+        )
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: ARG002
+        if self.in_state_dict:
+            destination.update({prefix + name: value for name, value in self.entries().items()})
+
+    def entries(self) -> dict[str, Tensor]:
+        """What the state dict holds of a complete fit, by key without prefix; empty before the first one."""
         if not self.is_complete:
-            return
+            return {}
         about, arrays = describe(self._fit)
-        for name, array in arrays.items():
-            destination[prefix + name] = torch.from_numpy(np.array(array))
-        text = json.dumps(about).encode()
-        destination[prefix + _ABOUT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        if self._text is None:
+            text = json.dumps(about | {"digest": _digest(about, arrays)}).encode()
+            # Of one size for all fits: a callback that averages state dicts would stumble over another one.
+            self._text = text.ljust(-(-len(text) // _SIZE) * _SIZE)
+        entries = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        return entries | {_ABOUT: torch.frombuffer(bytearray(self._text), dtype=torch.uint8)}
 
     def _load_from_state_dict(
         self,
@@ -112,9 +143,33 @@ class Slot(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if self.in_state_dict:
+            own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            self._take(own, prefix, unexpected_keys, error_msgs, running=self._is_running)
+
+    def take(self, entries: Mapping[str, Tensor]) -> None:
+        """Take over what `entries` has given, from a checkpoint that holds it beside the state dict.
+
+        Raises:
+            RuntimeError: it cannot be used.
+        """
+        errors: list[str] = []
+        self._take(entries, f"{NAME}.", errors, errors, running=False)
+        if errors:
+            raise RuntimeError("\n".join(errors))
+        self.is_restored = True
+
+    def _take(
+        self,
+        own: Mapping[str, Tensor],
+        prefix: str,
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+        *,
+        running: bool,
+    ) -> None:
         if not own:  # no error: a checkpoint of a run without normalization
-            if self._fit.image is not None:
+            if self._fit.image is not None and not running:
                 warnings.warn(
                     f"the state dict holds no statistics of the {self._fit.method.name} normalization: those that the "
                     "module had belong to other weights and were dropped. Run a validation to fit new ones.",
@@ -122,11 +177,15 @@ class Slot(nn.Module):
                 )
                 self.fit, self.fit_check = Fit(self._fit.method, options=self._fit.options), None
             return
-        arrays = {name: _array(value) for name, value in own.items()}
+        kept = running and self._fit.image is not None
+        if kept and (self.trainer.validating or self.trainer.sanity_checking):
+            return  # the fit of this validation run is of the weights that are validated, whichever are put back now
         try:
-            fit, known = self._read(arrays)
+            fit, known = self._read(own)
             fit = self._with_manual(fit)
         except (AnomnormError, ValueError, KeyError) as error:
+            if kept:  # averaged with those of other state dicts
+                return
             error_msgs.append(f"{prefix.rstrip('.')}: the statistics in the state dict cannot be used: {error}")
             return
         expected = self._fit.method
@@ -141,13 +200,21 @@ class Slot(nn.Module):
         self.fit = fit
         self.fit_check = None  # of another process's validation run
 
-    def _read(self, arrays: dict[str, np.ndarray]) -> tuple[Fit, set[str]]:
+    def _read(self, own: Mapping[str, Tensor]) -> tuple[Fit, set[str]]:
         """The fit of a state dict, and the keys that it consists of."""
+        arrays = {name: _array(value) for name, value in own.items()}
         if _ABOUT in arrays:
             about = json.loads(arrays[_ABOUT].astype(np.uint8).tobytes())
-            check_description({**about, "digest": ""} if isinstance(about, dict) else about)
+            check_description(about)
             fit = compose(about, arrays)
-            return fit, {_ABOUT, *describe(fit)[1]}
+            known = describe(fit)[1]
+            halved = any(own[name].dtype in _HALF for name in known)  # which has other digits
+            if not halved and about["digest"] != _digest(about, {name: arrays[name] for name in known}):
+                raise ValueError(
+                    "they do not belong together: something has changed them since they were saved, as a callback does "
+                    "that averages state dicts. Leave their keys out of that, and of the state dict that is loaded"
+                )
+            return fit, {_ABOUT, *known}
         if arrays.keys() >= _RANGE:
             # One range for both levels; two-slope has it too.
             present = self._fit if self._fit.method.parameters == ("min", "max") else Fit(METHODS["min-max"].method)
@@ -171,8 +238,17 @@ def _is_manual(fitted: LevelFit | None) -> bool:
 
 def _array(value: Tensor) -> np.ndarray:
     value = value.detach().cpu()
-    found: np.ndarray = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
+    found: np.ndarray = (value.float() if value.dtype in _HALF else value).numpy()
     return found
+
+
+def _digest(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """Of everything that a state dict holds, as far as float32, to which some devices convert it, has its digits."""
+    digest = hashlib.sha256(json.dumps({**about, "digest": None}, sort_keys=True).encode())
+    with np.errstate(over="ignore"):
+        for name in sorted(arrays):
+            digest.update(arrays[name].astype(np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def _fit_of_range(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
@@ -192,6 +268,6 @@ def _fit_of_moments(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
             # The count is unknown, and two is the least for which there is a deviation.
             count = np.where(known, 2, 0)
             moments = np.where(known, mean, 0.0), np.where(known, std * std, 0.0)
-            record = core_cdf.ScoreDistribution(count, *moments, np.zeros_like(count))
+            record = core_cdf.ScoreDistribution(count, *moments, np.zeros_like(count), np.zeros(3, np.int64))
             levels[level] = LevelFit(tuple(np.asarray(each) for each in core_cdf.mean_std(record, level=level)))
     return Fit(present.method, levels["image"], levels["pixel"], options=present.options)

@@ -12,6 +12,7 @@ from anomnorm_core._arrays import (
     Array,
     Namespace,
     array_namespace,
+    causes,
     evaluated,
     ndtr,
     ndtri,
@@ -21,7 +22,7 @@ from anomnorm_core._arrays import (
     selection,
     widen,
 )
-from anomnorm_core.checks import require_count, require_same_shape
+from anomnorm_core.checks import CAUSES, counts_of, require_count, require_same_shape
 from anomnorm_core.method import Kernels, Method
 from anomnorm_core.options import LARGEST_FLOAT32, Center
 
@@ -53,7 +54,8 @@ class ScoreDistribution(NamedTuple):
     count: Array  # shape int64: images with a valid value here
     mean: Array  # shape float64: mean of log(score)
     m2: Array  # shape float64: sum of squared deviations from the mean
-    invalid: Array  # shape int64: images whose value here was left out
+    zeros: Array  # shape int64: images with exactly zero here, left out
+    invalid: Array  # (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> ScoreDistribution:
@@ -62,7 +64,8 @@ def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> ScoreDistributio
         count=xp.zeros(shape, dtype=xp.int64),
         mean=xp.zeros(shape, dtype=xp.float64),
         m2=xp.zeros(shape, dtype=xp.float64),
-        invalid=xp.zeros(shape, dtype=xp.int64),
+        zeros=xp.zeros(shape, dtype=xp.int64),
+        invalid=xp.zeros((len(CAUSES),), dtype=xp.int64),
     )
 
 
@@ -72,8 +75,9 @@ def update(record: ScoreDistribution, scores: Array, *, where: Array | None = No
 
     Args:
         record: statistics so far, of shape () or (H, W).
-        scores: real array of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that are
-            not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        scores: real array of shape (B,) or (B, 1) or, for maps, (B, H, W), (B, 1, H, W) or (B, H, W, 1). NaN,
+            infinities and values that are not positive have no place in the moments of the logarithm; they are left out
+            and counted, each kind apart (clause S6).
         where: boolean array of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
@@ -88,7 +92,7 @@ def update(record: ScoreDistribution, scores: Array, *, where: Array | None = No
     x = samples(widen(scores, xp)[0], tuple(record.mean.shape), xp)
     taken = selection(where, x, xp)
     valid = taken & xp.isfinite(x) & (x > 0)
-    count = xp.sum(xp.astype(valid, xp.int64), axis=0)
+    count, zeros = (xp.sum(xp.astype(mask, xp.int64), axis=0) for mask in (valid, taken & (x == 0)))
     log_x = xp.where(valid, xp.log(xp.where(valid, x, xp.ones_like(x))), xp.zeros_like(x))
     divisor = xp.astype(xp.where(count > 0, count, xp.ones_like(count)), xp.float64)
     mean = xp.sum(log_x, axis=0) / divisor
@@ -99,7 +103,8 @@ def update(record: ScoreDistribution, scores: Array, *, where: Array | None = No
         count=count,
         mean=mean + residue,
         m2=xp.sum(deviation * deviation, axis=0) - divisor * residue * residue,
-        invalid=xp.sum(xp.astype(taken & ~valid, xp.int64), axis=0),
+        zeros=zeros,
+        invalid=causes(x, taken, count + zeros, xp),
     )
     return merge(record, batch)
 
@@ -115,6 +120,7 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
         count=count,
         mean=a.mean + delta * share,
         m2=a.m2 + b.m2 + delta * delta * share * xp.astype(a.count, xp.float64),
+        zeros=a.zeros + b.zeros,
         invalid=a.invalid + b.invalid,
     )
 
@@ -135,7 +141,7 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
         InsufficientDataError: too few values for a deviation (clause S7).
     """
     xp = array_namespace(record.mean)
-    require_count(level, int(xp.max(record.count)), int(xp.max(record.invalid)), minimum=ddof + 1)
+    require_count(level, counts_of(record), minimum=ddof + 1, most=int(xp.max(record.count)))
     known = record.count > ddof
     freedom = xp.astype(xp.where(known, record.count - ddof, xp.zeros_like(record.count)), xp.float64)
     weight = xp.astype(xp.where(known, record.count, xp.zeros_like(record.count)), xp.float64)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomnorm_core._arrays import Array, Namespace, array_namespace, evaluated, normalized, selection, widen
-from anomnorm_core.checks import require_count
+from anomnorm_core._arrays import Array, Namespace, array_namespace, causes, evaluated, normalized, selection, widen
+from anomnorm_core.checks import CAUSES, counts_of, require_count
 from anomnorm_core.method import Kernels, Method
 
 METHOD = Method(
@@ -23,7 +23,7 @@ class MinMaxStatistics(NamedTuple):
     min: Array  # () float64; +inf before the first value
     max: Array  # () float64; -inf before the first value
     count: Array  # () int64: valid values seen
-    invalid: Array  # () int64: NaN and infinite values left out
+    invalid: Array  # (3,) int64: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> MinMaxStatistics:  # noqa: ARG001
@@ -32,7 +32,7 @@ def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> MinMaxStatistics
         min=xp.asarray(xp.inf, dtype=xp.float64),
         max=xp.asarray(-xp.inf, dtype=xp.float64),
         count=xp.asarray(0, dtype=xp.int64),
-        invalid=xp.asarray(0, dtype=xp.int64),
+        invalid=xp.zeros((len(CAUSES),), dtype=xp.int64),
     )
 
 
@@ -54,13 +54,14 @@ def update(record: MinMaxStatistics, scores: Array, *, where: Array | None = Non
         return record  # the standard leaves the minimum of nothing undefined
     taken = selection(where, x, xp)
     valid = xp.isfinite(x) & taken
+    count = xp.sum(xp.astype(valid, xp.int64))
     return merge(
         record,
         MinMaxStatistics(
             min=xp.min(xp.where(valid, x, xp.asarray(xp.inf, dtype=x.dtype))),
             max=xp.max(xp.where(valid, x, xp.asarray(-xp.inf, dtype=x.dtype))),
-            count=xp.sum(xp.astype(valid, xp.int64)),
-            invalid=xp.sum(xp.astype(taken & ~valid, xp.int64)),
+            count=count,
+            invalid=causes(x, taken, count, xp),
         ),
     )
 
@@ -86,7 +87,7 @@ def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Array, Ar
     Raises:
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
     """
-    require_count(level, int(record.count), int(record.invalid), minimum=1)
+    require_count(level, counts_of(record), minimum=1)
     return record.min, record.max
 
 

@@ -5,13 +5,13 @@ from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 
-from anomnorm_core.checks import report_unknown_pixels, report_unlabelled
+from anomnorm_core.checks import report_ignored, report_unknown_pixels, report_unlabelled, require_labelled
 from anomnorm_core.fit import Fit
 from anomnorm_core.options import LEVELS, Origin, ThresholdRule, Units
 from anomnorm_core.threshold.histogram import ScoreHistogram
 from anomnorm_core.threshold.search import adaptive, normal_quantile, streamed_adaptive, streamed_normal_quantile
 
-NORMAL, ANOMALOUS, UNLABELLED = 0, 1, 2
+NORMAL, ANOMALOUS, UNLABELLED, IGNORED = 0, 1, 2, 3
 Option = float | ThresholdRule | None
 
 
@@ -92,7 +92,7 @@ class Gathered(NamedTuple):
     """What a validation run has gathered of scores and their ground truth, on the host."""
 
     scores: np.ndarray  # (N,) raw image scores
-    labels: np.ndarray  # (N,) NORMAL, ANOMALOUS or UNLABELLED
+    labels: np.ndarray  # (N,) NORMAL, ANOMALOUS, UNLABELLED or IGNORED
     pixels: ScoreHistogram | None  # of the pixels whose ground truth is known, in the method's units
 
 
@@ -112,12 +112,16 @@ def search(
         NotFittedError: there is no valid score to go by.
     """
     found: dict[str, float] = {}
-    scores, labels = gathered.scores, gathered.labels
+    taken = gathered.labels != IGNORED
+    scores, labels = gathered.scores[taken], gathered.labels[taken]
     anomalous = labels == ANOMALOUS
     image, pixel = (choices[level].origin for level in LEVELS)
     if choices["image"].is_searched:
+        require_labelled(gathered.labels.size, gathered.labels.size - labels.size)
         values = np.where(scores <= 0, -np.inf, scores).astype(scores.dtype) if positive else scores
         if image is Origin.ADAPTIVE:
+            if not np.any(labels == NORMAL):
+                report_ignored(gathered.labels.size - labels.size)
             report_unlabelled(int((labels == UNLABELLED).sum()), scores.size, where)
             threshold = adaptive(values, anomalous, normal_quantile=quantile)
         else:

@@ -49,8 +49,9 @@ def update(
         record: what was counted so far.
         scores: real array of shape (B, ...), of any sign. NaN is left out and counted; infinities
             count. Values are taken in float32.
-        labels: ground truth, 0 for normal and anything else for anomalous: of the shape of ``scores`` (a channel axis
-            of one may be missing in either), or (B,) with one for all pixels of a sample. None: all are normal.
+        labels: ground truth, 0 for normal and above 0 for anomalous: of the shape of ``scores`` (a channel axis of one,
+            first or last, may be missing in either), or (B,) with one for all pixels of a sample. Pixels with one below
+            0, or NaN, are ignored: they are not counted at all. None: all are normal.
         where: boolean array of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
@@ -63,15 +64,18 @@ def update(
     # The standard has neither bit patterns nor counting; NumPy has.
     with np.errstate(over="ignore"):
         x = np.from_dlpack(xp.asarray(scores)).astype(np.float32)
-    anomalous = np.zeros(x.shape, dtype=bool)
+    marks = np.zeros((), dtype=bool)
     if labels is not None:
-        given = np.from_dlpack(xp.asarray(labels)) != 0
-        anomalous |= given.reshape(label_axes(given.shape, x.shape))
+        marks = np.from_dlpack(xp.asarray(labels))
+        marks = marks.reshape(label_axes(marks.shape, x.shape))
+    marks = np.broadcast_to(marks, x.shape)
     if where is not None:
         require_mask(tuple(where.shape), x.shape[0])
         taken = np.from_dlpack(xp.asarray(where)).astype(bool)
-        x, anomalous = x[taken], anomalous[taken]
-    invalid = np.isnan(x)
+        x, marks = x[taken], marks[taken]
+    if marks.dtype.kind not in "bu" and not np.all(marks >= 0):
+        x, marks = x[marks >= 0], marks[marks >= 0]
+    invalid, anomalous = np.isnan(x), marks > 0
     bins = _bin_of(x)
     counts = [np.bincount(bins[mask & ~invalid], minlength=BINS) for mask in (~anomalous, anomalous)]
     batch = ScoreHistogram(*(xp.asarray(count.astype(np.int64)) for count in (*counts, invalid.sum())))

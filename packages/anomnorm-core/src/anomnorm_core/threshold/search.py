@@ -4,6 +4,7 @@ import numpy as np
 
 from anomnorm_core._arrays import Array, quiet, to_host
 from anomnorm_core.checks import (
+    Counts,
     label_axes,
     report_coarse_threshold,
     require_count,
@@ -26,7 +27,8 @@ def adaptive(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> n
     Args:
         scores: real array of shape (B,), of any library; it is read off its device. NaN is left out. Any sign; -inf is
             never flagged.
-        labels: array of shape (B,), 0 for normal samples and anything else for anomalous ones.
+        labels: array of shape (B,), 0 for normal samples and above 0 for anomalous ones; samples with one below 0, or
+            NaN, are ignored.
         normal_quantile: where there is no anomaly, the share of the normals that must not be flagged.
 
     Returns:
@@ -154,7 +156,7 @@ def streamed_quantile(record: ScoreHistogram, quantile: float) -> np.ndarray:
     share = parse_quantile(quantile, "quantile")
     normal, anomalous, invalid = _counts(record)
     counts = normal + anomalous
-    require_count("pixel", int(counts.sum()), int(invalid), minimum=1)
+    require_count("pixel", Counts(int(counts.sum()), nan=int(invalid)), minimum=1)
     return lower_edge(_quantile_bin(counts, share))
 
 
@@ -162,10 +164,10 @@ def _samples(scores: Array, labels: Array | None) -> tuple[np.ndarray, np.ndarra
     x = to_host(scores)
     x = x if x.dtype == np.float64 or x.dtype.kind != "f" else x.astype(np.float32)
     x = x.astype(np.float64) if x.dtype.kind != "f" else x
-    marks = np.zeros(x.shape, dtype=bool) if labels is None else to_host(labels) != 0
-    anomalous = np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
-    x = x.ravel()
-    valid = ~np.isnan(x)
+    marks = np.zeros(x.shape, dtype=bool) if labels is None else to_host(labels)
+    marks = np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
+    anomalous, x = marks > 0, x.ravel()
+    valid = ~np.isnan(x) & (marks >= 0)  # negative or NaN: the sample is ignored
     return x, valid & ~anomalous, valid & anomalous
 
 

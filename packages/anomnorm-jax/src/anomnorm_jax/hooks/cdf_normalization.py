@@ -1,5 +1,7 @@
 """CDF normalization of anomaly scores in a JAX training loop."""
 
+from collections.abc import Iterable
+
 from anomnorm_core.options import Center, OnInvalid, Source, ThresholdRule
 from anomnorm_jax.hook import NormalizationHook
 
@@ -29,6 +31,7 @@ class CdfNormalizationHook(NormalizationHook):
             sigmas.
         center: where pixel z-scores are zero: ``"image"`` (at the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
+        extras: ``"z"``, ``"raw"`` and ``"invalid"``; see `NormalizationHook`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class CdfNormalizationHook(NormalizationHook):
         center: Center | str = Center.IMAGE,
         source: Source | str = Source.TRAIN,
         progress: bool = True,
+        extras: Iterable[str] = (),
     ) -> None:
         super().__init__(
             "cdf",
@@ -52,4 +56,5 @@ class CdfNormalizationHook(NormalizationHook):
             source,
             progress,
             options={"center": str(Center.parse(center, "center"))},
+            extras=extras,
         )

@@ -1,5 +1,7 @@
 """Min-max normalization of anomaly scores in a JAX training loop."""
 
+from collections.abc import Iterable
+
 from anomnorm_core.options import OnInvalid, ThresholdRule
 from anomnorm_jax.hook import NormalizationHook
 
@@ -13,6 +15,7 @@ class MinMaxNormalizationHook(NormalizationHook):
     Args:
         threshold, pixel_threshold, normal_quantile, capacity, on_invalid: see `NormalizationHook`; in raw units.
         shared_range: one range for both levels, from the maps where there are any, as in anomalib 0.3.
+        extras: ``"margin"``, ``"raw"`` and ``"invalid"``; see `NormalizationHook`.
     """
 
     def __init__(
@@ -23,6 +26,7 @@ class MinMaxNormalizationHook(NormalizationHook):
         capacity: int = 2**16,
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         shared_range: bool = False,
+        extras: Iterable[str] = (),
     ) -> None:
         super().__init__(
             "min-max",
@@ -32,4 +36,5 @@ class MinMaxNormalizationHook(NormalizationHook):
             capacity,
             on_invalid,
             options={"shared_range": shared_range},
+            extras=extras,
         )

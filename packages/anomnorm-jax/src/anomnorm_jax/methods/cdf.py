@@ -16,9 +16,10 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import require_count, require_mask, require_same_shape
+from anomnorm_core.checks import CAUSES, require_count, require_mask, require_same_shape
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods.cdf import LEAST_STD, METHOD, STD_FLOOR
+from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, evaluated, normalized, samples, selection
 from anomnorm_jax._double import log_distance, log_ratio, two_sum
 from anomnorm_jax._sharding import automatic, varying
@@ -37,7 +38,8 @@ class ScoreDistribution(NamedTuple):
     count: Array  # type: ignore[assignment]  # shape uint32: images with a valid value here
     mean: Array  # shape float32, or float64 where JAX has it: mean of log(score)
     m2: Array  # shape like mean: sum of squared deviations from the mean
-    invalid: Array  # shape uint32: images whose value here was left out
+    zeros: Array  # shape uint32: images with zero here, left out; the smallest subnormal numbers are zero too
+    invalid: Array  # (2, 3) uint32: values left out, of all pixels, which are negative, NaN, infinite (see `_counter`)
     mean_tail: Array  # shape like mean: the true mean is mean + mean_tail
     m2_tail: Array  # shape like mean: the true sum is m2 + m2_tail
 
@@ -49,7 +51,8 @@ def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:
         count=jnp.zeros(shape, dtype=jnp.uint32),
         mean=jnp.zeros(shape, dtype=float),
         m2=jnp.zeros(shape, dtype=float),
-        invalid=jnp.zeros(shape, dtype=jnp.uint32),
+        zeros=jnp.zeros(shape, dtype=jnp.uint32),
+        invalid=_counter.zero((len(CAUSES),)),
         mean_tail=jnp.zeros(shape, dtype=float),
         m2_tail=jnp.zeros(shape, dtype=float),
     )
@@ -62,8 +65,9 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
 
     Args:
         record: statistics so far, of shape () or (H, W).
-        scores: real array of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that are
-            not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        scores: real array of shape (B,) or (B, 1) or, for maps, (B, H, W), (B, 1, H, W) or (B, H, W, 1), of less than
+            2^32 elements. NaN, infinities and values that are not positive have no place in the moments of the
+            logarithm; they are left out and counted, each kind apart (clause S6).
         where: boolean array of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
@@ -93,6 +97,7 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
         # others would wait for each of them.
         batch = jax.lax.platform_dependent(x, taken, reference, cpu=_moments_by_image, default=_moments)
     count, mean, mean_tail, m2, m2_tail = batch
+    zeros, causes = jax.lax.platform_dependent(x, taken, count, cpu=_left_out_if_any, default=_left_out)
     at, at_tail = log_distance(reference, jnp.zeros_like(reference))
     head, tail = two_sum(jnp.where(count > 0, at, 0.0), mean)
     merged: ScoreDistribution = merge(
@@ -101,7 +106,8 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
             count=count,
             mean=head,
             m2=m2,
-            invalid=jnp.sum(taken, dtype=jnp.uint32) - count,
+            zeros=zeros,
+            invalid=_counter.widened(causes),
             mean_tail=tail + (mean_tail + jnp.where(count > 0, at_tail, 0.0)),
             m2_tail=m2_tail,
         ),
@@ -127,6 +133,48 @@ def _first_valid(x: Array, taken: Array, known: Array) -> Array:
     here = _valid(x[0]) & taken[0]
     found: Array = jax.lax.cond(jnp.all(known | here), lambda x, _: jnp.where(here, x[0], 1.0), search, x, taken)
     return found
+
+
+def _left_out(x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
+    """How many values are zero at each pixel, and how many of all pixels negative, NaN, infinite: (3,).
+
+    ``count`` is how many are none of these.
+    """
+    mask = selection(taken, x)
+    zeros = jnp.sum(_is_zero(x) & mask, axis=0, dtype=jnp.uint32)
+    return zeros, _causes(x, mask, count + zeros)
+
+
+def _left_out_if_any(x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
+    """The same, quickly where none is left out, and one image after the other (see `update`)."""
+
+    def counted(x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
+        def add(so_far: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+            return so_far + (_is_zero(image[0]) & image[1]).astype(jnp.uint32), None
+
+        zeros: Array = jax.lax.scan(add, jnp.zeros_like(count), (x, taken))[0]
+        return zeros, _causes(x, selection(taken, x), count + zeros)
+
+    def nothing(_x: Array, _taken: Array, count: Array) -> tuple[Array, Array]:
+        zeros = jnp.zeros_like(count)
+        return zeros, jnp.zeros((len(CAUSES),), dtype=jnp.uint32) + jnp.sum(zeros, dtype=jnp.uint32)
+
+    every = jnp.all(count == jnp.sum(taken, dtype=jnp.uint32))
+    found: tuple[Array, Array] = jax.lax.cond(every, nothing, counted, x, taken, count)
+    return found
+
+
+def _causes(x: Array, mask: Array, known: Array) -> Array:
+    """How many values of ``mask`` are negative, NaN, infinite; ``known`` are none of these."""
+    every, nan, infinite = (
+        jnp.sum(which, dtype=jnp.uint32) for which in (mask, jnp.isnan(x) & mask, (jnp.abs(x) == jnp.inf) & mask)
+    )
+    return jnp.stack([every - jnp.sum(known, dtype=jnp.uint32) - nan - infinite, nan, infinite])
+
+
+def _is_zero(x: Array) -> Array:
+    zero: Array = jnp.abs(x) < float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
+    return zero
 
 
 def _distance(x: Array, valid: Array, reference: Array) -> Array:
@@ -188,7 +236,13 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
     between = delta * delta * share * a.count.astype(dtype)
     m2, m2_tail = two_sum(m2, between + (m2_tail + (a.m2_tail + b.m2_tail)))
     return ScoreDistribution(
-        count=count, mean=mean, m2=m2, invalid=a.invalid + b.invalid, mean_tail=mean_tail, m2_tail=m2_tail
+        count=count,
+        mean=mean,
+        m2=m2,
+        zeros=a.zeros + b.zeros,
+        invalid=_counter.add(a.invalid, b.invalid),
+        mean_tail=mean_tail,
+        m2_tail=m2_tail,
     )
 
 
@@ -209,8 +263,7 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
             there both results are NaN.
     """
     if not isinstance(record.count, Tracer):
-        count, invalid = int(np.max(record.count)), int(np.max(record.invalid))
-        require_count(level, count, invalid, minimum=ddof + 1)
+        require_count(level, _counter.counts_of(record), minimum=ddof + 1, most=int(np.max(record.count)))
     moments: tuple[Array, Array] = _mean_std(record, ddof)
     return moments
 

@@ -9,7 +9,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import require_count
+from anomnorm_core.checks import CAUSES, require_count
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods.min_max import METHOD
 from anomnorm_jax import _counter
@@ -28,7 +28,7 @@ class MinMaxStatistics(NamedTuple):
     min: Array  # () float32, or float64 where JAX has it; the largest number before the first value
     max: Array  # () like min; the smallest number before the first value
     count: Array  # type: ignore[assignment]  # (2,) uint32: valid values seen, upper and lower half of a 64-bit count (see `_counter`)
-    invalid: Array  # (2,) uint32: NaN and infinite values left out
+    invalid: Array  # (2, 3) uint32: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = ()) -> MinMaxStatistics:  # noqa: ARG001
@@ -38,7 +38,7 @@ def init(shape: tuple[int, ...] = ()) -> MinMaxStatistics:  # noqa: ARG001
         min=jnp.asarray(largest, dtype=float),
         max=jnp.asarray(-largest, dtype=float),
         count=_counter.zero(),
-        invalid=_counter.zero(),
+        invalid=_counter.zero((len(CAUSES),)),
     )
 
 
@@ -62,41 +62,51 @@ def update(record: MinMaxStatistics, scores: ArrayLike, *, where: ArrayLike | No
     taken = varying(jnp.asarray(x.size, dtype=jnp.uint32), x)
     if where is None:
         # A branch costs a GPU more than the masks.
-        low, high, count = jax.lax.platform_dependent(x, taken, cpu=_range, default=_range_of_valid)
+        low, high, count, nan = jax.lax.platform_dependent(x, taken, cpu=_range, default=_range_of_valid)
     else:
         taken = jnp.sum(jnp.asarray(where, dtype=bool), dtype=jnp.uint32) * jnp.uint32(math.prod(x.shape[1:]))
-        low, high, count = _range_of_valid(x, taken, selection(where, x))
+        low, high, count, nan = _range_of_valid(x, taken, selection(where, x))
     dtype = record.min.dtype
     batch = MinMaxStatistics(
         min=low.astype(dtype),
         max=high.astype(dtype),
         count=_counter.widened(count),
-        invalid=_counter.widened(taken - count),
+        invalid=_counter.widened(jnp.stack([jnp.zeros_like(nan), nan, taken - count - nan])),
     )
     merged: MinMaxStatistics = merge(record, batch)
     return merged
 
 
-def _range(x: Array, taken: Array) -> tuple[Array, Array, Array]:
-    """Smallest and largest valid value, and how many are valid; quickly, where all are."""
+def _range(x: Array, taken: Array) -> tuple[Array, Array, Array, Array]:
+    """Smallest and largest valid value, and how many are valid or NaN; quickly, where all are valid."""
     # XLA's minimum does not show reliably whether there is a NaN. Zero times anything else than a number does, and a
     # sum is three times as fast as a count.
     every = jnp.sum(x * 0.0) == 0.0
-    found: tuple[Array, Array, Array] = jax.lax.cond(
-        every, lambda x, taken: (jnp.min(x), jnp.max(x), taken), _range_of_valid, x, taken
+    found: tuple[Array, Array, Array, Array] = jax.lax.cond(
+        every, lambda x, taken: (jnp.min(x), jnp.max(x), taken, jnp.zeros_like(taken)), _range_of_valid, x, taken
     )
     return found
 
 
-def _range_of_valid(x: Array, taken: Array, where: Array | None = None) -> tuple[Array, Array, Array]:  # noqa: ARG001
-    """The same, for what is valid and in ``where``."""
+def _range_of_valid(x: Array, taken: Array, where: Array | None = None) -> tuple[Array, Array, Array, Array]:
+    """The same, for what is in ``where``."""
     # XLA turns this comparison and one count into a fast loop; isfinite and a count of the others made it seven times
     # slower on a CPU.
     valid = jnp.abs(x) < jnp.inf
     if where is not None:
         valid = valid & where
     low, high = jnp.min(jnp.where(valid, x, jnp.inf)), jnp.max(jnp.where(valid, x, -jnp.inf))
-    return low, high, jnp.sum(valid, dtype=jnp.uint32)
+    count = jnp.sum(valid, dtype=jnp.uint32)
+
+    def count_nan(x: Array, where: Array | None) -> Array:
+        return jnp.sum(jnp.isnan(x) if where is None else jnp.isnan(x) & where, dtype=jnp.uint32)
+
+    def count_nan_if_any(x: Array, where: Array | None) -> Array:
+        nothing = jnp.zeros_like(count)
+        counted: Array = jax.lax.cond(count == taken, lambda *_: nothing, count_nan, x, where)
+        return counted
+
+    return low, high, count, jax.lax.platform_dependent(x, where, cpu=count_nan_if_any, default=count_nan)
 
 
 @jax.jit
@@ -122,7 +132,7 @@ def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Array, Ar
             check; what `normalize` makes of an empty range is NaN.
     """
     if not isinstance(record.count, Tracer):
-        require_count(level, _counter.to_int(record.count), _counter.to_int(record.invalid), minimum=1)
+        require_count(level, _counter.counts_of(record), minimum=1)
     return record.min, record.max
 
 

@@ -53,8 +53,9 @@ def update(
         record: what was counted so far.
         scores: real array of shape (B, ...) of less than 2^32 elements, of any sign. NaN is left out and counted;
             infinities count. Values are taken in float32.
-        labels: ground truth, 0 for normal and anything else for anomalous: of the shape of ``scores`` (a channel axis
-            of one may be missing in either), or (B,) with one for all pixels of a sample. None: all are normal.
+        labels: ground truth, 0 for normal and above 0 for anomalous: of the shape of ``scores`` (a channel axis of one,
+            first or last, may be missing in either), or (B,) with one for all pixels of a sample. Pixels with one below
+            0, or NaN, are ignored: they are not counted at all. None: all are normal.
         where: boolean array of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
@@ -64,11 +65,14 @@ def update(
         ValueError: shapes do not match.
     """
     x = arithmetic(scores).astype(jnp.float32)
-    anomalous = None
+    anomalous, taken = None, selection(where, x)
     if labels is not None:
         y = jnp.asarray(labels)
-        anomalous = jnp.broadcast_to(y.astype(bool).reshape(label_axes(y.shape, x.shape)), x.shape)
-    taken = selection(where, x)
+        y = jnp.broadcast_to(y.reshape(label_axes(y.shape, x.shape)), x.shape)
+        zero = jnp.zeros((), y.dtype)  # of its dtype, which may be bool, for strict promotion
+        anomalous = y > zero
+        if not jnp.issubdtype(y.dtype, jnp.unsignedinteger) and y.dtype != bool:
+            taken = taken & (y >= zero)
     if x.size == 0:
         return record
     start = varying(jnp.zeros((2 * BINS + 2,), dtype=jnp.uint32), *jax.tree.leaves((x, anomalous, taken)))

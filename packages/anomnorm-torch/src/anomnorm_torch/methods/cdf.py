@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from anomnorm_core import cdf as core
-from anomnorm_core.checks import require_count, require_same_shape
+from anomnorm_core.checks import CAUSES, counts_of, require_count, require_same_shape
 from anomnorm_core.method import Kernels
 from anomnorm_torch._kernels import Specialized, evaluated, exact, limited, scored, specializes
 from anomnorm_torch._normal import log_ratio, ndtr
-from anomnorm_torch._tensors import arithmetic, is_differentiated, samples, selection, wide
+from anomnorm_torch._tensors import arithmetic, causes, is_differentiated, samples, selection, wide
 from anomnorm_torch._tiles import columns, finite_range, fits_tiles, is_readable, tiled
 
 METHOD = core.METHOD
@@ -32,7 +32,8 @@ class ScoreDistribution(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # shape int64: images with a valid value here
     mean: Tensor  # shape float64: mean of log(score)
     m2: Tensor  # shape float64: sum of squared deviations from the mean
-    invalid: Tensor  # shape int64: images whose value here was left out
+    zeros: Tensor  # shape int64: images with exactly zero here, left out
+    invalid: Tensor  # (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> ScoreDistribution:
@@ -45,7 +46,8 @@ def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> 
         count=torch.zeros(shape, dtype=torch.int64, device=device),
         mean=torch.zeros(shape, dtype=dtype, device=device),
         m2=torch.zeros(shape, dtype=dtype, device=device),
-        invalid=torch.zeros(shape, dtype=torch.int64, device=device),
+        zeros=torch.zeros(shape, dtype=torch.int64, device=device),
+        invalid=torch.zeros(len(CAUSES), dtype=torch.int64, device=device),
     )
 
 
@@ -54,8 +56,9 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
 
     Args:
         record: statistics so far, of shape () or (H, W).
-        scores: real tensor of shape (B,) or, for maps, (B, H, W) or (B, 1, H, W). NaN, infinities and values that
-            are not positive have no place in the moments of the logarithm; they are left out and counted (clause S6).
+        scores: real tensor of shape (B,) or (B, 1) or, for maps, (B, H, W), (B, 1, H, W) or (B, H, W, 1). NaN,
+            infinities and values that are not positive have no place in the moments of the logarithm; they are left out
+            and counted, each kind apart (clause S6).
         where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
@@ -98,18 +101,20 @@ def _of_valid(x: Tensor) -> ScoreDistribution:
         m2[column] = deviation.square_().sum(dim=0)
     shape = x.shape[1:]
     counts = torch.full(shape, x.shape[0], dtype=torch.int64, device=x.device)
-    return ScoreDistribution(counts, mean.view(shape), m2.view(shape), torch.zeros_like(counts))
+    nothing = torch.zeros(len(CAUSES), dtype=torch.int64, device=x.device)
+    return ScoreDistribution(counts, mean.view(shape), m2.view(shape), torch.zeros_like(counts), nothing)
 
 
 def _of_some(x: Tensor, taken: Tensor | None) -> ScoreDistribution:
     """Statistics of what is valid among values of any kind."""
     log_x = x.to(wide(x.device), copy=True)
-    left_out = (log_x <= 0).logical_or_(log_x.isfinite().logical_not_())
+    valid, zero = (log_x > 0).logical_and_(log_x < math.inf), log_x == 0
     if taken is not None:
-        left_out.logical_or_(~taken)
-    valid = left_out.logical_not()
+        valid.logical_and_(taken)
+        zero.logical_and_(taken)
+    count, zeros = valid.sum(dim=0), zero.sum(dim=0)
+    left_out = valid.logical_not()
     log_x.masked_fill_(left_out, 1.0).log_()
-    count = valid.sum(dim=0)
     divisor = count.clamp(min=1)
     mean = log_x.sum(dim=0) / divisor
     deviation = log_x.sub_(mean).masked_fill_(left_out, 0.0)
@@ -118,7 +123,8 @@ def _of_some(x: Tensor, taken: Tensor | None) -> ScoreDistribution:
         count=count,
         mean=mean + residue,
         m2=deviation.square_().sum(dim=0) - divisor * residue.square(),
-        invalid=(x.shape[0] if taken is None else taken.sum(dim=0)) - count,
+        zeros=zeros,
+        invalid=causes(x, taken, count + zeros),
     )
 
 
@@ -133,6 +139,7 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
         count=count,
         mean=a.mean + delta * share,
         m2=a.m2 + b.m2 + delta * delta * share * a.count,
+        zeros=a.zeros + b.zeros,
         invalid=a.invalid + b.invalid,
     )
 
@@ -152,7 +159,7 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
         InsufficientDataError: too few values for a deviation (clause S7).
     """
-    require_count(level, int(record.count.max()), int(record.invalid.max()), minimum=ddof + 1)
+    require_count(level, counts_of(record), minimum=ddof + 1, most=int(record.count.max()))
     known = record.count > ddof
     freedom = (record.count - ddof).clamp(min=0)
     weight = torch.where(known, record.count, 0)

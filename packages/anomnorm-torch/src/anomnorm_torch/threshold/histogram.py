@@ -44,8 +44,9 @@ def update(
         record: what was counted so far.
         scores: real tensor of shape (B, ...), of any sign. NaN is left out and counted; infinities
             count. Values are taken in float32.
-        labels: ground truth, 0 for normal and anything else for anomalous: of the shape of ``scores`` (a channel axis
-            of one may be missing in either), or (B,) with one for all pixels of a sample. None: all are normal.
+        labels: ground truth, 0 for normal and above 0 for anomalous: of the shape of ``scores`` (a channel axis of one,
+            first or last, may be missing in either), or (B,) with one for all pixels of a sample. Pixels with one below
+            0, or NaN, are ignored: they are not counted at all. None: all are normal.
         where: boolean tensor of shape (B,): samples that take part. The others are not counted at all.
 
     Returns:
@@ -56,10 +57,14 @@ def update(
         ValueError: shapes do not match.
     """
     x = arithmetic(scores).detach().to(torch.float32)
-    anomalous = None
+    anomalous, taken = None, selection(where, x)
     if labels is not None:
-        anomalous = (labels.to(x.device) != 0).reshape(label_axes(tuple(labels.shape), tuple(x.shape))).expand_as(x)
-    taken = selection(where, x)
+        marks = labels.to(x.device).reshape(label_axes(tuple(labels.shape), tuple(x.shape)))
+        anomalous = (marks > 0).expand_as(x)
+        known = finite_range(marks) if marks.dtype.is_signed else (0.0, 0.0)
+        if known is None or known[0] < 0:
+            counted = (marks >= 0).expand_as(x)
+            taken = counted if taken is None else taken & counted
     # Two more bins: of what is invalid, and of what does not take part.
     counts = torch.zeros(2 * BINS + 2, dtype=torch.int64, device=x.device)
     one = torch.ones((), dtype=torch.int64, device=x.device)
