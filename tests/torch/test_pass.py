@@ -216,7 +216,7 @@ def test_a_callback_that_makes_the_scores() -> None:
 
 
 @pytest.mark.clause("L10")
-def test_a_callback_that_changes_nothing_runs_once_more_and_keeps_nothing_of_it() -> None:
+def test_a_callback_runs_in_the_pass_and_keeps_nothing_of_it() -> None:
     shared: list[Any] = []
 
     class Drawing(pl.Callback):
@@ -241,7 +241,18 @@ def test_a_callback_that_changes_nothing_runs_once_more_and_keeps_nothing_of_it(
         fit(module, *callbacks, num_sanity_val_steps=0, max_epochs=2)
         assert callbacks[0].seen == 6
     assert drawn[:14] == drawn[14:]
-    assert shared.count(False) == 1
+    assert shared.count(False) == 1 + 2 * 7  # the trial, and two passes
+
+
+def test_a_callback_that_changes_later_batches_only_is_asked_again() -> None:
+    class Scaling(pl.Callback):
+        def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx > 0:
+                batch["score"] = 10 * batch["score"]
+
+    module = ScriptedModule()
+    fit(module, Scaling(), OURS)
+    assert_fitted_on(module, np.concatenate([SCORES[:3], 10 * SCORES[3:]]))
 
 
 class Failing(pl.Callback):

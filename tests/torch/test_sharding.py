@@ -128,8 +128,7 @@ def test_a_checkpoint_in_one_file_loads_without_a_trainer(folder: Path) -> None:
 
 def test_a_process_without_data_is_an_error_in_all(folder: Path) -> None:
     for report in reports(folder, "one sample")[1]:
-        assert "NotFittedError" in report["error"]
-        assert "1 of 2 processes have no batch of the normal data" in report["error"]
+        assert "InsufficientDataError" in report["error"]  # the other has the same one, which counts once
 
 
 class Gathering(nn.Module):

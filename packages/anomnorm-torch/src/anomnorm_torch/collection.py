@@ -16,7 +16,7 @@ from anomnorm_torch.framework import LightningModule, Trainer, part
 from anomnorm_torch.loaders import Duplicates
 from anomnorm_torch.normal_data import NormalData, PassOptions, flattened
 from anomnorm_torch.outputs import StepOutputs
-from anomnorm_torch.processes import total
+from anomnorm_torch.processes import OwnSamples, total
 from anomnorm_torch.run import Records
 from anomnorm_torch.sharding import data_group, in_step, step_of
 from anomnorm_torch.user_hooks import END, START, Position, UserHooks, snapshot
@@ -141,6 +141,7 @@ class Pass:
                 return False
             with duplicates.in_use():
                 for loader_index, loader in enumerate(loaders):
+                    self._own = OwnSamples(loader)
                     length = self._data.length(loader)
                     wanted = self._data.limit(length)
                     progress = tqdm(
@@ -187,7 +188,7 @@ class Pass:
         silent = part(trainer, "loggers.logger").DummyLogger
         with part(trainer, "utilities.seed").isolate_rng(), torch.no_grad():
             trainer.validating = True
-            trainer.loggers = [silent() for _ in loggers]
+            trainer.loggers = [_silenced(silent, each) for each in loggers]
             try:
                 yield
             finally:
@@ -218,6 +219,10 @@ class Pass:
                 self._skipped += counts
             elif counts:
                 scores, maps, normal = self._normals(StepOutputs(outputs), batch)
+                # Not those that only make the shares of all processes equal.
+                own = len(scores) if trial else self._own.count(position.index, len(scores))
+                scores = scores[:own]
+                maps, normal = (None if each is None else each[:own] for each in (maps, normal))
                 self._records.add(scores, maps, normal)
                 self._has_maps = self._has_maps or maps is not None
                 self._samples += len(scores)
@@ -267,6 +272,16 @@ class Pass:
         except Exception as error:
             error.add_note(f"This was raised by {where}. {remedy}")
             raise
+
+
+def _silenced(silent: type[Any], logger: Any) -> Any:
+    """A logger that takes no note of anything, in the place of ``logger``: steps write files beside the logs."""
+
+    def place(name: str) -> property:
+        return property(lambda _: getattr(logger, name, None))
+
+    places = {name: place(name) for name in ("name", "version", "save_dir", "log_dir", "root_dir")}
+    return type(type(logger).__name__, (silent,), places)()
 
 
 def _step(trainer: Trainer, model: LightningModule, name: str) -> Callable[..., Any]:

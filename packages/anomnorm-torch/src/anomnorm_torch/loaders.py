@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from enum import Enum
 from itertools import islice
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from anomnorm_torch.framework import Trainer, is_of_lightning, part
-from anomnorm_torch.processes import shard, sharing_sampler
+from anomnorm_torch.processes import sharing_sampler
 
 _VALUES = (str, bytes, int, float, complex, type(None), Enum)
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
@@ -61,6 +61,7 @@ class Duplicates:
         self._copies: dict[int, tuple[Any, Any]] = {}  # by the id of the original, which has to live as long
         self._shared: list[Any] = []
         self._path: list[str] = []  # to what is being copied
+        self._drawing = 0  # samplers on the way: what is inside of them is order, not data
 
     def of(self, loader: Any) -> Any:
         """A duplicate of ``loader``.
@@ -69,6 +70,7 @@ class Duplicates:
             NotRepeatable: something in it cannot be copied, or can be read once only.
         """
         self._path, before = [type(loader).__name__], dict(self._copies)
+        self._drawing = 0
         try:
             return self._copied(loader)
         except Exception as error:
@@ -111,7 +113,10 @@ class Duplicates:
             return value
         if id(value) not in self._copies:
             self._path.append(name)
+            draws = name in ("sampler", "batch_sampler") or isinstance(value, Sampler)
+            self._drawing += draws
             self._copies[id(value)] = value, self._made(value, type(value))
+            self._drawing -= draws
             self._path.pop()
         return self._copies[id(value)][1]
 
@@ -124,7 +129,8 @@ class Duplicates:
             return copy.deepcopy(value)
         if isinstance(value, Tensor | np.ndarray):
             # A loader may shuffle its indices in place. The data have other types or more axes.
-            is_order = value.ndim == 1 and str(value.dtype).removeprefix("torch.") in ("int32", "int64")
+            is_indices = value.ndim == 1 and str(value.dtype).removeprefix("torch.") in ("int32", "int64")
+            is_order = self._drawing > 0 or is_indices
             return copy.deepcopy(value) if is_order else value
         if isinstance(value, types.MethodType):
             owner = self._copied(value.__self__)
@@ -167,7 +173,7 @@ class Duplicates:
             return False
         if isinstance(value, Dataset):
             return not hasattr(value, "_sampler")  # Lightning makes a data set of a sampler to share it out
-        is_data = hasattr(kind, "__getitem__") and hasattr(kind, "__len__")
+        is_data = hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not self._drawing
         return is_data or (is_of_lightning(kind) and not hasattr(kind, "__iter__"))
 
     def _shallow(self, value: Any, kind: Any) -> Any:
@@ -235,7 +241,9 @@ def read_all(loader: DataLoader[Any], trainer: Trainer) -> None:
             vars(loader)["batch_sampler"] = _share(batches, shares, trainer)
         return
     if (size := _size_of_all(sampler)) is not None:
-        sampler = range(size) if shares is None else shard(size, **shares)
+        sampler = (
+            range(size) if shares is None else DistributedSampler(cast("Any", range(size)), shuffle=False, **shares)
+        )
     elif shares is not None:
         sampler = _share(sampler, shares, trainer)
     if batches is None:

@@ -67,6 +67,7 @@ class UserHooks:
     def begin(self) -> None:
         """A new pass: the callbacks may have changed since the last one."""
         self._copies = {}
+        self._changing = {key: True for key, changes in self._changing.items() if changes}  # the others are asked again
 
     def run(
         self, name: str, trainer: Trainer, model: LightningModule, position: Position, *given: Any, trial: bool
@@ -83,7 +84,7 @@ class UserHooks:
         """
         for place, callback in enumerate(self._callbacks[name]):
             known = self._changing.get((name, place))
-            if known is False:
+            if known is False and name == END:
                 continue
             before = snapshot(given) if known is None else None
             try:
