@@ -255,6 +255,20 @@ def test_a_callback_that_changes_later_batches_only_is_asked_again() -> None:
     assert_fitted_on(module, np.concatenate([SCORES[:3], 10 * SCORES[3:]]))
 
 
+def test_a_callback_that_changes_a_later_batch_in_place_leaves_the_data_as_they_are() -> None:
+    class Scaling(pl.Callback):
+        def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx > 0:
+                batch["score"].mul_(10)
+
+    module = ScriptedModule()
+    batches = [default_collate(DATA[:3]), default_collate(DATA[3:6])]  # the pass reads these very tensors
+    fit(module, Scaling(), OURS, calibration_loader=batches, max_epochs=2)
+    gain = 2  # of the second epoch
+    assert_fitted_on(module, gain * np.concatenate([SCORES[:3], 10 * SCORES[3:6]]))
+    np.testing.assert_array_equal(batches[1]["score"], SCORES[3:6])
+
+
 class Failing(pl.Callback):
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.seen.append(batch_idx)  # type: ignore[attr-defined]

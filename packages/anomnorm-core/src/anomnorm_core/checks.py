@@ -42,11 +42,9 @@ class Counts(NamedTuple):
     def described(self) -> str:
         """The causes in words: ``"60 are zero and 33 negative"``."""
         words = ("zero", "negative", "NaN", "infinite")
-        found = [(count, word) for count, word in zip(self[1:], words, strict=True) if count]
-        verb = "is" if found and found[0][0] == 1 else "are"
-        first, *others = [f"{count} {verb if index == 0 else ''} {word}" for index, (count, word) in enumerate(found)]
-        parts = [first, *(" ".join(other.split()) for other in others)]
-        return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+        (count, word), *others = [each for each in zip(self[1:], words, strict=True) if each[0]]
+        *parts, last = f"{count} {'is' if count == 1 else 'are'} {word}", *(f"{more} {what}" for more, what in others)
+        return f"{', '.join(parts)} and {last}" if parts else last
 
 
 def counts_of(record: Any) -> Counts:

@@ -7,6 +7,7 @@ newer ones. Names only: reading and writing arrays is the business of each frame
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from anomnorm_core.checks import is_channels_last, without_channel
 from anomnorm_core.errors import OutputError
@@ -59,13 +60,12 @@ SCORES, MAPS = PLURAL.scores, PLURAL.maps
 LEVEL = {SCORES: "image", MAPS: "pixel"}  # whose statistics are for which field
 
 
-def spelling(has: Callable[[str], bool], kind: str, found: Callable[[], Iterable[object]]) -> Fields:
-    """Which spelling outputs have.
+def spelling(has: Callable[[str], bool], outputs: object) -> Fields:
+    """Which spelling ``outputs`` have.
 
     Args:
-        has: whether the outputs have a field of this name that is not None.
-        kind: their type, for the message.
-        found: names of what they have, likewise.
+        has: whether they have a field of this name that is not None.
+        outputs: of a step, for the message.
 
     Raises:
         OutputError: they have neither scores nor maps, or scores in one spelling and maps in the other.
@@ -73,7 +73,7 @@ def spelling(has: Callable[[str], bool], kind: str, found: Callable[[], Iterable
     there = [fields for fields in (PLURAL, SINGULAR) if has(fields.scores) or has(fields.maps)]
     if len(there) == 1:
         return there[0]
-    names = ", ".join(sorted(repr(name) for name in found()))
+    kind, names = type(outputs).__name__, ", ".join(sorted(repr(str(name)) for name in _names(outputs)))
     holding = f"({kind}) hold {names}" if names else f"are of type {kind}, which holds no names"
     if there:
         raise OutputError(
@@ -85,6 +85,29 @@ def spelling(has: Callable[[str], bool], kind: str, found: Callable[[], Iterable
         "(B, 1, H, W), (B, H, W) or (B, H, W, 1), or 'pred_score' or 'anomaly_map': return a dict with at least one of "
         "them, {'pred_scores': scores, 'anomaly_maps': maps}, or an object that has them as attributes."
     )
+
+
+def _names(outputs: object) -> Iterable[object]:
+    if isinstance(outputs, Mapping):
+        return outputs
+    for names in ("_fields", "__dataclass_fields__", "__dict__"):
+        found: Iterable[object] = getattr(outputs, names, ())
+        if found:
+            return found
+    return ()
+
+
+def without_last_channel(maps: Any) -> Any:
+    """Maps (B, H, W, 1) of any library as (B, H, W): what was fitted of pixels is (H, W). Others as they are."""
+    return maps[..., 0] if is_channels_last(maps.shape) else maps
+
+
+def shaped_as(shape: tuple[int, ...] | None, result: Mapping[str, Any]) -> dict[str, Any]:
+    """``result`` with a channel axis at the end of maps and masks, if the maps that were given have this ``shape``."""
+    if shape is None or not is_channels_last(shape):
+        return dict(result)
+    pixels = MAPS, PLURAL.pred_masks
+    return {name: value[..., None] if name.startswith(pixels) else value for name, value in result.items()}
 
 
 def parts_of(kind: str, dimensions: Iterable[int]) -> list[str]:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from anomnorm_core import file
 from anomnorm_core._arrays import Array, evaluated, normalized
 from anomnorm_core._version import __version__
-from anomnorm_core.checks import Counts, counts_of, is_channels_last, report_invalid, require_mask
+from anomnorm_core.checks import Counts, counts_of, report_invalid, require_mask
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -21,6 +21,8 @@ from anomnorm_core.fields import (
     require_no_mapping,
     require_normalized_shapes,
     require_shapes,
+    shaped_as,
+    without_last_channel,
 )
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.method import Kernels, Registry
@@ -406,7 +408,7 @@ class Normalizer(BaseNormalizer):
         if "invalid" in wanted:
             scores = values[SCORES].reshape(-1)
             result["invalid"] = (scores != scores) & (True if valid is None else np.asarray(valid, dtype=bool))
-        return _shaped_as(anomaly_maps, result)
+        return shaped_as(None if anomaly_maps is None else np.shape(anomaly_maps), result)
 
     def denormalize(
         self, pred_scores: ArrayLike | None = None, anomaly_maps: ArrayLike | None = None
@@ -431,11 +433,11 @@ class Normalizer(BaseNormalizer):
         require_normalized_shapes({name: unit.shape for name, unit in units.items()})
         inverse, fit = METHODS[self._fit.method.name].inverse, self._fit
         result = {
-            name: evaluated(inverse, _without_last_channel(unit), fit.threshold(level).raw, fit.arguments(level))
+            name: evaluated(inverse, without_last_channel(unit), fit.threshold(level).raw, fit.arguments(level))
             for name, unit in units.items()
             for level in (LEVEL[name],)
         }
-        return _shaped_as(anomaly_maps, result)
+        return shaped_as(None if anomaly_maps is None else np.shape(anomaly_maps), result)
 
 
 def follows_raw(fit: Fit) -> bool:
@@ -458,18 +460,4 @@ def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> di
     else:
         raise missing_values()
     require_shapes(scores.shape, None if maps is None else maps.shape)
-    return {SCORES: scores} | ({} if maps is None else {MAPS: _without_last_channel(maps)})
-
-
-def _without_last_channel(maps: Array) -> Array:
-    """Maps (B, H, W, 1) as (B, H, W): the parameters of pixels are (H, W). Others as they are."""
-    return maps[..., 0] if is_channels_last(maps.shape) else maps
-
-
-def _shaped_as(maps: ArrayLike | None, result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``result`` with the channel axis at the end that ``maps`` were given with."""
-    if maps is None or not is_channels_last(np.shape(maps)):
-        return result
-    return {
-        name: value[..., None] if name.startswith((MAPS, "pred_masks")) else value for name, value in result.items()
-    }
+    return {SCORES: scores} | ({} if maps is None else {MAPS: without_last_channel(maps)})

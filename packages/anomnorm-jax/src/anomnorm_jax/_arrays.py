@@ -10,7 +10,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import batch_shape, is_channels_last, require_mask, require_resolution
+from anomnorm_core.checks import batch_shape, require_mask, require_resolution
 from anomnorm_core.method import Kernels
 
 
@@ -85,11 +85,6 @@ def to_host(x: ArrayLike) -> np.ndarray:
 def samples(scores: Array, shape: tuple[int, ...]) -> Array:
     """View ``scores`` as a batch of samples of ``shape``, dropping a channel axis of one (clause S8)."""
     return scores.reshape(batch_shape(scores.shape, shape))
-
-
-def without_last_channel(maps: Array) -> Array:
-    """Maps (B, H, W, 1) as (B, H, W): what was fitted of pixels is (H, W). Others as they are."""
-    return maps[..., 0] if is_channels_last(maps.shape) else maps
 
 
 def selection(where: ArrayLike | None, values: Array) -> Array:

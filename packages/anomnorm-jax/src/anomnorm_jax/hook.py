@@ -15,7 +15,7 @@ from jax import Array
 
 from anomnorm_core.checks import Counts, report_invalid, require_count
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
-from anomnorm_core.fields import LEVEL, MAPS, SCORES
+from anomnorm_core.fields import LEVEL, MAPS, SCORES, shaped_as
 from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.method import Kernels
@@ -35,7 +35,7 @@ from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, to_host
 from anomnorm_jax._collectives import all_merge
 from anomnorm_jax._sharding import like
 from anomnorm_jax.methods import METHODS
-from anomnorm_jax.normalizer import FITTED, Normalizer, centered, failure_code, shaped_as
+from anomnorm_jax.normalizer import FITTED, Normalizer, centered, failure_code
 from anomnorm_jax.outputs import Entries, Outputs, Scores, ground_truth, padding, read, replaced, used
 from anomnorm_jax.run import Run
 
@@ -530,7 +530,7 @@ class NormalizationHook:
         else:
             run = _run.fitted(kernels, run, values, truth.valid, shared=self._is_shared)
         run = _run.gathered(run, values.scores, z.get(MAPS, values.maps), z.get(SCORES), truth)
-        return run, shaped_as(entries.get(MAPS), z)
+        return run, shaped_as(entries[MAPS].shape if MAPS in entries else None, z)
 
     @property
     def _is_shared(self) -> bool:

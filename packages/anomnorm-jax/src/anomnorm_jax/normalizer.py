@@ -14,7 +14,7 @@ from jax import Array, dtypes
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
-from anomnorm_core.checks import Counts, is_channels_last, require_mask, unfitted_level
+from anomnorm_core.checks import Counts, require_mask, unfitted_level
 from anomnorm_core.errors import AnomnormError, InsufficientDataError, InvalidScoreError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -24,21 +24,15 @@ from anomnorm_core.fields import (
     require_no_mapping,
     require_normalized_shapes,
     require_shapes,
+    shaped_as,
+    without_last_channel,
 )
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.method import Kernels
 from anomnorm_core.normalizer import BaseNormalizer, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
 from anomnorm_jax import _counter
-from anomnorm_jax._arrays import (
-    arithmetic,
-    evaluated,
-    is_traced,
-    largest_defined,
-    normalized,
-    to_host,
-    without_last_channel,
-)
+from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, largest_defined, normalized, to_host
 from anomnorm_jax._version import __version__
 from anomnorm_jax.methods import METHODS
 from anomnorm_jax.threshold import flag
@@ -358,16 +352,7 @@ def _call(
         scores = raw[SCORES] if raw[SCORES].ndim == 1 else raw[SCORES][:, 0]
         undefined = jnp.isnan(arithmetic(scores))
         result["invalid"] = undefined if valid is None else undefined & valid
-    return shaped_as(raw.get(MAPS), result)
-
-
-def shaped_as(maps: Array | None, result: dict[str, Array]) -> dict[str, Array]:
-    """``result`` with the channel axis at the end that ``maps`` were given with."""
-    if maps is None or not is_channels_last(maps.shape):
-        return result
-    return {
-        name: value[..., None] if name.startswith((MAPS, "pred_masks")) else value for name, value in result.items()
-    }
+    return shaped_as(raw[MAPS].shape if MAPS in raw else None, result)
 
 
 @jax.jit
@@ -376,7 +361,7 @@ def _denormalize(normalizer: Normalizer, units: Mapping[str, Array]) -> dict[str
     for name, unit in units.items():
         t, *arguments = normalizer._arguments(LEVEL[name])
         found[name] = evaluated(inverse, without_last_channel(unit), t, arguments)
-    return shaped_as(units.get(MAPS), found)
+    return shaped_as(units[MAPS].shape if MAPS in units else None, found)
 
 
 def centered(

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,19 @@ import numpy as np
 from jax import Array
 
 from anomnorm_core.errors import OutputError
-from anomnorm_core.fields import MAPS, PLURAL, SCORES, Fields, require_shapes, require_truth, spelling, wrong_type
+from anomnorm_core.fields import (
+    MAPS,
+    PLURAL,
+    SCORES,
+    Fields,
+    require_shapes,
+    require_truth,
+    spelling,
+    without_last_channel,
+    wrong_type,
+)
 from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL
-from anomnorm_jax._arrays import largest_defined, without_last_channel
+from anomnorm_jax._arrays import largest_defined
 
 # A dictionary, or an object with attributes: a dataclass, a named tuple, anything that can be copied and written to.
 Outputs = Any
@@ -63,27 +73,18 @@ def used(outputs: Outputs, *, truth: bool = True) -> Entries:
 
 def _fields(outputs: Outputs) -> Fields:
     """How the outputs spell their names."""
-    kind = type(outputs).__name__
     unnamed = isinstance(outputs, list | tuple) and not hasattr(outputs, "_fields")
     if unnamed or isinstance(outputs, np.ndarray | Array | jax.ShapeDtypeStruct):
         raise OutputError(
-            f"the step's outputs ({kind}) do not say which of them are scores and which maps. Return a dict, "
-            "{'pred_scores': scores, 'anomaly_maps': maps} or one of them, or a named tuple or dataclass with these "
-            "fields."
+            f"the step's outputs ({type(outputs).__name__}) do not say which of them are scores and which maps. "
+            "Return a dict, {'pred_scores': scores, 'anomaly_maps': maps} or one of them, or a named tuple or "
+            "dataclass with these fields."
         )
-    return spelling(lambda name: _value(outputs, name) is not None, kind, lambda: _names(outputs))
+    return spelling(lambda name: _value(outputs, name) is not None, outputs)
 
 
 def _value(outputs: Outputs, name: str) -> Any:
     return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-
-
-def _names(outputs: Outputs) -> Iterable[object]:
-    if isinstance(outputs, Mapping):
-        return outputs
-    if dataclasses.is_dataclass(outputs):
-        return [field.name for field in dataclasses.fields(outputs)]
-    return list(getattr(outputs, "_fields", getattr(outputs, "__dict__", ())))
 
 
 def read(entries: Entries) -> Scores:

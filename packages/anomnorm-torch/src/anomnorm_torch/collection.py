@@ -27,7 +27,7 @@ class Pass:
 
     It runs in the trainer's precision and on its device, with its random number generators put back afterwards. The
     trainer's own loaders are not iterated: their workers and generators belong to the training. Where several processes
-    share the work, each scores its share of the data, no sample twice, and every one has to call the methods.
+    share the work, each scores its share of the data, no sample counts twice, and every one has to call the methods.
 
     Args:
         trainer: the running trainer.
@@ -84,7 +84,7 @@ class Pass:
 
     def _try(self, batch: Any, position: Position) -> None:
         try:
-            self._add(batch, position, trial=True)
+            self._add(batch, position, None)
         except AnomnormError:
             raise
         except Exception:
@@ -141,7 +141,7 @@ class Pass:
                 return False
             with duplicates.in_use():
                 for loader_index, loader in enumerate(loaders):
-                    self._own = OwnSamples(loader)
+                    own = OwnSamples(loader)
                     length = self._data.length(loader)
                     wanted = self._data.limit(length)
                     progress = tqdm(
@@ -152,7 +152,7 @@ class Pass:
                         disable=bar is None or not getattr(bar, "is_enabled", True),
                     )
                     for index, (batch, is_new) in enumerate(self._together(progress)):
-                        self._add(batch, Position(index, loader_index, self._several), counts=is_new)
+                        self._add(batch, Position(index, loader_index, self._several), own, counts=is_new)
                         if on_invalid is OnInvalid.RAISE:
                             self._records.report_invalid(on_invalid, self._options.known_source)
         arrived = torch.tensor([self._batches, self._skipped, self._samples, int(self._normal)])
@@ -203,11 +203,12 @@ class Pass:
             return in_step(batches, self._trainer.strategy.root_device)
         return ((batch, True) for batch in batches)
 
-    def _add(self, batch: Any, position: Position, *, trial: bool = False, counts: bool = True) -> None:
-        trainer, model, hooks = self._trainer, self._model, self._hooks
+    def _add(self, batch: Any, position: Position, own: OwnSamples | None, *, counts: bool = True) -> None:
+        """Score a batch and add what is new in it: of own samples, or of all in a trial, where ``own`` is None."""
+        trainer, model, hooks, trial = self._trainer, self._model, self._hooks, own is None
         with self._explained():
             batch = self._transferred(batch, position.loader)
-            if not trial and hooks.may_change_batches():
+            if not trial and hooks.may_change_batches:
                 batch = snapshot(batch, batch)  # its tensors may be those of the data set
             hooks.run(START, trainer, model, position, batch, trial=trial)
             position.call(model.on_validation_batch_start, batch)
@@ -219,10 +220,9 @@ class Pass:
                 self._skipped += counts
             elif counts:
                 scores, maps, normal = self._normals(StepOutputs(outputs), batch)
-                # Not those that only make the shares of all processes equal.
-                own = len(scores) if trial else self._own.count(position.index, len(scores))
-                scores = scores[:own]
-                maps, normal = (None if each is None else each[:own] for each in (maps, normal))
+                mine = len(scores) if own is None else own.count(position.index, len(scores))
+                scores = scores[:mine]
+                maps, normal = (None if each is None else each[:mine] for each in (maps, normal))
                 self._records.add(scores, maps, normal)
                 self._has_maps = self._has_maps or maps is not None
                 self._samples += len(scores)

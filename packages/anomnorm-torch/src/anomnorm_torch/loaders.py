@@ -218,9 +218,10 @@ def begins_anew(loader: Any) -> bool:
 
 
 def read_all(loader: DataLoader[Any], trainer: Trainer) -> None:
-    """Let a duplicate give all samples of its data set, in order; of several processes each its share, none twice.
+    """Let a duplicate give all samples of its data set, in order, to each of several processes its share.
 
-    A sampler that selects, and a batch sampler of another class than torch's, are used as they are.
+    Shares are made equal by repeating samples, which `OwnSamples` tells apart, because steps may wait for each other. A
+    sampler that selects, and a batch sampler of another class than torch's, are used as they are.
     """
     if isinstance(loader.dataset, IterableDataset):  # it has to share itself out
         vars(loader)["drop_last"] = False

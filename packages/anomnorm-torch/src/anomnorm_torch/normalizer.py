@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomnorm_core.checks import is_channels_last, require_mask, unfitted_level
+from anomnorm_core.checks import require_mask, unfitted_level
 from anomnorm_core.errors import AnomnormError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -17,6 +17,8 @@ from anomnorm_core.fields import (
     require_no_mapping,
     require_normalized_shapes,
     require_shapes,
+    shaped_as,
+    without_last_channel,
     wrong_type,
 )
 from anomnorm_core.fit import Fit, LevelFit
@@ -205,7 +207,9 @@ class Normalizer(BaseNormalizer, nn.Module):
             invalid = values[SCORES].reshape(-1).isnan()
             labels["invalid"] = invalid if valid is None else invalid & valid.to(invalid.device).bool()
         result |= labels
-        return result if values.get(MAPS) is anomaly_maps else _with_last_channel(result)
+        if anomaly_maps is None or values[MAPS] is anomaly_maps:
+            return result
+        return shaped_as(anomaly_maps.shape, result)
 
     def denormalize(self, pred_scores: Tensor | None = None, anomaly_maps: Tensor | None = None) -> dict[str, Tensor]:
         """The raw scores and maps of normalized ones. See `anomnorm_core.Normalizer.denormalize`.
@@ -222,9 +226,8 @@ class Normalizer(BaseNormalizer, nn.Module):
         result = {}
         for name, unit in units.items():
             t, *arguments = self._arguments(LEVEL[name], unit)
-            result[name] = evaluated(self._kernels.inverse, _without_last_channel(unit), t, tuple(arguments))
-        is_last = anomaly_maps is not None and result[MAPS].ndim < anomaly_maps.ndim
-        return _with_last_channel(result) if is_last else result
+            result[name] = evaluated(self._kernels.inverse, without_last_channel(unit), t, tuple(arguments))
+        return shaped_as(None if anomaly_maps is None else anomaly_maps.shape, result)
 
     def _arguments(self, level: str, like: Tensor) -> list[Tensor]:
         """Threshold, parameters and, with sigmas, the center of a level."""
@@ -336,17 +339,5 @@ def _values(pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str
     if anomaly_maps is None:
         return {SCORES: pred_scores}
     if anomaly_maps.shape[-1] == 1:
-        anomaly_maps = _without_last_channel(anomaly_maps)
+        anomaly_maps = without_last_channel(anomaly_maps)
     return {SCORES: pred_scores, MAPS: anomaly_maps}
-
-
-def _without_last_channel(maps: Tensor) -> Tensor:
-    """Maps (B, H, W, 1) as (B, H, W): the parameters of pixels are (H, W). Others as they are."""
-    return maps[..., 0] if is_channels_last(tuple(maps.shape)) else maps
-
-
-def _with_last_channel(result: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``result`` with the channel axis at the end that its maps were given with."""
-    return {
-        name: value[..., None] if name.startswith((MAPS, "pred_masks")) else value for name, value in result.items()
-    }

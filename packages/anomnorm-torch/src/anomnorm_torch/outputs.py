@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from anomnorm_core.checks import is_channels_last
 from anomnorm_core.errors import OutputError
 from anomnorm_core.fields import (
     MAPS,
@@ -18,7 +17,9 @@ from anomnorm_core.fields import (
     parts_of,
     require_shapes,
     require_truth,
+    shaped_as,
     spelling,
+    without_last_channel,
     wrong_type,
 )
 from anomnorm_torch._tensors import largest_defined
@@ -62,7 +63,7 @@ class StepOutputs:
         score, map_ = find(SINGULAR.scores), find(SINGULAR.maps)
         is_plural = scores is not None or maps is not None
         if is_plural == (score is not None or map_ is not None):  # neither or both
-            spelling(lambda name: find(name) is not None, type(outputs).__name__, lambda: _names(outputs))
+            spelling(lambda name: find(name) is not None, outputs)
         self._fields: Fields = PLURAL if is_plural else SINGULAR
         self.given, self.maps = (scores, maps) if is_plural else (score, map_)
         self._valid = find(self._fields.valid)
@@ -70,10 +71,8 @@ class StepOutputs:
             if value is not None and not isinstance(value, Tensor):
                 raise wrong_type(name, type(value).__name__, "a tensor")
         self.shaped_maps = self.maps
-        self._is_last = False
-        if self.maps is not None and self.maps.ndim == 4 and self.maps.shape[3] == 1:
-            self._is_last = is_channels_last(tuple(self.maps.shape))
-            self.maps = self.maps[..., 0] if self._is_last else self.maps
+        if self.maps is not None and self.maps.shape[-1:] == (1,):
+            self.maps = without_last_channel(self.maps)
 
     @property
     def shaped_scores(self) -> Tensor:
@@ -158,11 +157,8 @@ class StepOutputs:
 
         Names get the spelling of these outputs, and maps and masks the shape of its maps.
         """
-        if self._is_last:
-            result = {
-                name: value[..., None] if name.startswith((MAPS, PLURAL.pred_masks)) else value
-                for name, value in result.items()
-            }
+        if self.maps is not self.shaped_maps:
+            result = shaped_as(_shape(self.shaped_maps), result)
         if self._fields is not PLURAL:
             result = {self._fields.spelled(name): value for name, value in result.items()}
         is_mapping = isinstance(self._outputs, MutableMapping)
@@ -204,13 +200,6 @@ _READ = {SCORES, MAPS, SINGULAR.scores, SINGULAR.maps}
 
 def _attributes_of(outputs: Any) -> Callable[[str], Any]:
     return lambda name: getattr(outputs, name, None)
-
-
-def _names(outputs: Any) -> list[str]:
-    """What outputs without scores and maps have instead, for a message."""
-    if isinstance(outputs, Mapping):
-        return [str(name) for name in outputs]
-    return list(getattr(outputs, "_fields", None) or getattr(outputs, "__dict__", None) or ())
 
 
 def _shape(value: Tensor | None) -> tuple[int, ...] | None:

@@ -76,12 +76,6 @@ class Records:
             first = self._kernels.merge(first, other)
         return first
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no image score has arrived, valid or not. Waits for the device."""
-        counts = counts_of(self._image)
-        return counts.valid + counts.left_out == 0
-
     def report_invalid(self, on_invalid: OnInvalid | None, source: Source | None = None) -> bool:
         """Warn about, or refuse, what was left out so far (clause S6), and return whether anything was.
 

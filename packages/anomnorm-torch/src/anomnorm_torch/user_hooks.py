@@ -43,10 +43,11 @@ class Position:
 
 
 class UserHooks:
-    """The hooks of callbacks that change a validation batch, or change outputs before the normalization reads them.
+    """The hooks of callbacks that may change a validation batch, or the outputs before the normalization reads them.
 
-    Which ones do is found out once, by looking at a batch before and after; those that do not are not called again.
-    They run as methods of a copy of their callback, which keeps nothing for it.
+    Those of batches always run: one may begin with a later batch. Of those of outputs, which may also show or write
+    them, only the ones run that change outputs: each pass finds out, by its first batch. They run as methods of a copy
+    of their callback, which keeps nothing for it.
 
     Args:
         callbacks: of the trainer.
@@ -61,13 +62,13 @@ class UserHooks:
             END: [callback for callback in callbacks[:place] if _is_of_users(callback, END)],
         }
         self._owner = type(owner).__name__
-        self._changing: dict[tuple[str, int], bool] = {}  # by hook and position; what is not there is not known yet
+        self._changing: dict[int, bool] = {}  # of outputs, by position; what is not there is not known yet
         self._copies: dict[int, Any] = {}
 
     def begin(self) -> None:
         """A new pass: the callbacks may have changed since the last one."""
         self._copies = {}
-        self._changing = {key: True for key, changes in self._changing.items() if changes}  # the others are asked again
+        self._changing = {place: True for place, changes in self._changing.items() if changes}  # others are asked again
 
     def run(
         self, name: str, trainer: Trainer, model: LightningModule, position: Position, *given: Any, trial: bool
@@ -83,8 +84,8 @@ class UserHooks:
             trial: whether this is no validation yet, so that a hook may lack what an earlier one prepares.
         """
         for place, callback in enumerate(self._callbacks[name]):
-            known = self._changing.get((name, place))
-            if known is False and name == END:
+            known = True if name == START else self._changing.get(place)
+            if known is False:
                 continue
             before = snapshot(given) if known is None else None
             try:
@@ -95,17 +96,18 @@ class UserHooks:
                 if trial and any(_is_overridden(callback, earlier) for earlier in _EARLIER):
                     continue  # it is tried again when those have run
                 error.add_note(
-                    f"This was raised by {type(callback).__name__}.{name}, which {self._owner} calls to find out "
-                    "whether it changes a batch: the pass over the normal data that fits the statistics has to score "
+                    f"This was raised by {type(callback).__name__}.{name}, which {self._owner} calls as it may change "
+                    "a batch: the pass over the normal data that fits the statistics has to score "
                     "what validation scores. Prepare what it needs in __init__, setup or on_fit_start."
                 )
                 raise
             if known is None:
-                self._changing[name, place] = before is None or not is_same(before, given)
+                self._changing[place] = before is None or not is_same(before, given)
 
+    @property
     def may_change_batches(self) -> bool:
-        """Whether a hook changes batches, as far as is known."""
-        return any(self._changing.get((START, place), True) for place in range(len(self._callbacks[START])))
+        """Whether there is a hook for batches."""
+        return bool(self._callbacks[START])
 
 
 def _is_of_users(callback: Any, name: str) -> bool:
