@@ -7,10 +7,12 @@ newer ones. Names only: reading and writing arrays is the business of each frame
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from anomnorm_core.checks import is_channels_last, without_channel
 from anomnorm_core.errors import OutputError
+
+ArrayT = TypeVar("ArrayT")
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,11 @@ def _names(outputs: object) -> Iterable[object]:
     return ()
 
 
-def without_last_channel(maps: Any) -> Any:
+def without_last_channel(maps: ArrayT) -> ArrayT:
     """Maps (B, H, W, 1) of any library as (B, H, W): what was fitted of pixels is (H, W). Others as they are."""
-    return maps[..., 0] if is_channels_last(maps.shape) else maps
+    array: Any = maps
+    found: ArrayT = array[..., 0] if is_channels_last(array.shape) else array
+    return found
 
 
 def shaped_as(shape: tuple[int, ...] | None, result: Mapping[str, Any]) -> dict[str, Any]:
