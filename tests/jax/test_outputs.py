@@ -1,6 +1,8 @@
 """What steps return: both spellings, shapes, what is ignored and what only pads, through whole life cycles (L5)."""
 
 import dataclasses
+from collections import OrderedDict
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from expected import best_threshold, f1, moments
+from flax.core import FrozenDict
 
 from anomnorm_core import FitCheck, OptionError, OutputError, ThresholdWarning
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook, Normalizer, cdf
@@ -253,14 +256,19 @@ def singular(name: str) -> str:
 
 @pytest.mark.clause("L4", "N10")
 @KINDS
-@pytest.mark.parametrize("make", [dict, Struct, SimpleNamespace, Plural, PluralTuple, "singular namespace", "singular"])
+@pytest.mark.parametrize(
+    "make",
+    [dict, OrderedDict, FrozenDict, Struct, SimpleNamespace, Plural, PluralTuple, "singular namespace", "singular"],
+)
 def test_outputs_come_back_in_the_spelling_that_they_had(kind: Any, make: Any) -> None:
     hook = made(kind, extras=("raw", "invalid"))
     steps = [{"pred_scores": SCORE[i], "anomaly_maps": MAP[i], "label": LABEL[i]} for i in range(3)]
     spelled = singular if make is Struct or "singular" in str(make) else str
     container = {"singular": dict, "singular namespace": SimpleNamespace}.get(make, make)
     given = [container(**{spelled(name): value for name, value in step.items()}) for step in steps]
-    fields: Any = dict if container is dict else vars if not hasattr(container, "_fields") else lambda t: t._asdict()
+    fields: Any = (
+        dict if issubclass(container, Mapping) else vars if not hasattr(container, "_fields") else lambda t: t._asdict()
+    )
     run, expected_run = validated(hook, given), validated(hook, steps)
     found = hook.on_validation_batch_end(run, given[0])[1]
     expected = hook.on_validation_batch_end(expected_run, steps[0])[1]

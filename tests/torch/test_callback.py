@@ -505,16 +505,23 @@ def test_a_callback_shows_what_it_was_told_and_what_it_found() -> None:
 
 
 @pytest.mark.clause("L6")
+def test_a_training_that_is_stopped_before_its_first_validation_says_so() -> None:
+    class Stopping(ScriptedModule):
+        def on_train_epoch_end(self) -> None:
+            self.trainer.should_stop = True
+
+    run = trainer(MinMaxNormalizationCallback(), check_val_every_n_epoch=2, max_epochs=4)
+    with pytest.warns(UserWarning, match="has ended without a validation run"):
+        run.fit(Stopping(), loader(TRAIN), loader(DATA))
+
+
+@pytest.mark.clause("L6")
 @pytest.mark.parametrize(
     ("options", "start", "end"),
     [
-        ({"check_val_every_n_epoch": 3, "max_epochs": 2}, True, "without a validation run"),
-        (
-            {"check_val_every_n_epoch": None, "val_check_interval": 20, "max_epochs": 2},
-            True,
-            "without a validation run",
-        ),
-        ({"max_steps": 4, "max_epochs": -1}, True, "without a validation run"),
+        ({"check_val_every_n_epoch": 3, "max_epochs": 2}, True, None),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 20, "max_epochs": 2}, True, None),
+        ({"max_steps": 4, "max_epochs": -1}, True, None),
         ({"check_val_every_n_epoch": 2, "max_epochs": 3}, False, "6 optimizer steps younger"),
         ({"val_check_interval": 4}, False, "2 optimizer steps younger"),
         ({"check_val_every_n_epoch": 2, "max_epochs": 2}, False, None),

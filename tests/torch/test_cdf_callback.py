@@ -356,7 +356,8 @@ def test_a_stream_without_end_is_read_for_as_many_batches_as_lie_between_validat
 
     options = {"max_steps": 4, "max_epochs": -1, "val_check_interval": 2, "check_val_every_n_epoch": None}
     module, run = ScriptedModule(), trainer(CdfNormalizationCallback(1.0), **options)
-    run.fit(module, loader(Endless(), 4), loader(VALIDATION))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="reads the first 2 batches of a loader without a length"):
+        run.fit(module, loader(Endless(), 4), loader(VALIDATION))  # type: ignore[arg-type]
     assert fitted(module).valid == 8
 
 

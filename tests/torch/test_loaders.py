@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +13,13 @@ from expected import moments
 from scripted_module import ScriptedModule, fitted, loader, parameters, samples, trainer
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     Sampler,
+    Subset,
     SubsetRandomSampler,
     default_collate,
 )
@@ -229,12 +232,81 @@ def test_random_numbers_of_data_sets_are_put_back() -> None:
     assert module.trained_on == plain.trained_on
 
 
+class Remembering(Dataset[Any]):
+    """Gives each sample with the one before it and with how many were read, and keeps what it has loaded."""
+
+    def __init__(self) -> None:
+        self.reads, self.before, self.loaded = 0, None, {}  # type: ignore[var-annotated]
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.loaded.setdefault(index, DATA[index])
+        now = sample["score"]
+        mixed = now if self.before is None else now + 0.1 * self.before
+        self.reads, self.before = self.reads + 1, now
+        return sample | {"score": mixed + self.reads}
+
+
+@pytest.mark.clause("L10")
+@pytest.mark.filterwarnings("ignore:.*below z = -2:anomnorm_core.FitWarning")
+def test_what_a_data_set_counts_and_remembers_is_put_back_and_its_cache_stays() -> None:
+    found = []
+    for callback in (None, CdfNormalizationCallback(1.0)):
+        data = Remembering()
+        inside: Any = Subset(ConcatDataset([data]), range(8))
+        module, _ = train(loader(inside, 4), callback, val_check_interval=1, max_epochs=2)
+        found.append((module.trained_on, data.reads, data.before))
+        assert len(data.loaded) == 8
+    assert found[0] == found[1]
+
+
+@pytest.mark.clause("L10")
+def test_samplers_may_keep_their_order_in_anything() -> None:
+    class Keeping(Sampler[int]):
+        def __init__(self, order: Any) -> None:
+            self.order, self.first = order, random.Random(4)
+
+        def __len__(self) -> int:
+            return len(DATA)
+
+        def __iter__(self) -> Iterator[int]:
+            for _ in range(len(DATA)):
+                place = self.first.randrange(4)
+                if isinstance(self.order, torch.Tensor):
+                    flat = self.order.view(-1)
+                    flat[place], flat[-1] = flat[-1].clone(), flat[place].clone()
+                    yield int(flat[place])
+                elif isinstance(self.order, dict):
+                    self.order[place], self.order[19] = self.order[19], self.order[place]
+                    yield self.order[place]
+                else:
+                    self.order.rotate(1)
+                    yield self.order[place]
+
+    orders: list[Callable[[], Any]] = [
+        lambda: deque(range(20)),
+        lambda: dict(enumerate(range(20))),
+        lambda: torch.arange(20.0).reshape(4, 5),
+    ]
+    for make in orders:
+        plain, _ = train(loader(DATA, 4, sampler=Keeping(make())), **IN_THE_MIDDLE)
+        module, _ = train(loader(DATA, 4, sampler=Keeping(make())), CdfNormalizationCallback(1.0), **IN_THE_MIDDLE)
+        assert module.trained_on == plain.trained_on
+
+
 @pytest.mark.clause("L10")
 def test_a_data_set_that_is_its_own_iterator_keeps_its_place() -> None:
-    module, run = train(loader(Stream(), 4), CdfNormalizationCallback(1.0), **IN_THE_MIDDLE)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="reads the first 3 batches of a loader without a length") as caught:
+        module, run = train(loader(Stream(), 4), CdfNormalizationCallback(1.0), **IN_THE_MIDDLE)  # type: ignore[arg-type]
+    assert len([each for each in caught if "limit_batches" in str(each.message)]) == 1
     assert run.global_step == 10
     assert np.concatenate(module.trained_on).tolist() == [*SCORES, *SCORES]
     assert_fitted_on(module, SCORES[:12])  # of a stream as many batches as lie between validations
+    stream: Any = loader(Stream(), 4)
+    module, _ = train(stream, CdfNormalizationCallback(1.0, limit_batches=1.0), val_check_interval=3)
+    assert_fitted_on(module, SCORES)
 
 
 def test_a_loader_class_with_an_own_iteration_is_fitted_on_what_it_gives() -> None:

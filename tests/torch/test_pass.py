@@ -1,6 +1,8 @@
 """The pass over the normal data: what scores them, when, how many, and what is found out before the training (L3)."""
 
 import dataclasses
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from expected import moments
 from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.loggers import CSVLogger
 from scripted_module import ScriptedModule, fitted, loader, parameters, samples, trainer
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchmetrics.classification import BinaryAUROC
@@ -117,6 +120,46 @@ def test_the_module_hooks_of_the_pass_are_those_of_the_duplicate() -> None:
     module = Counting()
     fit(module, num_sanity_val_steps=0)
     assert module.counts == (7 + 3, 3, 3)  # training and validation
+
+
+def test_plain_objects_of_the_module_belong_to_the_duplicate() -> None:
+    class Bank:
+        def __init__(self) -> None:
+            self.kept: list[float] = []
+            self.last = torch.zeros(())
+
+    class Remembering(ScriptedModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bank, self.others = Bank(), {"lock": threading.Lock(), "bank": Bank()}
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            for bank in (self.bank, self.others["bank"]):
+                bank.kept.extend(batch["score"].tolist())  # type: ignore[union-attr]
+                bank.last.fill_(batch["score"][-1])  # type: ignore[union-attr]
+            return super().validation_step(batch, batch_idx, dataloader_idx)
+
+    module = Remembering()
+    fit(module, num_sanity_val_steps=0)
+    expected = [sample["score"].item() for sample in VALIDATION]
+    for bank in (module.bank, module.others["bank"]):
+        assert (bank.kept, bank.last.item()) == (expected, expected[-1])  # type: ignore[union-attr]
+    assert_fitted_on(module, SCORES)
+
+
+def test_a_step_finds_the_logger_that_the_trainer_has_and_writes_nothing_to_it(tmp_path: Path) -> None:
+    class Writing(ScriptedModule):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            assert isinstance(self.logger, CSVLogger)
+            assert Path(self.logger.log_dir).parent.parent == tmp_path
+            assert self.trainer.log_dir == self.logger.log_dir
+            self.logger.log_metrics({"seen": 77.25})
+            return super().validation_step(batch, batch_idx, dataloader_idx)
+
+    logger = CSVLogger(tmp_path)
+    fit(Writing(), num_sanity_val_steps=0, logger=logger)
+    logger.save()
+    assert Path(logger.experiment.metrics_file_path).read_text().count("77.25") == 3  # batches of the validation
 
 
 def test_metrics_of_the_module_do_not_gather_the_scores_of_the_pass() -> None:

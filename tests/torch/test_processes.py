@@ -15,6 +15,7 @@ from typing import Any
 import distributed_run
 import numpy as np
 import pytest
+from pytorch_lightning.trainer.connectors.data_connector import DistributedSamplerWrapper
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from anomnorm_torch.processes import OwnSamples
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 KINDS = pytest.mark.parametrize("kind", ["min-max", "cdf"])
 ONE_KIND_IS_ENOUGH = pytest.mark.parametrize("kind", [pytest.param("min-max", marks=pytest.mark.full), "cdf"])
+GATHERS = {"kind": "cdf", "callback": {"threshold": 1.0}, "gathers": True}
 OTHER_RUNS: dict[str, dict[str, Any]] = {
     "fitted on validation data": {"kind": "cdf", "callback": {"source": "validation"}, "subset": True},
     # Just above a score is elsewhere in float64.
@@ -40,9 +42,10 @@ OTHER_RUNS: dict[str, dict[str, Any]] = {
     "one by one, with gaps": {"kind": "min-max", "frames": 5, "skipped": [2, 3]},
     "several outputs per sample of the pass": {"kind": "cdf", "callback": {"threshold": 1.0}, "frames": 5},
     "buffers": {"kind": "cdf", "callback": {"threshold": 1.0}, "buffers": True},
-    "calibrated with a selection": {"kind": "cdf", "callback": {"threshold": 1.0}, "calibration": "subset"},
+    # Seven samples in three batches for one process, six in two for the other; three pairs, and two.
+    "calibrated with a selection": GATHERS | {"calibration": "subset"},
     "calibrated with batches": {"kind": "cdf", "callback": {"threshold": 1.0}, "calibration": "batches"},
-    "calibrated with drawn pairs": {"kind": "cdf", "callback": {"threshold": 1.0}, "calibration": "pairs"},
+    "calibrated with drawn pairs": GATHERS | {"calibration": "pairs"},
 }
 RUNS = OTHER_RUNS | {
     "min-max": {"kind": "min-max"},
@@ -256,6 +259,10 @@ def test_what_is_padding_and_what_is_not() -> None:
         assert counts(sized, 15) == [15]
         derived: Any = DataLoader(data, 3, sampler=Selecting(data, 2, rank, shuffle=False))
         assert counts(derived, 3, 1) == [3, 1]
+        drawn: Any = DataLoader(
+            data, batch_sampler=DistributedSamplerWrapper([[0, 1], [2]] * 3 + [[3]], 2, rank, shuffle=False)
+        )
+        assert counts(drawn, 2, 1, 2, 2) == [2, 1, 2, 2 if rank == 0 else 0]
     assert counts(None, 5) == counts(data, 5) == [5]
     uneven = DataLoader(data, 2, sampler=DistributedSampler(data, 2, 1, shuffle=False))
     with pytest.warns(UserWarning, match="5 outputs of a batch are of 2 samples, of which 1 only pad") as caught:

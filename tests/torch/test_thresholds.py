@@ -248,12 +248,13 @@ class Method(ScriptedModule):
         ("high", "image_threshold"),
         ("0.5", "image_threshold"),
         (True, "image_threshold"),
+        (torch.tensor(True), "image_threshold"),
         (torch.nn.Identity(), "image_threshold"),
         (torch.ones(3), "image_threshold"),
         (SimpleNamespace(value="0.5"), "image_threshold.value"),
         (None, "image_threshold"),
     ],
-    ids=["text", "number in a text", "bool", "module", "three", "text in a value", "method"],
+    ids=["text", "number in a text", "bool", "bool tensor", "module", "three", "text in a value", "method"],
 )
 def test_a_threshold_without_a_number_is_not_used_and_a_warning_says_so_once(kind: Any, own: Any, where: str) -> None:
     module, callback, plain = ScriptedModule() if own is not None else Method(), kind(), kind()

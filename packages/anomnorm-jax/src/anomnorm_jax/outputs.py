@@ -163,7 +163,11 @@ def replaced(outputs: Outputs, entries: Mapping[str, Array]) -> Any:
     fields = _fields(outputs)
     values = {fields.spelled(name): value for name, value in entries.items()}
     if isinstance(outputs, Mapping):
-        return {**outputs, **values}
+        changed = {**outputs, **values}
+        try:
+            return type(outputs)(changed)  # type: ignore[call-arg]  # as a FrozenDict or an OrderedDict takes them
+        except TypeError:
+            return changed
     try:
         if hasattr(outputs, "_replace"):
             return outputs._replace(**values)

@@ -405,6 +405,8 @@ class Normalization:
             return
         remedy = "call trainer.validate(...) before you test or predict with these weights"
         if self._validated_at is None:
+            if _never_validates(trainer):  # which was said at the start
+                return
             warnings.warn(
                 f"the training has ended without a validation run, in which {type(self).__name__} fits its "
                 f"statistics: {remedy}, or let check_val_every_n_epoch and val_check_interval be smaller.",

@@ -69,7 +69,7 @@ class Pass:
                 loaders = self._data.loaders(duplicates, fitted=False) or []
                 with duplicates.in_use():
                     for index, loader in enumerate(loaders):
-                        self._data.limit(self._data.length(loader))
+                        self._data.limit(self._data.length(loader), warns=trainer.is_global_zero)
                         for batch, _ in self._together(self._first(loader)):
                             self._try(snapshot(batch, batch), Position(0, index, self._several))
                     self._require_maps()
@@ -94,13 +94,15 @@ class Pass:
 
     def _validated(self) -> list[Any] | None:
         """Outputs of the validation step for a batch of each validation loader; None where it cannot score yet."""
-        found = []
+        found, duplicates = [], Duplicates(workers=1)
         try:
             step = _step(self._trainer, self._model, "validation_step")
-            for index, loader in enumerate(flattened(self._trainer.val_dataloaders)):
-                for batch in self._first(Duplicates(workers=1).of(loader)):
-                    batch = self._transferred(snapshot(batch, batch), index)
-                    found.append(Position(0, index, self._several).call(step, batch))
+            loaders = [duplicates.of(loader) for loader in flattened(self._trainer.val_dataloaders)]
+            with duplicates.in_use():
+                for index, loader in enumerate(loaders):
+                    for batch in self._first(loader):
+                        batch = self._transferred(snapshot(batch, batch), index)
+                        found.append(Position(0, index, self._several).call(step, batch))
         except Exception:
             return None
         return found
@@ -172,7 +174,10 @@ class Pass:
             names = ", ".join(type(loader).__name__ for loader in loaders) or "no loader"
             reason = f"its loader ({names}) gave no batch: look for an empty data set, a sampler or a limit"
         elif skipped == batches:
-            reason = f"{self._options.step} returned None for each of {batches} batches"
+            reason = (
+                f"{self._options.step} returned None for each of {batches} batches: let it return scores of normal "
+                f"samples, name another step with step=..., or {self._options.other_data}"
+            )
         else:
             reason = (
                 f"of {samples} samples none is normal: every sample is labelled anomalous (above 0) or ignored (below "
@@ -270,6 +275,8 @@ class Pass:
         except AnomnormError as error:
             raise type(error)(f"{where}: {error} {remedy}") from error
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                remedy = "Give a loader with smaller batches with calibration_loader=..."
             error.add_note(f"This was raised by {where}. {remedy}")
             raise
 
@@ -281,6 +288,7 @@ def _silenced(silent: type[Any], logger: Any) -> Any:
         return property(lambda _: getattr(logger, name, None))
 
     places = {name: place(name) for name in ("name", "version", "save_dir", "log_dir", "root_dir")}
+    places["__class__"] = property(lambda _: type(logger))  # for isinstance
     return type(type(logger).__name__, (silent,), places)()
 
 

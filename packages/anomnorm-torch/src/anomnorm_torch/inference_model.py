@@ -6,11 +6,13 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from anomnorm_torch.framework import LightningModule, Trainer
 
@@ -18,6 +20,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _SEQUENCES = (list, tuple, set, deque)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_COPYING = ("__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
 def create_inference_model(pl_module: LightningModule) -> LightningModule:
@@ -47,15 +50,20 @@ def _log_nothing(*_args: Any, **_kwargs: Any) -> None:
     """Stands in for ``LightningModule.log`` in the duplicate."""
 
 
-def share_weights(module: ModuleT) -> ModuleT:
+def share_weights(module: ModuleT, package: str | None = None) -> ModuleT:
     """Duplicate ``module``: the same parameters, copies of everything that running it could change.
 
     Copied are the modules themselves (so the duplicate's train and eval flags are its own), buffers and other tensors,
-    Python containers, and objects that are registered as hooks. Hooks and other functions that close over a module are
-    made anew for its duplicate: feature extractors often store activations that way, and would otherwise store them in
-    the original. Any other object (a trainer, a data set, hyperparameters) is shared, as are scripted modules.
+    Python containers, objects that are registered as hooks, and plain objects of classes from the package that the
+    module's own class is from, a memory bank for example. Hooks and other functions that close over a module are made
+    anew for its duplicate: feature extractors often store activations that way, and would otherwise store them in the
+    original. Any other object (a trainer, a data set, those of other packages) is shared, as are scripted modules.
+
+    Args:
+        module: to duplicate.
+        package: whose plain objects are copied; None: that of the module's class.
     """
-    prepared = _Prepared(module)
+    prepared = _Prepared(module, package or package_of(module))
     twin = copy.deepcopy(module, prepared.memo)
     prepared.fill_functions()
     for mine, its in zip(module.modules(), twin.modules(), strict=True):
@@ -75,7 +83,7 @@ def copy_callback(callback: Any) -> Any:
     modules = {name: value for name, value in vars(callback).items() if isinstance(value, nn.Module)}
     holder._modules.update(modules)
     holder.others = {name: value for name, value in vars(callback).items() if name not in modules}
-    copied = share_weights(holder)
+    copied = share_weights(holder, package_of(callback))
     twin = copy.copy(callback)
     vars(twin).update(copied._modules | copied.others)
     return twin
@@ -102,11 +110,29 @@ def take_buffers(model: LightningModule, trainer: Trainer) -> None:
             model.get_submodule(path).register_buffer(leaf, sent)
 
 
+def package_of(value: Any) -> str:
+    """The package that the class of ``value`` is from."""
+    return type(value).__module__.partition(".")[0]
+
+
+def is_own(value: Any, package: str) -> bool:
+    """Whether ``value`` is a plain object of a class from this package, and no data."""
+    kind = type(value)
+    return (
+        kind.__module__.partition(".")[0] == package
+        and hasattr(value, "__dict__")
+        and not isinstance(value, type | nn.Module | Dataset | DataLoader | Enum)
+        and all(getattr(kind, name, None) is getattr(object, name, None) for name in _COPYING)
+        and all(base.__module__.partition(".")[0] in (package, "abc", "typing") for base in kind.__mro__[:-1])
+    )
+
+
 class _Prepared:
     """A memo for `copy.deepcopy`, with what that would copy and should not, or should and would not."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, package: str) -> None:
         self.memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+        self._package = package
         self._functions: list[tuple[types.FunctionType, types.FunctionType]] = []
         self._seen: set[int] = set()
         for part in module.modules():
@@ -133,8 +159,8 @@ class _Prepared:
                 self._add(item)
         elif kind is types.FunctionType and (value.__closure__ or value.__defaults__ or value.__kwdefaults__):
             self._add_function(value)
-        elif hooks and hasattr(value, "__dict__"):
-            # An object that is called: what it stores must go where the duplicate looks for it.
+        elif (hooks and hasattr(value, "__dict__")) or is_own(value, self._package):
+            # What it stores must go where the duplicate looks for it.
             self._add(vars(value))
         else:
             self.memo[id(value)] = value
@@ -175,7 +201,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
     Parameters are left to the strategy, as are modules of its own.
     """
-    before = _Before()
+    before = _Before(package_of(module))
     for part in module.modules():
         before.restoring.append(partial(setattr, part, "training", part.training))
         if isinstance(part, torch.jit.ScriptModule) or type(part).__module__.startswith("torch.distributed."):
@@ -193,7 +219,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 class _Before:
     """What tensors, containers and closures hold now."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: str) -> None:
+        self._package = package
         self.restoring: list[Callable[[], object]] = []
         self.known: set[int] = set()
         self._kept: list[Any] = []  # so that an id stays that of one object
@@ -222,6 +249,8 @@ class _Before:
                 content = value.cell_contents
                 self.restoring.append(partial(setattr, value, "cell_contents", content))
                 self.add(content)
+        elif is_own(value, self._package):
+            self.add(vars(value))
 
 
 @torch.no_grad()

@@ -87,14 +87,18 @@ class Duplicates:
     def in_use(self) -> Iterator[None]:
         """While the duplicates are read: random generators inside of what they share are put back afterwards.
 
+        So are the attributes of shared data sets that become other numbers, texts, tensors or arrays, as counters and
+        previous samples do. What a data set puts into its containers stays, as in a cache, and a file that it opens.
+
         A `DataLoader` that a loader reaches by other ways than its attributes, as a variable of the function or the
         module that its class was defined in, is read through a duplicate too.
         """
         generators: dict[int, Any] = {}
-        seen: set[int] = set()
+        seen: dict[int, Any] = {}
         for value in self._shared:
             _find_generators(value, generators, seen, depth=6)
         states = [(generator, _state(generator)) for generator in generators.values()]
+        data_sets = [(value, dict(vars(value))) for value in seen.values() if isinstance(value, Dataset)]
         original = DataLoader.__iter__
 
         def iterated(loader: DataLoader[Any]) -> Any:
@@ -107,6 +111,8 @@ class Duplicates:
             DataLoader.__iter__ = original  # type: ignore[method-assign]
             for generator, state in states:
                 _set_state(generator, state)
+            for data_set, before in data_sets:
+                _put_back(vars(data_set), before)
 
     def _copied(self, value: Any, name: str = "") -> Any:
         if isinstance(value, _VALUES):
@@ -266,16 +272,26 @@ def _size_of_all(sampler: Any) -> int | None:
 def _share(drawn: Any, shares: dict[str, int], trainer: Trainer) -> Any:
     """What this process takes of what a sampler draws, which may be something else in each process."""
     length = part(trainer, "utilities.data").sized_len(drawn)
-    if length is None:  # it may have no end
+    if not length:  # it may have no end
         return drawn
     first: list[Any] = trainer.strategy.broadcast(list(islice(drawn, length)))
-    return first[shares["rank"] :: shares["num_replicas"]]
+    return part(trainer, "trainer.connectors.data_connector").DistributedSamplerWrapper(first, shuffle=False, **shares)
 
 
-def _find_generators(value: Any, found: dict[int, Any], seen: set[int], depth: int) -> None:
+def _put_back(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    """Put back what has become another number, text, tensor or array."""
+    for name, value in list(attributes.items()):
+        if value is not before.get(name, attributes) and isinstance(value, (*_VALUES, Tensor, np.ndarray)):
+            if name in before:
+                attributes[name] = before[name]
+            else:
+                del attributes[name]
+
+
+def _find_generators(value: Any, found: dict[int, Any], seen: dict[int, Any], depth: int) -> None:
     if depth == 0 or id(value) in seen or isinstance(value, (*_VALUES, Tensor, np.ndarray, type, types.ModuleType)):
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, _GENERATORS):
         found[id(value)] = value
         return

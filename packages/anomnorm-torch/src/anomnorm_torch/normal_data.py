@@ -194,8 +194,13 @@ class NormalData:
         length: int | None = part(self._trainer, "utilities.data").sized_len(loader)
         return length
 
-    def limit(self, length: int | None) -> int | None:
-        """How many batches to take, by a limit as Trainer(limit_train_batches=) has it; None: all."""
+    def limit(self, length: int | None, *, warns: bool = False) -> int | None:
+        """How many batches to take, by a limit as Trainer(limit_train_batches=) has it; None: all.
+
+        Args:
+            length: of a loader.
+            warns: whether to say that it is the number of batches between validations.
+        """
         trainer, options = self._trainer, self._options
         limit = trainer.limit_val_batches if self._is_validation else trainer.limit_train_batches
         own = 1.0 if options.calibration_loader is not None else None  # the trainer's limit is about other data
@@ -206,11 +211,22 @@ class NormalData:
             return limit
         if length is not None:
             return None if limit == 1.0 else max(1, int(length * limit))
-        if options.limit_batches is not None and limit != 1.0:
-            raise OptionError(f"limit_batches={limit} of a loader without a length: give a number of batches.")
+        if options.limit_batches is not None:
+            if limit != 1.0:
+                raise OptionError(f"limit_batches={limit} of a loader without a length: give a number of batches.")
+            return None
         # A stream may have no end. Validating every so many batches says how many make an epoch.
         between = trainer.val_check_interval
-        return between if isinstance(between, int) and options.calibration_loader is None else None
+        if not isinstance(between, int) or options.calibration_loader is not None:
+            return None
+        if warns:
+            warnings.warn(
+                f"{options.name} reads the first {between} batches of a loader without a length, as many as there "
+                "are between two validation runs (val_check_interval). For another number, or all (1.0) if it has an "
+                "end, give limit_batches=...",
+                stacklevel=2,
+            )
+        return between
 
     def read(
         self, loader: Iterable[Any], wanted: int | None, length: int | None, is_enough: Callable[[], bool]

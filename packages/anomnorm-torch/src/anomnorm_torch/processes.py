@@ -41,7 +41,8 @@ def sharing_sampler(loader: Any) -> "DistributedSampler[Any] | None":
 
     These are torch's own, which Lightning puts around any other sampler too. A class derived from it may select.
     """
-    for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+    batches = getattr(loader, "batch_sampler", None)
+    for sampler in (getattr(loader, "sampler", None), getattr(batches, "sampler", None), batches):
         if type(sampler) is DistributedSampler or hasattr(getattr(sampler, "dataset", None), "_sampler"):
             return cast("DistributedSampler[Any]", sampler)
     return None
@@ -63,7 +64,7 @@ class OwnSamples:
             self._sampler = None
         batches = getattr(loader, "batch_sampler", None)
         self._batch_size: int | None = 1  # each sample of the data set is a batch
-        if batches is not None:  # which may form batches of any size
+        if batches is not None and batches is not self._sampler:  # which may form batches of any size
             is_torchs = getattr(type(batches), "__iter__", None) is BatchSampler.__iter__
             self._batch_size = batches.batch_size if is_torchs else None
         self._seen = 0  # outputs before the present batch

@@ -66,7 +66,7 @@ def own_threshold(pl_module: LightningModule, level: str, *, refuse: bool = True
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool | str | bytes):  # of which float() would make one
+    if isinstance(value, bool | str | bytes) or getattr(value, "dtype", None) == torch.bool:  # float() would make one
         return None
     try:
         return float(value)
