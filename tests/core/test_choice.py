@@ -13,7 +13,8 @@ from expected import best_threshold
 
 from anomnorm_core import Fit, LevelFit, NotFittedError, OptionError, Origin, ThresholdRule, ThresholdWarning, Units
 from anomnorm_core.methods import METHODS
-from anomnorm_core.threshold import init, update
+from anomnorm_core.options import Rules
+from anomnorm_core.threshold import Found, init, update
 from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, UNLABELLED, Gathered, choose, place, search
 
 RNG = np.random.default_rng(31)
@@ -86,9 +87,12 @@ def gathered(scores: Any, labels: Any, pixels: Any = None, truth: Any = None) ->
     return Gathered(np.float32(scores), np.array(labels), record)
 
 
-def searched(given: Gathered, image: Any = None, pixel: Any = None, **more: Any) -> Mapping[str, float]:
-    arguments = {"quantile": 1.0, "positive": False, "where": "the batch"} | more
-    return search(given, choose(options(image, pixel), fit()), **arguments)
+def searched(
+    given: Gathered, image: Any = None, pixel: Any = None, *, method: str = "min-max", **numbers: Any
+) -> Mapping[str, float]:
+    choices = choose(options(image, pixel), fit())
+    found = search(given, choices, Rules(**numbers), method=METHODS[method].method, where="the batch")
+    return {level: float(each.threshold) for level, each in found.items()}
 
 
 @pytest.mark.clause("L5")
@@ -120,7 +124,7 @@ def test_search_by_rule() -> None:
     best = best_threshold(np.float32(scores), labels == 1)
     assert found["image"] == best
     assert best * (1 - 2.0**-8) <= found["pixel"] <= best
-    quantile = searched(given, ThresholdRule.NORMAL_QUANTILE, quantile=0.9)
+    quantile = searched(given, ThresholdRule.NORMAL_QUANTILE, normal_quantile=0.9)
     at = oracle.quantile(np.float32(scores[labels == 0]).tolist(), 9 * oracle.Fraction(1, 10))
     assert quantile["image"] == oracle.next_up(at, "float32")
     assert at < quantile["pixel"] <= at + abs(at) * 2.0**-7
@@ -143,8 +147,8 @@ def test_unlabelled_samples_count_as_normal_with_a_warning() -> None:
 @pytest.mark.clause("T2", "N6")
 def test_what_has_no_logarithm_defines_no_threshold() -> None:
     given = gathered([0.0, -1.0, 2.0, 3.0], [ANOMALOUS, NORMAL, NORMAL, ANOMALOUS])
-    assert searched(given, positive=True)["image"] == 3.0
-    assert searched(gathered([-2.0, -1.0], [0, 0]), positive=True)["image"] == 2.0**-126
+    assert searched(given, method="cdf")["image"] == 3.0
+    assert searched(gathered([-2.0, -1.0], [0, 0]), method="cdf")["image"] == 2.0**-126
     assert searched(gathered([-2.0, -1.0], [0, 0]))["image"] == oracle.next_up(-1.0, "float32")
 
 
@@ -152,7 +156,7 @@ def test_what_has_no_logarithm_defines_no_threshold() -> None:
 def test_without_a_known_pixel_the_threshold_follows_with_a_warning() -> None:
     given = gathered([1.0, 2.0], [NORMAL, ANOMALOUS], [], [])
     with pytest.warns(ThresholdWarning, match="nothing is known about any pixel"):
-        found = searched(given)
+        found = search(given, choose(options(), fit()), Rules(), method=fit().method, where="")
     assert set(found) == {"image"}
     for method in ("min-max", "cdf"):
         placed = place(fit(method), choose(options(), fit(method)), found)
@@ -171,12 +175,14 @@ def test_nothing_to_search_is_an_error() -> None:
 @pytest.mark.clause("T1", "T6", "T4", "N4a")
 def test_what_was_found_is_placed_in_the_units_that_it_has() -> None:
     choices = choose(options(), fit())
-    placed = place(fit(), choices, {"image": 1.25, "pixel": 3.5})
+    placed = place(fit(), choices, {"image": Found(np.float32(1.25)), "pixel": Found(np.float32(3.5))})
     assert [(float(placed.threshold(level).raw), placed.threshold(level).origin) for level in ("image", "pixel")] == [
         (1.25, "adaptive"),
         (3.5, "adaptive"),
     ]
-    cdf = place(fit("cdf"), choices, {"image": 1.25, "pixel": 2.0})  # a raw score, and sigmas
+    cdf = place(
+        fit("cdf"), choices, {"image": Found(np.float32(1.25)), "pixel": Found(np.float32(2.0))}
+    )  # a raw score, and sigmas
     image, pixel = cdf.threshold("image"), cdf.threshold("pixel")
     assert float(image.raw) == 1.25
     assert image.sigmas == pytest.approx((math.log(1.25) - 0.5) / 0.25, rel=1e-14)
@@ -333,7 +339,7 @@ def test_no_normal_pixel_at_the_quantile_is_flagged_however_its_z_score_was_roun
     z = 1.9999999  # just below the edge of its bin
     gathered = Gathered(np.array([1.0]), np.array([NORMAL]), update(init(), np.array([z])))
     choices = choose(options(ThresholdRule.NORMAL_QUANTILE), fit("cdf"))
-    placed = place(fit("cdf"), choices, search(gathered, choices, 1.0, positive=True, where="here"))
+    placed = place(fit("cdf"), choices, search(gathered, choices, Rules(), method=METHODS["cdf"].method, where=""))
     assert np.all(np.exp(0.5 + STD * z) < placed.threshold("pixel").raw)
 
 

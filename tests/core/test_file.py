@@ -80,6 +80,9 @@ def test_a_saved_normalizer_is_the_same_when_loaded(kind: str, tmp_path: Path) -
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
+NOTHING_KNOWN = {"false_alarm_rate": None, "guaranteed": False, "normals": None}
+
+
 @pytest.mark.clause("P1", "T1", "T4")
 def test_the_file_is_what_the_specification_says(tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
@@ -89,9 +92,11 @@ def test_the_file_is_what_the_specification_says(tmp_path: Path) -> None:
         "image_mean": ("float64", ()),
         "image_std": ("float64", ()),
         "image_threshold": ("float64", ()),
+        "image_zeros": ("float64", ()),
         "pixel_mean": ("float64", (3, 4)),
         "pixel_std": ("float64", (3, 4)),
         "pixel_threshold": ("float64", (3, 4)),
+        "pixel_zeros": ("float64", (3, 4)),
     }
     logs = np.log(SCORES.astype(np.float64))
     assert float(tensors["image_mean"]) == pytest.approx(logs.mean(), rel=1e-12)
@@ -111,8 +116,8 @@ def test_the_file_is_what_the_specification_says(tmp_path: Path) -> None:
         "method_package": "anomnorm-core",
         "options": {"center": "image"},
         "levels": {
-            "image": {"valid": 40, "invalid": 1, "origin": "option", "fixed": "raw"},
-            "pixel": {"valid": 40, "invalid": 0, "sigmas": 1.0, "origin": "manual", "fixed": "sigmas"},
+            "image": {"valid": 40, "invalid": 1, "origin": "option", "fixed": "raw"} | NOTHING_KNOWN,
+            "pixel": {"valid": 40, "invalid": 0, "sigmas": 1.0, "origin": "manual", "fixed": "sigmas"} | NOTHING_KNOWN,
         },
         "fitted_with": {"package": "anomnorm-core", "version": __version__},
         "dtype": "float64",
@@ -129,8 +134,12 @@ def test_equal_normalizers_make_equal_files(tmp_path: Path) -> None:
 # Refusals.
 
 
+NORMALS = {"samples": 9, "valued": 7, "mean": 0.5, "std": 0.25, "skewness": -0.1, "transform": "log"}
+
+
 def image_level(**changes: Any) -> dict[str, Any]:
-    return {"image": {"valid": 5, "invalid": 0, "sigmas": 3.0, "origin": "option", "fixed": "sigmas"} | changes}
+    facts = {"valid": 5, "invalid": 0, "sigmas": 3.0, "origin": "option", "fixed": "sigmas"} | NOTHING_KNOWN
+    return {"image": facts | changes}
 
 
 def about(**changes: Any) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def about_1(**changes: Any) -> dict[str, Any]:
 
 
 def tensors(**changes: Any) -> dict[str, np.ndarray]:
-    arrays = {"image_mean": 0.5, "image_std": 0.25, "image_threshold": 3.0} | changes
+    arrays = {"image_mean": 0.5, "image_std": 0.25, "image_threshold": 3.0, "image_zeros": 0.0} | changes
     return {
         name: np.array(value, dtype=getattr(value, "dtype", np.float64))
         for name, value in arrays.items()
@@ -177,11 +186,11 @@ def write(path: Path, description: Any = None, **changes: Any) -> None:
 @pytest.mark.clause("P3")
 @pytest.mark.parametrize("description", [about(), about_1()], ids=["version 2", "version 1"])
 def test_the_files_that_the_refused_ones_deviate_from_are_accepted(description: Any, tmp_path: Path) -> None:
-    for pixel in (
-        {},
-        {"pixel_mean": MAP, "pixel_std": MAP, "pixel_threshold": MAP if "levels" in description else 1.0},
-    ):
-        write(tmp_path / "n", description, **pixel)
+    first = "levels" not in description
+    old: dict[str, Any] = {"image_zeros": None} if first else {}
+    of_version_1 = {"pixel_threshold": 1.0, "pixel_zeros": None} if first else {}
+    for pixel in ({}, MAPS_OF | of_version_1):
+        write(tmp_path / "n", description, **pixel, **old)
         thresholds = Normalizer.load(tmp_path / "n").thresholds
         assert list(thresholds) == ["image", "pixel"][: 1 + bool(pixel)]
         # In version 2 raw, in version 1 in sigmas.
@@ -191,7 +200,7 @@ def test_the_files_that_the_refused_ones_deviate_from_are_accepted(description: 
 
 
 MAP = np.ones((2, 3))
-MAPS_OF = {"pixel_mean": MAP, "pixel_std": MAP, "pixel_threshold": MAP}
+MAPS_OF = {"pixel_mean": MAP, "pixel_std": MAP, "pixel_threshold": MAP, "pixel_zeros": MAP}
 BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"image_std": None}, "missing.*image_std"),
     "no threshold": ({"image_threshold": None}, "missing.*image_threshold"),
@@ -216,6 +225,8 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "one pixel without a threshold": (MAPS_OF | {"pixel_threshold": MAP * [0, 1, 1]}, "pixel_threshold is no normal"),
     "empty maps": (dict.fromkeys(MAPS_OF, MAP[:0]), r"\(0, 3\)"),
     "negative pixel std": (MAPS_OF | {"pixel_std": -MAP}, "pixel level: std is negative"),
+    "too many zeros": ({"image_zeros": 1.5}, r"image_zeros are no shares of shape \(\), from 0 to 1"),
+    "NaN zeros": (MAPS_OF | {"pixel_zeros": MAP * np.nan}, r"pixel_zeros are no shares of shape \(2, 3\)"),
     "integers": ({"image_mean": np.int64(1)}, "image_mean has dtype I64"),
     "half": ({"image_mean": np.float16(1)}, "image_mean has dtype F16"),
     "other dtype than said": ({"image_mean": np.float32(1)}, "image_mean has dtype F32; float64"),

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.clause("P3")
 
 SCORES = np.array([0.5, 1.0, 2.0])
 MAPS = np.ones((3, 2, 2))
-_FACTS = {"valid": 5, "invalid": 0, "sigmas": 2.0, "origin": "option", "fixed": "sigmas"}
+_FACTS: dict[str, Any] = {"valid": 5, "invalid": 0, "sigmas": 2.0, "origin": "option", "fixed": "sigmas"}
+_FACTS |= {"false_alarm_rate": 0.125, "guaranteed": True}
+_FACTS["normals"] = {"samples": 9, "valued": 7, "mean": 0.5, "std": 0.25, "skewness": -0.1, "transform": "log"}
 _COMMON: dict[str, Any] = {
     "method": "cdf",
     "options": {"center": "image"},
@@ -42,7 +44,8 @@ ABOUTS: dict[int, dict[str, Any]] = {
     }
     | _COMMON,
 }
-ALL_TENSORS: dict[int, dict[str, Any]] = {1: TENSORS, 2: TENSORS | {"pixel_threshold": np.full((2, 2), 2.0)}}
+ZEROS = {"image_zeros": np.float64(0.25), "pixel_zeros": np.full((2, 2), 0.5)}
+ALL_TENSORS: dict[int, dict[str, Any]] = {1: TENSORS, 2: TENSORS | ZEROS | {"pixel_threshold": np.full((2, 2), 2.0)}}
 VERSIONS = pytest.mark.parametrize("version", [1, 2])
 _FREE = ("specification_version", "fitted_with", "counts", "method_package", "levels")
 
@@ -117,7 +120,8 @@ def test_any_description(path: Path, version: int, data: st.DataObject, value: A
         name = data.draw(st.sampled_from([*_FACTS, "surprise"]))
         levels = about["levels"] | {"image": _FACTS | {name: value}}
         loaded = load(path, content(about | {"levels": levels}, tensors))
-        assert loaded is None or name in ("valid", "invalid", "sigmas") or _FACTS[name] == value
+        free = ("valid", "invalid", "sigmas", "false_alarm_rate", "guaranteed", "normals")
+        assert loaded is None or name in free or _FACTS[name] == value
 
 
 NUMBERS = st.floats(width=64) | st.sampled_from([5e-324, 1e-310, 3.4e38, 3.5e38, 1e308, -0.0])

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from anomnorm_core import AnomnormError, Center, OnInvalid, OptionError, Origin, Source, ThresholdRule, Units
-from anomnorm_core.options import may_exceed, parse_quantile, parse_threshold, parse_threshold_option
+from anomnorm_core.options import Per, Transform, may_exceed, parse_quantile, parse_threshold, parse_threshold_option
 
 _ENUMS: dict[Any, set[str]] = {
     OnInvalid: {"warn", "raise"},
     Center: {"image", "pixel"},
     Source: {"train", "validation"},
-    ThresholdRule: {"adaptive", "normal_quantile", "image"},
+    Per: {"pixel", "image"},
+    ThresholdRule: {"adaptive", "normal_quantile", "false_alarm_rate", "image"},
+    Transform: {"log", "identity"},
     Units: {"raw", "sigmas", "normalized"},
-    Origin: {"manual", "option", "module", "adaptive", "normal_quantile", "image", "unknown"},
+    Origin: {"manual", "option", "module", "adaptive", "normal_quantile", "false_alarm_rate", "image", "unknown"},
 }
 
 

@@ -113,7 +113,7 @@ def test_ratios_closer_than_floats_can_tell() -> None:
 def test_no_normal_is_flagged(dtype: str, values: list[float]) -> None:
     scores = np.array([*values, math.nan], dtype=dtype)
     largest = float(np.nanmax(scores))
-    for threshold in (normal_quantile(scores), adaptive(scores, np.zeros(len(scores)))):
+    for threshold in (normal_quantile(scores).threshold, adaptive(scores, np.zeros(len(scores)))):
         # As near above as a number can be that is not subnormal.
         above = oracle.next_up(largest, oracle.arithmetic(dtype))
         least = oracle.smallest_normal(oracle.arithmetic(dtype))
@@ -121,7 +121,11 @@ def test_no_normal_is_flagged(dtype: str, values: list[float]) -> None:
         assert not flag(scores, threshold).any()
     scores = np.array([1.0, oracle.largest("float32")])
     record = counted(scores)
-    for threshold in (normal_quantile(scores), streamed_normal_quantile(record), streamed_adaptive(record)):
+    for threshold in (
+        normal_quantile(scores).threshold,
+        streamed_normal_quantile(record).threshold,
+        streamed_adaptive(record),
+    ):
         assert float(threshold) == scores[1]  # finite
 
 
@@ -130,7 +134,7 @@ def test_samples_with_a_negative_label_or_none_are_ignored() -> None:
     scores = np.array([1.0, 2.0, 8.0, 9.0, 5.0, 99.0, 0.5])
     labels = np.array([0, 0, 1, 2, -1, -1, math.nan])
     assert adaptive(scores, labels) == adaptive(scores[:4], labels[:4]) == 8.0
-    assert normal_quantile(scores, labels=labels) == normal_quantile(scores[:2])
+    assert normal_quantile(scores, labels=labels).threshold == normal_quantile(scores[:2]).threshold
     with pytest.raises(NotFittedError):
         adaptive(scores[4:], labels[4:])
 
@@ -140,13 +144,13 @@ def test_no_threshold_is_subnormal() -> None:
     for dtype in ("float64", "float32"):
         tiny = oracle.smallest_normal(dtype)
         for largest in (-tiny, 0.0, -0.0, tiny):
-            found = float(normal_quantile(np.array([-1.0, largest], dtype=dtype)))
+            found = float(normal_quantile(np.array([-1.0, largest], dtype=dtype)).threshold)
             assert found > largest
             assert found == 0.0 or abs(found) >= tiny
     tiny = 2.0**-126
     for normal, anomalous in ((-tiny, tiny / 2), (0.0, tiny / 4), (-1.0, -tiny / 2), (tiny / 2, 1.0)):
         record = counted([normal, anomalous], [0, 1])
-        for threshold in (streamed_adaptive(record), streamed_normal_quantile(record)):
+        for threshold in (streamed_adaptive(record), streamed_normal_quantile(record).threshold):
             assert float(threshold) == 0.0 or abs(float(threshold)) >= tiny
     # A quantile is no threshold: it is where the numbers are.
     assert 0 <= float(streamed_quantile(counted([tiny / 4] * 3), 0.5)) <= tiny / 4
@@ -160,7 +164,7 @@ def test_quantiles_of_the_normals(share: str) -> None:
         values = random_values("float32", rng.permutation(np.linspace(-3.0, 8.0, size)))
         scores = np.array([*values, *rng.normal(9, 1, size=5), math.nan], dtype=np.float32)
         labels = np.array([0] * size + [1] * 5 + [0])
-        threshold = normal_quantile(scores, float(share), labels=labels)
+        threshold = normal_quantile(scores, float(share), labels=labels).threshold
         quantile = oracle.quantile(values, Fraction(share))
         assert float(threshold) == oracle.next_up(quantile, "float32")
         assert flag(np.array(values, dtype=np.float32), threshold).sum() <= (1 - Fraction(share)) * size
@@ -212,7 +216,7 @@ def test_few_among_very_many_count() -> None:
     # One anomaly far down flags everything, and is not worth it.
     assert float(streamed_adaptive(merge(many, merge(anomalies, counted([0.5], [1]))))) == 2.0
     one_above = merge(many, counted([5.0], [0]))
-    assert float(streamed_normal_quantile(one_above)) > 5.0
+    assert float(streamed_normal_quantile(one_above).threshold) > 5.0
     assert float(streamed_quantile(one_above, 1.0)) == 5.0
 
 

@@ -422,11 +422,13 @@ def test_masks_that_no_threshold_is_looked_for_in_are_not_looked_at(kind: Any) -
 def test_the_search_takes_arrays_and_histograms_of_this_package_outside_of_jit() -> None:
     scores, labels = jnp.asarray(SCORES), jnp.asarray(LABELS)
     assert threshold.adaptive(scores, labels) == np.float32(best_threshold(SCORES, LABELS == 1))
-    assert threshold.normal_quantile(scores, labels=labels) == np.nextafter(SCORES[LABELS == 0].max(), np.float32(99))
+    assert threshold.normal_quantile(scores, labels=labels).threshold == np.nextafter(
+        SCORES[LABELS == 0].max(), np.float32(99)
+    )
     record = threshold.update(threshold.init(), jnp.asarray(MAPS), jnp.asarray(MASKS))
     found = threshold.streamed_adaptive(record)
     assert f1(found <= MAPS, MASKS) >= f1(best_threshold(MAPS, MASKS) <= MAPS, MASKS) - 1e-3
-    assert not (threshold.streamed_normal_quantile(record) <= MAPS[~MASKS]).any()
+    assert not (threshold.streamed_normal_quantile(record).threshold <= MAPS[~MASKS]).any()
     assert threshold.streamed_quantile(record, 0.5) == pytest.approx(
         np.quantile(MAPS, 0.5, method="inverted_cdf"), rel=0.005
     )

@@ -14,7 +14,7 @@ import numpy as np
 from anomnorm_core.errors import FileFormatError, OptionError
 from anomnorm_core.method import Method
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, Units
+from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, Transform, Units
 
 FORMAT_VERSION = 2
 METADATA_KEY = "anomnorm"  # of the JSON text in the metadata
@@ -61,6 +61,22 @@ def _is_by_level(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and value.keys() <= set(LEVELS) and all(map(test, value.values()))
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_share_or_none(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 <= value <= 1)
+
+
+_is_moments = _is_table(
+    samples=_is_count,
+    valued=lambda value: _is_count(value) and value > 1,
+    mean=_is_number,
+    std=lambda value: _is_number(value) and value >= 0,
+    skewness=_is_number,
+    transform=lambda value: value in tuple(Transform),
+)
 _PACKAGE = _is_table(package=_is_text, version=_is_text)
 _COUNTS = _is_by_level(_is_table(valid=_is_count, invalid=_is_count))
 _LEVELS = _is_by_level(
@@ -70,6 +86,9 @@ _LEVELS = _is_by_level(
         sigmas=_is_number_or_none,
         origin=lambda value: value in tuple(Origin),
         fixed=lambda value: value in (Units.RAW, Units.SIGMAS),
+        false_alarm_rate=_is_share_or_none,
+        guaranteed=lambda value: type(value) is bool,
+        normals=lambda value: value is None or (_is_moments(value) and value["valued"] <= value["samples"]),
     )
 )
 
@@ -203,6 +222,7 @@ def _tensors(about: Mapping[str, Any], method: Method, names: set[str]) -> dict[
         maps = method.per_pixel and level == "pixel"
         tensors |= {f"{level}_{name}": maps for name in method.parameters}
         tensors |= {} if first else {f"{level}_threshold": maps}
+        tensors |= {f"{level}_zeros": maps} if method.positive and not first else {}
     optional = set()
     if first:
         raw = method.sigmas and "image_raw_threshold" in names

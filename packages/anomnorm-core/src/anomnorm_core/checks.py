@@ -6,6 +6,7 @@ They run once per stage, never per batch, so reading the counts off a device is 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from anomnorm_core.errors import (
@@ -52,6 +53,11 @@ def counts_of(record: Any) -> Counts:
     xp, zeros = array_namespace(record.count), getattr(record, "zeros", None)
     causes = (int(record.invalid[index]) for index in range(len(CAUSES)))
     return Counts(int(xp.sum(record.count)), 0 if zeros is None else int(xp.sum(zeros)), *causes)
+
+
+def share_of_zeros(count: Any, zeros: Any) -> Any:
+    """The share of exact zeros among values of which ``count`` could be fitted, as NumPy arrays (clause S10)."""
+    return zeros / np.maximum(count + zeros, 1)
 
 
 def require_count(level: str, counts: Counts, *, minimum: int, most: int | None = None) -> None:
@@ -283,6 +289,28 @@ def report_unknown_pixels() -> None:
         "nothing is known about any pixel of this validation run: all images are anomalous and none has a mask. The "
         "pixel threshold follows that of the images. Return masks or normal images, or say so with "
         'pixel_threshold="image".',
+        ThresholdWarning,
+    )
+
+
+def report_few_normals(
+    rate: float, confidence: float | None, normals: int, least: float, needed: int, of: str = "samples"
+) -> None:
+    """Warn where there are too few normals for a false-alarm rate to be guaranteed (clause T7)."""
+    sure = "" if confidence is None else f" with a confidence of {confidence:g}"
+    warn(
+        f"{normals} normal validation {of} cannot guarantee a false-alarm rate of {rate:g}{sure}: {least:.3g} is the "
+        f"smallest that they can, and it takes {needed} of them. The threshold is predicted from their mean, deviation "
+        "and skewness, and nothing guarantees it. Add normal samples to the validation data, or ask for a larger rate.",
+        ThresholdWarning,
+    )
+
+
+def report_infinite_normals(rate: float, infinite: int, normals: int) -> None:
+    """Warn where a false-alarm rate cannot be kept, because normals have the score +inf (clause T7)."""
+    warn(
+        f"{infinite} of {normals} normal validation scores are +inf, which every threshold flags: a false-alarm rate "
+        f"of {rate:g} cannot be kept. Look for an overflow or a division by zero in the detector.",
         ThresholdWarning,
     )
 

@@ -12,6 +12,7 @@ import os
 import stat
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from anomnorm_core.errors import AnomnormError, FileFormatError, OptionError
 from anomnorm_core.fit import SPECIFICATION_VERSION, Fit, LevelFit, Threshold
 from anomnorm_core.method import Method
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LEVELS, Origin, Units
+from anomnorm_core.options import LEVELS, Origin, Transform, Units
+from anomnorm_core.threshold.false_alarms import Normals
 
 
 def describe(fit: Fit) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -39,12 +41,20 @@ def describe(fit: Fit) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         fitted, threshold = fit.level(level), fit.threshold(level)
         tensors |= {f"{level}_{name}": a for name, a in zip(fit.method.parameters, fitted.parameters, strict=True)}
         tensors[f"{level}_threshold"] = threshold.raw
+        if fit.method.positive:
+            first = fitted.parameters[0]
+            zeros = np.zeros(first.shape) if fitted.zeros is None else fitted.zeros
+            tensors[f"{level}_zeros"] = zeros.astype(first.dtype)
+        normals = None if fitted.normals is None else fitted.normals._asdict()
         levels[level] = {
             "valid": fitted.valid,
             "invalid": fitted.invalid,
             "sigmas": threshold.sigmas,
             "origin": str(threshold.origin),
             "fixed": str(threshold.fixed),
+            "false_alarm_rate": threshold.false_alarm_rate,
+            "guaranteed": threshold.guaranteed,
+            "normals": normals if normals is None else normals | {"transform": str(normals["transform"])},
         }
     package, version = fit.fitted_with
     about: dict[str, Any] = {
@@ -157,8 +167,13 @@ def compose(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fit:
     levels = {}
     for level, facts in about["levels"].items():
         raw = np.asarray(arrays[f"{level}_threshold"], np.float64)
-        threshold = Threshold(raw, facts["sigmas"], Origin(facts["origin"]), Units(facts["fixed"]))
-        levels[level] = _level(method, level, arrays, threshold, facts["valid"], facts["invalid"])
+        promise = facts["false_alarm_rate"], facts["guaranteed"]
+        threshold = Threshold(raw, facts["sigmas"], Origin(facts["origin"]), Units(facts["fixed"]), *promise)
+        normals = facts["normals"]
+        if normals is not None:
+            normals = Normals(**normals | {"transform": Transform(normals["transform"])})
+        fitted = _level(method, level, arrays, threshold, facts["valid"], facts["invalid"])
+        levels[level] = replace(fitted, zeros=arrays.get(f"{level}_zeros"), normals=normals)
     maker = about["fitted_with"]
     return Fit(method, **levels, options=about["options"], fitted_with=(maker["package"], maker["version"]))
 

@@ -7,10 +7,11 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from anomnorm_core.checks import unfitted_level
-from anomnorm_core.errors import NotFittedError, OptionError
+from anomnorm_core.errors import FitWarning, NotFittedError, OptionError, warn
 from anomnorm_core.method import Method
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, Units, parse_threshold
+from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, ThresholdRule, Units, parse_threshold
+from anomnorm_core.threshold.false_alarms import Normals
 
 SPECIFICATION_VERSION = "2"
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -24,6 +25,10 @@ class Threshold:
     sigmas: float | None  # the same in sigmas; None: the method has none, or pixels were given raw numbers
     origin: Origin
     fixed: Units = Units.RAW  # which of the two stays when statistics are fitted anew
+    # Share of new normal samples that is expected to reach it: by the rule that found it or, in `Fit.thresholds`, by
+    # the fit. None: nothing is known.
+    false_alarm_rate: float | None = None
+    guaranteed: bool = False  # whether the rule's holds for exchangeable samples of any distribution (clause T7)
 
     @property
     def value(self) -> float | np.ndarray:
@@ -34,7 +39,8 @@ class Threshold:
 
     def __repr__(self) -> str:
         sigmas = "" if self.sigmas is None else f", sigmas={self.sigmas:.6g}"
-        return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r})"
+        rate = "" if self.false_alarm_rate is None else f", false_alarm_rate={self.false_alarm_rate:.3g}"
+        return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r}{rate})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,8 @@ class LevelFit:
     threshold: Threshold | None = None  # None: not placed yet
     valid: int = 0  # values that the parameters are of; of pixels with their own, of the one that has most
     invalid: int = 0  # values left out
+    zeros: np.ndarray | None = None  # like the parameters: share of exact zeros, where those cannot be fitted (S10)
+    normals: Normals | None = None  # of a method without sigmas: the normal image scores of the validation run
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +107,67 @@ class Fit:
                 "checkpoint that has one; or give threshold=... to the callback or hook."
             )
         return found
+
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """The thresholds by level, as far as there are any, each with the false-alarm rate that is expected of it."""
+        found = {}
+        for level in LEVELS:
+            fitted = self.image if level == "image" else self.pixel
+            threshold = None if fitted is None else fitted.threshold
+            if threshold is None:
+                continue
+            if threshold.false_alarm_rate is None and self._knows_normals(level):
+                rate = float(np.mean(self.false_alarm_rate(threshold.raw, Units.RAW, level)))
+                threshold = replace(threshold, false_alarm_rate=rate)
+            found[level] = threshold
+        return found
+
+    def _knows_normals(self, level: str) -> bool:
+        return self.method.sigmas or self.level(level).normals is not None
+
+    def false_alarm_rate(self, score: Any, units: Units | str = Units.RAW, level: str = "image") -> np.ndarray:
+        """The share of new normal samples that is expected to reach a score. See `Normalizer.false_alarm_rate`."""
+        fitted, kernels = self.level(level), METHODS[self.method.name]
+        raw = np.asarray(score, dtype=np.float64)
+        if Units.parse(units, "units") is not Units.RAW:
+            raw = self._placed(level, score, units, Origin.MANUAL, argument="score").raw
+        if kernels.sigmas is None:
+            if fitted.normals is None:
+                raise NotFittedError(
+                    f"nothing is known about the {level}-level scores of normal samples: {self.method.name} "
+                    "normalization keeps their moments of validation runs with labelled normal samples in which the "
+                    "image threshold was searched."
+                )
+            return fitted.normals.rate(raw)
+        from scipy.special import ndtr, stdtr
+
+        mean, *others = (array.astype(np.float64) for array in fitted.parameters)
+        z, n = kernels.sigmas(raw, mean, *others, mean), fitted.valid
+        tail = stdtr(n - 1, -z / np.sqrt(1 + 1 / n)) if n > 1 else ndtr(-z)
+        share = 1.0 if fitted.zeros is None else 1.0 - fitted.zeros.astype(np.float64)
+        return np.where((raw <= 0) & self.method.positive, 1.0, share * tail)
+
+    def report_rate(self) -> bool:
+        """Warn where more than twice as many false alarms are expected as the image threshold's sigmas say.
+
+        Returns whether it has.
+        """
+        threshold = self.thresholds.get("image")
+        if threshold is None or threshold.fixed is not Units.SIGMAS or threshold.sigmas is None:
+            return False
+        from scipy.special import ndtr
+
+        said, expected = float(ndtr(-threshold.sigmas)), threshold.false_alarm_rate
+        if expected is None or expected <= 2 * said:
+            return False
+        warn(
+            f"a threshold of {threshold.sigmas:g} sigmas says {said:.2g} of the normals, but mean and deviation of "
+            f"{self.level('image').valid} values are uncertain: {expected:.2g} of new normal samples are expected to "
+            f'reach it. Fit on more normal samples, or give threshold="{ThresholdRule.FALSE_ALARM_RATE}".',
+            FitWarning,
+        )
+        return True
 
     def arguments(self, level: str) -> tuple[np.ndarray, ...]:
         """What the method's kernels take beside values and threshold: its parameters and, with sigmas, the center."""
@@ -155,7 +224,15 @@ class Fit:
         return changed
 
     def placed(
-        self, level: str, value: Any, units: Units | str | None, origin: Origin, *, found: bool = False
+        self,
+        level: str,
+        value: Any,
+        units: Units | str | None,
+        origin: Origin,
+        *,
+        found: bool = False,
+        rate: float | None = None,
+        guaranteed: bool = False,
     ) -> "Fit":
         """The same fit with the threshold of ``level`` at ``value``.
 
@@ -164,8 +241,10 @@ class Fit:
             value, units: as for `raw_threshold`.
             origin: where it comes from.
             found: whether it was found among values that were rounded to z-scores (clause N4a).
+            rate, guaranteed: the false-alarm rate that the rule which found it expects, and whether that holds.
         """
-        return self._with(level, self._placed(level, value, units, origin, found=found))
+        threshold = self._placed(level, value, units, origin, found=found)
+        return self._with(level, replace(threshold, false_alarm_rate=rate, guaranteed=guaranteed))
 
     def following(self) -> "Fit":
         """The same fit with the threshold of the images for the pixels too (clause T6).
@@ -214,7 +293,7 @@ class Fit:
                 moved = kernels.sigmas(raw, *arguments) - kernels.sigmas(present.raw, *arguments)
                 known = raw != present.raw
                 if not np.any(known):
-                    return replace(present, origin=origin)
+                    return replace(present, origin=origin, false_alarm_rate=None, guaranteed=False)
                 step = float(np.median(moved[known]))
                 return self._placed(level, present.sigmas + step, Units.SIGMAS, origin, argument=argument)
         elif scale is Units.SIGMAS:
@@ -253,7 +332,8 @@ class Fit:
             values = ", ".join(
                 f"{name} {_range(array)}" for name, array in zip(self.method.parameters, fitted.parameters, strict=True)
             )
-            lines.append(f"  {level} level: {of} with {values}{self._counted(level)}; {_placed(fitted.threshold)}")
+            threshold = _placed(self.thresholds.get(level))
+            lines.append(f"  {level} level: {of} with {values}{self._counted(level)}; {threshold}")
         if self.image is not None and self.image.threshold is not None:
             marks = np.asarray([0.1, 0.25, 0.5, 0.75, 0.9])
             raw = METHODS[self.method.name].inverse(marks, self.image.threshold.raw, *self.arguments("image"))
@@ -276,7 +356,9 @@ def _placed(threshold: Threshold | None) -> str:
         return "no threshold yet"
     sigmas = "" if threshold.sigmas is None else f" ({threshold.sigmas:.6g} sigmas)"
     origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
-    return f"threshold {_range(threshold.raw)}{sigmas}, {origin}"
+    rate = threshold.false_alarm_rate
+    rate_text = "" if rate is None else f", expected false alarms {100 * rate:.2g}%" + " at most" * threshold.guaranteed
+    return f"threshold {_range(threshold.raw)}{sigmas}, {origin}{rate_text}"
 
 
 def _range(array: np.ndarray) -> str:
@@ -319,6 +401,10 @@ def _check(method: Method, level: str, fitted: LevelFit) -> None:
             raise OptionError(f"{names[0]} has shape {shape}, but {name} {array.shape}.")
     if len(shape) != allowed or fitted.parameters[0].size == 0:
         raise OptionError(f"{names[0]} has shape {shape}; {'(H, W)' if allowed else '()'} is needed.")
+    if fitted.zeros is not None and not (
+        fitted.zeros.shape == shape and np.all((fitted.zeros >= 0) & (fitted.zeros <= 1))
+    ):
+        raise OptionError(f"{level}_zeros are no shares of shape {shape}, from 0 to 1.")
     check = METHODS[method.name].check
     wrong = None if check is None else check(*fitted.parameters)
     if wrong is not None:

@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 from anomnorm_core import file
 from anomnorm_core._arrays import Array, evaluated, normalized
 from anomnorm_core._version import __version__
-from anomnorm_core.checks import Counts, counts_of, report_invalid, require_mask
+from anomnorm_core.checks import Counts, counts_of, report_invalid, require_mask, share_of_zeros
 from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.fields import (
     LEVEL,
@@ -67,6 +68,12 @@ class BaseNormalizer(ABC):
     def _counts(record: Any) -> Counts:
         """How many values a record has taken and left out."""
         return counts_of(record)
+
+    @classmethod
+    def _zeros(cls, record: Any) -> np.ndarray:
+        """The share of exact zeros among the values of a record, of each pixel where those have their own."""
+        found: np.ndarray = share_of_zeros(cls._read(record.count), cls._read(record.zeros))
+        return found
 
     @classmethod
     def min_max(
@@ -158,12 +165,13 @@ class BaseNormalizer(ABC):
         arrays = [array for each in fitted.values() if each is not None for array in each.parameters]
         dtype = np.result_type(*arrays)
         levels = {
-            level: LevelFit(tuple(array.astype(dtype) for array in each.parameters), None, each.valid, each.invalid)
+            level: replace(each, parameters=tuple(array.astype(dtype) for array in each.parameters))
             for level, each in fitted.items()
             if each is not None
         }
         fit = Fit(kernels.method, **levels, options=options or {}, fitted_with=cls._package)
         fit = fit.placed("image", threshold, units, Origin.OPTION)
+        fit.report_rate()
         if pixel_threshold is None:
             return cls.from_fit(fit.following())
         if pixel is None:
@@ -184,8 +192,9 @@ class BaseNormalizer(ABC):
                 )
             parameters = kernels.finalize(statistics, level=level)
             counts = cls._total(statistics.count), cls._counts(statistics).left_out
+            zeros = cls._zeros(statistics) if kernels.method.positive else None
         else:
-            parameters, counts = statistics, (0, 0)
+            parameters, counts, zeros = statistics, (0, 0), None
         try:
             arrays = tuple(_floating(cls._read(value)) for value in parameters)
         except (TypeError, ValueError):
@@ -193,7 +202,7 @@ class BaseNormalizer(ABC):
                 "statistics are a record of this package or its parameters in a tuple, found "
                 f"{type(statistics).__name__}."
             ) from None
-        return LevelFit(arrays, None, *counts)
+        return LevelFit(arrays, None, *counts, zeros)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -216,8 +225,28 @@ class BaseNormalizer(ABC):
     @property
     def thresholds(self) -> dict[str, Threshold]:
         """The thresholds by level, ``"image"`` and ``"pixel"``: raw, in sigmas, and where each comes from."""
-        fit = self.to_fit()
-        return {level: fit.threshold(level) for level in LEVELS if getattr(fit, level) is not None}
+        return self.to_fit().thresholds
+
+    def false_alarm_rate(self, score: Any, units: Units | str = Units.RAW, level: str = "image") -> np.ndarray:
+        """The share of new normal samples that is expected to reach a score: what 0.9 means (clause T7).
+
+        With sigmas, of the fit: ``(1 - p0) (1 - T_(n-1)(z / sqrt(1 + 1/n)))`` for a mean and a deviation of ``n``
+        values, with ``T`` the distribution of Student's t and the share ``p0`` of exact zeros (clause S10). Without, of
+        the moments of the normal samples of the validation run, see `threshold.false_alarms.Normals`.
+
+        Args:
+            score: a number; in raw units an array of any shape too.
+            units: of ``score``: ``"raw"``, ``"sigmas"`` or ``"normalized"``.
+            level: ``"image"`` or, with sigmas, ``"pixel"``: then the share is that of each pixel.
+
+        Returns:
+            float64 array of the shape of ``score`` or, of pixels with parameters of their own, (H, W).
+
+        Raises:
+            NotFittedError: nothing is known about normal samples.
+            OptionError: a score is not finite, or none of a float32 score that could be flagged.
+        """
+        return self.to_fit().false_alarm_rate(score, units, level)
 
     def raw_threshold(self, value: Any, units: Units | str | None = None, level: str = "image") -> np.ndarray:
         """A threshold in raw units, which calls, traces and exported programs take (clause T4).

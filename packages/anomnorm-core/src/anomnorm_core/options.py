@@ -1,6 +1,7 @@
 """Options with few values. Public functions take the plain string; these enums give it a type and a check."""
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self, SupportsFloat
 
@@ -32,6 +33,13 @@ class Center(_Option):
     PIXEL = "pixel"  # at each pixel's own mean: a true per-pixel z-score
 
 
+class Transform(_Option):
+    """What is taken as normally distributed (clauses N3, N3b)."""
+
+    LOG = "log"  # the logarithm of the score
+    IDENTITY = "identity"  # the score itself
+
+
 class Source(_Option):
     """Where the score distribution is fitted (clause L3)."""
 
@@ -39,11 +47,19 @@ class Source(_Option):
     VALIDATION = "validation"  # normal samples of the validation data
 
 
+class Per(_Option):
+    """Of what the pixel threshold keeps a false-alarm rate (clause T7)."""
+
+    PIXEL = "pixel"  # the share of all pixels of normal images that are flagged
+    IMAGE = "image"  # the share of normal images with a flagged pixel
+
+
 class ThresholdRule(_Option):
     """How a threshold is found in a validation run."""
 
     ADAPTIVE = "adaptive"  # the one of the best F1; from the normals where there is no anomaly (clauses T2, T3)
     NORMAL_QUANTILE = "normal_quantile"  # just above a quantile of the normals (clause T3)
+    FALSE_ALARM_RATE = "false_alarm_rate"  # the one that a given share of new normals reaches (clause T7)
     IMAGE = "image"  # of pixels alone: not found, but that of the image scores (clause T6)
 
 
@@ -63,11 +79,33 @@ class Origin(_Option):
     MODULE = "module"  # the module's own ``image_threshold.value`` or ``pixel_threshold.value``
     ADAPTIVE = "adaptive"  # found by this rule
     NORMAL_QUANTILE = "normal_quantile"  # found by this rule
+    FALSE_ALARM_RATE = "false_alarm_rate"  # found by this rule
     IMAGE = "image"  # of pixels: that of the image scores, with which it moves
     UNKNOWN = "unknown"  # of a file or checkpoint that does not say
 
 
 LEVELS = ("image", "pixel")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The numbers that rules for thresholds take.
+
+    Raises:
+        OptionError: one is not between 0 and 1, or ``per`` is unknown.
+    """
+
+    normal_quantile: float = 1.0  # share of the normals that is not flagged, where those alone decide (clause T3)
+    false_alarm_rate: float = 0.01  # under that rule (clause T7)
+    confidence: float | None = None  # in which share of samples the rate holds; None: it holds on average
+    per: Per | str = Per.PIXEL
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "normal_quantile", parse_quantile(self.normal_quantile, "normal_quantile"))
+        object.__setattr__(self, "false_alarm_rate", parse_rate(self.false_alarm_rate, "false_alarm_rate"))
+        object.__setattr__(self, "confidence", parse_confidence(self.confidence, "confidence"))
+        object.__setattr__(self, "per", Per.parse(self.per, "per"))
+
 
 LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
 
@@ -87,6 +125,19 @@ def parse_quantile(value: SupportsFloat, argument: str) -> float:
     if number is None or not 0.0 <= number <= 1.0:
         raise OptionError(f"{argument}={value!r} is not a quantile; give a number from 0 to 1.")
     return number
+
+
+def parse_rate(value: SupportsFloat, argument: str) -> float:
+    """Return ``value`` as a float above 0 and below 1; raise `OptionError` for anything else."""
+    number = parse_threshold(value, argument)
+    if number is None or not 0.0 < number < 1.0:
+        raise OptionError(f"{argument}={value!r} is not a share of samples; give a number above 0 and below 1.")
+    return number
+
+
+def parse_confidence(value: SupportsFloat | None, argument: str) -> float | None:
+    """The same, or None."""
+    return None if value is None else parse_rate(value, argument)
 
 
 def parse_threshold_option(value: SupportsFloat | str | None, argument: str) -> float | ThresholdRule | None:

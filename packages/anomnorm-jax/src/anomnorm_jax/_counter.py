@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from anomnorm_core import checks
 from anomnorm_core.checks import Counts
 from anomnorm_jax._arrays import to_host
 
@@ -50,6 +51,16 @@ def is_halves(count: np.ndarray) -> bool:
 def largest(count: np.ndarray) -> int:
     """A record's ``count`` as a Python integer: of the pixel that has most, where each has its own."""
     return to_int(count) if is_halves(count) else int(np.max(count))
+
+
+def share_of_zeros(record: Any) -> np.ndarray:
+    """The share of exact zeros among the values of a record, of each pixel where those have their own."""
+    count, zeros = (
+        np.asarray(to_int(each) if is_halves(each) else each, dtype=np.float64)
+        for each in (to_host(record.count), to_host(record.zeros))
+    )
+    found: np.ndarray = checks.share_of_zeros(count, zeros)
+    return found
 
 
 def total(count: np.ndarray) -> int:

@@ -22,13 +22,15 @@ from anomnorm_core.method import Kernels
 from anomnorm_core.options import (
     LEVELS,
     OnInvalid,
+    Origin,
+    Per,
+    Rules,
     Source,
     ThresholdRule,
     Units,
-    parse_quantile,
     parse_threshold_option,
 )
-from anomnorm_core.threshold.choice import NORMAL, Choice, choose, place, search
+from anomnorm_core.threshold.choice import NORMAL, Choice, choose, conclude, place
 from anomnorm_jax import _counter
 from anomnorm_jax import run as _run
 from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, to_host
@@ -70,7 +72,8 @@ class NormalizationHook:
         method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"`` or that of a registered one.
         threshold: in sigmas where the method has them, else in raw units; or how it is found when a validation run
             ends. ``"adaptive"`` (or None): the one of the best F1, by the labels and masks in the outputs.
-            ``"normal_quantile"``: just above the normal samples.
+            ``"normal_quantile"``: just above the normal samples. ``"false_alarm_rate"``: where a given share of new
+            ones is expected to reach it (see `threshold.false_alarm_rate`).
         pixel_threshold: the same for the anomaly maps; ``"image"`` takes that of the images. None does as ``threshold``
             does, and takes a number that was given there.
         normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
@@ -87,6 +90,11 @@ class NormalizationHook:
         extras: what tests and predictions return beside the normalized scores and maps, under their names with ``_z``,
             ``_margin`` or ``_raw`` added: ``"z"`` (CDF), ``"margin"`` (min-max), ``"raw"``. ``"invalid"`` is (B,), True
             where the raw image score is NaN (clauses N6, N10).
+        false_alarm_rate: under ``"false_alarm_rate"``, which share of new normal samples may be flagged.
+        confidence: in which share of validation runs that rate shall hold, 0.9 for example; None: it holds on average.
+            Of images, and of pixels with ``per="image"``.
+        per: whether the rate of the anomaly maps is the share of flagged ``"pixel"`` s of normal images, or that of
+            normal images with a flagged pixel, ``"image"``.
 
     Raises:
         OptionError: the method is unknown, or an option has a value that is not allowed.
@@ -102,6 +110,9 @@ class NormalizationHook:
     progress: bool = True
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = None
     extras: Iterable[str] = ()
+    false_alarm_rate: float = 0.01
+    confidence: float | None = None
+    per: Per | str = Per.PIXEL
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_static(cls)
@@ -111,7 +122,8 @@ class NormalizationHook:
         # Plain floats, also where an array of one number was given: a hook has to be hashable.
         for name in ("threshold", "pixel_threshold"):
             object.__setattr__(self, name, parse_threshold_option(getattr(self, name), name))
-        object.__setattr__(self, "normal_quantile", parse_quantile(self.normal_quantile, "normal_quantile"))
+        for name, value in vars(self._rules).items():
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
         object.__setattr__(self, "source", Source.parse(self.source or Source.TRAIN, "source"))
         if type(self.capacity) is not int or self.capacity < 1:
@@ -155,8 +167,9 @@ class NormalizationHook:
             _resolution(values),
             capacity=self.capacity,
             dtype=jax.eval_shape(arithmetic, values.scores).dtype,
-            scores=choices["image"].is_searched,
+            scores=choices["image"].is_searched or self._is_for_normals(choices),
             pixels=choices["pixel"].is_searched,
+            maxima=self._is_for_normals(choices) and self.per is Per.IMAGE,
         )
         return like(entries, run)
 
@@ -315,6 +328,8 @@ class NormalizationHook:
         # Once for each hook: its options stay, and so does what there is to say about them.
         if check is not None and not hasattr(self, "_reported") and check.report():
             object.__setattr__(self, "_reported", True)
+        if not hasattr(self, "_rate_reported") and fit.report_rate():
+            object.__setattr__(self, "_rate_reported", True)
         return like(run, self._structure(run).filled(fit))
 
     def _require_seen(self, run: Run) -> None:
@@ -358,21 +373,14 @@ class NormalizationHook:
         kernels, counts = self._kernels, self._counts(run)
         levels = {}
         for level, arrays in parameters.items():
-            most = _counter.largest(getattr(run, level).count)
-            levels[level] = LevelFit(tuple(map(np.asarray, arrays)), None, most, counts[level].left_out)
+            record = getattr(run, level)
+            zeros = _counter.share_of_zeros(record) if kernels.method.positive else None
+            most = _counter.largest(record.count)
+            levels[level] = LevelFit(tuple(map(np.asarray, arrays)), None, most, counts[level].left_out, zeros)
         fit = Fit(kernels.method, **levels, options=self._options, fitted_with=Normalizer._package)
         usable = before is not None and int(to_host(before.status)) == FITTED
         choices = self._choices(before.to_fit() if before is not None and usable else Fit(kernels.method))
-        found: dict[str, float] = {}
-        if any(choice.is_searched for choice in choices.values()):
-            found = search(
-                _run.on_host(run),
-                choices,
-                self.normal_quantile,
-                positive=kernels.method.positive,
-                where="the step's outputs",
-            )
-        return place(fit, choices, found)
+        return conclude(fit, choices, self._rules, _run.on_host(run), where="the step's outputs")
 
     def fit_check(self, run: Run) -> FitCheck | None:
         """How a fit with sigmas does on the labelled normal samples of a validation run; None without any (S9)."""
@@ -493,6 +501,15 @@ class NormalizationHook:
     def _options(self) -> dict[str, Any]:
         return dict(self.options or ())
 
+    @property
+    def _rules(self) -> Rules:
+        return Rules(self.normal_quantile, self.false_alarm_rate, self.confidence, self.per)
+
+    @staticmethod
+    def _is_for_normals(choices: Mapping[str, Choice]) -> bool:
+        """Whether the pixel threshold is found among the pixels of normal images alone (clause T7)."""
+        return choices["pixel"].origin is Origin.FALSE_ALARM_RATE
+
     def _choices(self, fit: Fit) -> dict[str, Choice]:
         return choose({"image": self.threshold, "pixel": self.pixel_threshold}, fit)  # type: ignore[dict-item]
 
@@ -529,7 +546,9 @@ class NormalizationHook:
                 z[name] = evaluated(kernels.extras["z"], x, 1.0, arguments)
         else:
             run = _run.fitted(kernels, run, values, truth.valid, shared=self._is_shared)
-        run = _run.gathered(run, values.scores, z.get(MAPS, values.maps), z.get(SCORES), truth)
+        normals_alone = self._is_for_normals(self._choices(Fit(kernels.method)))
+        maps, scores = z.get(MAPS, values.maps), z.get(SCORES)
+        run = _run.gathered(run, values.scores, maps, scores, truth, normals_alone=normals_alone)
         return run, shaped_as(entries[MAPS].shape if MAPS in entries else None, z)
 
     @property

@@ -28,9 +28,10 @@ from anomnorm_core.fields import (
     without_last_channel,
 )
 from anomnorm_core.fit import Fit, LevelFit, Threshold
-from anomnorm_core.method import Kernels
+from anomnorm_core.method import Kernels, Method
 from anomnorm_core.normalizer import BaseNormalizer, require_complete
-from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
+from anomnorm_core.options import LEVELS, Origin, Transform, Units, parse_threshold
+from anomnorm_core.threshold.false_alarms import Normals
 from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, largest_defined, normalized, to_host
 from anomnorm_jax._version import __version__
@@ -46,6 +47,7 @@ _ORIGINS = (
     Origin.NORMAL_QUANTILE,
     Origin.IMAGE,
     Origin.UNKNOWN,
+    Origin.FALSE_ALARM_RATE,
 )
 _NOT_FITTED, _RAW, _RAW_AND_SIGMAS, _SIGMAS = range(4)
 FITTED, EMPTY = 0, 1
@@ -70,7 +72,7 @@ FAILURES: dict[int, tuple[type[AnomnormError], str]] = {
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["parameters", "threshold", "sigmas", "origin", "counts"],
+    data_fields=["parameters", "threshold", "sigmas", "origin", "counts", "zeros", "expected"],
     meta_fields=[],
 )
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,8 @@ class Level:
     sigmas: Array  # (2,) uint32: the halves of a float64, which is the threshold in sigmas where it is known
     origin: Array  # (2,) uint8: where the threshold comes from, 1 + index in _ORIGINS, 0 unfitted; and what of it stays
     counts: Array  # (2, 2) uint32: valid values and those left out (see `_counter`)
+    zeros: Array | None  # like the parameters: share of exact zeros; None: the method takes no logarithm
+    expected: Array  # (16,) uint32: the halves of eight float64, see `_expected`
 
 
 @partial(
@@ -127,7 +131,8 @@ class Normalizer(BaseNormalizer):
         """The same with NumPy arrays as leaves."""
         _register_with_flax()
         require_complete(fit)
-        image, pixel, options = _level(fit.image), _level(fit.pixel), tuple(sorted(fit.options.items()))
+        image, pixel = (_level(each, positive=fit.method.positive) for each in (fit.image, fit.pixel))
+        options = tuple(sorted(fit.options.items()))
         kind = _kind(fit.method.name, options)
         return cls(image, pixel, _status(FITTED), kind, fit.method.name, options, fit.fitted_with)
 
@@ -139,10 +144,10 @@ class Normalizer(BaseNormalizer):
         """
         _register_with_flax()
         described = METHODS[method].method
-        count, own = len(described.parameters), resolution if described.per_pixel and resolution else ()
-        pixel = None if resolution is None else _placeholder(count, own)
+        own = resolution if described.per_pixel and resolution else ()
+        pixel = None if resolution is None else _placeholder(described, own)
         given = tuple(sorted(described.parse_options(options).items()))
-        return cls(_placeholder(count, ()), pixel, _status(EMPTY), _kind(method, given), method, given)
+        return cls(_placeholder(described, ()), pixel, _status(EMPTY), _kind(method, given), method, given)
 
     def to_fit(self) -> Fit:
         """This normalizer as NumPy arrays and Python numbers. Reads them off the device.
@@ -183,6 +188,10 @@ class Normalizer(BaseNormalizer):
     @staticmethod
     def _counts(record: Any) -> Counts:
         return _counter.counts_of(record)
+
+    @classmethod
+    def _zeros(cls, record: Any) -> np.ndarray:
+        return _counter.share_of_zeros(record)
 
     def with_threshold(
         self,
@@ -411,7 +420,7 @@ def _failure(status: int) -> AnomnormError:
     return kind(message)
 
 
-def _level(fitted: LevelFit | None) -> Any:
+def _level(fitted: LevelFit | None, *, positive: bool) -> Any:
     """With NumPy arrays: this also runs where a compiled program calls the host, which must not call JAX."""
     if fitted is None or fitted.threshold is None:
         return None
@@ -423,18 +432,36 @@ def _level(fitted: LevelFit | None) -> Any:
         "sigmas": np.array([threshold.sigmas or 0.0], dtype=np.float64).view(np.uint32),
         "origin": np.array([1 + _ORIGINS.index(threshold.origin), fixed], dtype=np.uint8),
         "counts": _counter.of_ints(fitted.valid, fitted.invalid),
+        "zeros": _zeros(fitted).astype(dtype) if positive else None,
+        "expected": _expected(fitted),
     }
     return Level(**arrays)
 
 
-def _placeholder(parameters: int, shape: tuple[int, ...]) -> Any:
+def _zeros(fitted: LevelFit) -> np.ndarray:
+    return np.zeros(fitted.parameters[0].shape) if fitted.zeros is None else fitted.zeros
+
+
+def _expected(fitted: LevelFit) -> np.ndarray:
+    """The false-alarm rate of a threshold (-1: unknown), whether it is guaranteed, and the moments of the normals."""
+    threshold, normals = fitted.threshold, fitted.normals
+    rate = -1.0 if threshold is None or threshold.false_alarm_rate is None else threshold.false_alarm_rate
+    numbers = [rate, threshold is not None and threshold.guaranteed, *([0.0] * 6)]
+    if normals is not None:
+        numbers[2:] = [*normals[:5], normals.transform is Transform.LOG]
+    return np.array(numbers, dtype=np.float64).view(np.uint32)
+
+
+def _placeholder(method: Method, shape: tuple[int, ...]) -> Any:
     dtype = dtypes.canonicalize_dtype(float)
     arrays: dict[str, Any] = {
-        "parameters": tuple(np.ones(shape, dtype) for _ in range(parameters)),
+        "parameters": tuple(np.ones(shape, dtype) for _ in method.parameters),
         "threshold": np.ones(shape, dtype),
         "sigmas": np.zeros(2, np.uint32),
         "origin": np.zeros(2, np.uint8),
         "counts": np.zeros((2, 2), np.uint32),
+        "zeros": np.zeros(shape, dtype) if method.positive else None,
+        "expected": np.zeros(16, np.uint32),
     }
     return Level(**arrays)
 
@@ -447,14 +474,20 @@ def _level_fit(level: Level | None) -> LevelFit | None:
     if not origin:
         return None
     sigmas = float(np.ascontiguousarray(arrays.sigmas).view(np.float64)[0]) if fixed != _RAW else None
+    numbers = np.ascontiguousarray(arrays.expected).view(np.float64).tolist()
+    rate, guaranteed, samples, valued, mean, std, skewness, is_log = numbers
     threshold = Threshold(
         arrays.threshold.astype(np.float64),
         sigmas,
         _ORIGINS[origin - 1],
         Units.SIGMAS if fixed == _SIGMAS else Units.RAW,
+        None if rate < 0 else rate,
+        bool(guaranteed),
     )
-    valid, invalid = (_counter.to_int(count) for count in arrays.counts)
-    return LevelFit(arrays.parameters, threshold, valid, invalid)
+    transform = Transform.LOG if is_log else Transform.IDENTITY
+    normals = Normals(int(samples), int(valued), mean, std, skewness, transform) if valued else None
+    valid, invalid = (_counter.to_int(each) for each in arrays.counts)
+    return LevelFit(arrays.parameters, threshold, valid, invalid, arrays.zeros, normals)
 
 
 def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, Array]:

@@ -14,14 +14,14 @@ from anomnorm_core.fit_check import LIMITS, counted
 from anomnorm_core.method import Kernels
 from anomnorm_core.threshold.choice import NORMAL, UNLABELLED, Gathered
 from anomnorm_jax import threshold
-from anomnorm_jax._arrays import to_host
+from anomnorm_jax._arrays import largest_defined, to_host
 from anomnorm_jax._sharding import automatic
 from anomnorm_jax.outputs import GroundTruth, Scores
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["image", "pixel", "scores", "labels", "seen", "pixels", "normals"],
+    data_fields=["image", "pixel", "scores", "labels", "maxima", "seen", "pixels", "normals"],
     meta_fields=["method", "resolution"],
 )
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,11 @@ class Run:
     pixel: Any  # and of the maps; None where the steps return none
     scores: Array | None  # (capacity,) float32, or float64 for float64 scores: raw image scores; None: none are needed
     labels: Array | None  # (capacity,) uint8: NORMAL, ANOMALOUS, UNLABELLED or IGNORED
+    maxima: (
+        Array | None
+    )  # (capacity,) float32: largest pixel of each map, as the method has thresholds; None: not needed
     seen: Array  # () uint32: images so far; those beyond the capacity are counted and not kept
-    pixels: threshold.ScoreHistogram | None  # pixels whose ground truth is known; None: they are not needed
+    pixels: threshold.ScoreHistogram | None  # pixels whose ground truth is known, or of normal images alone; None: none
     normals: Array | None  # with sigmas, (5,) uint32: normal validation samples, as `fit_check.counted` counts them
     method: str
     resolution: tuple[int, int] | None  # height and width of the maps
@@ -51,6 +54,7 @@ def init(
     dtype: Any,
     scores: bool,
     pixels: bool,
+    maxima: bool = False,
 ) -> Run:
     """A run that has seen nothing.
 
@@ -59,13 +63,14 @@ def init(
         resolution: height and width of the maps; None without any.
         capacity: how many image scores there is room for.
         dtype: of them.
-        scores, pixels: whether a threshold will be looked for among these.
+        scores, pixels, maxima: whether a threshold will be looked for among these.
     """
     return Run(
         image=kernels.init(()),
         pixel=None if resolution is None else kernels.init(resolution),
         scores=jnp.zeros((capacity,), dtype=dtype) if scores else None,
         labels=jnp.zeros((capacity,), dtype=jnp.uint8) if scores else None,
+        maxima=jnp.zeros((capacity,), dtype=jnp.float32) if maxima and resolution is not None else None,
         seen=jnp.zeros((), dtype=jnp.uint32),
         pixels=threshold.init() if pixels and resolution is not None else None,
         normals=jnp.zeros((1 + 2 * len(LIMITS),), dtype=jnp.uint32) if kernels.method.sigmas else None,
@@ -92,7 +97,9 @@ def fitted(kernels: Kernels, run: Run, values: Scores, where: Array | None, *, s
 
 
 @automatic
-def gathered(run: Run, scores: Array, maps: Array | None, z: Array | None, truth: GroundTruth) -> Run:
+def gathered(
+    run: Run, scores: Array, maps: Array | None, z: Array | None, truth: GroundTruth, *, normals_alone: bool = False
+) -> Run:
     """The run that has noted a validation batch for its thresholds.
 
     Args:
@@ -101,19 +108,23 @@ def gathered(run: Run, scores: Array, maps: Array | None, z: Array | None, truth
         maps: of the batch, raw or in sigmas, as the method has thresholds.
         z: image scores in sigmas, for the fit check; None: there is none to be made.
         truth: what is known about the samples.
+        normals_alone: whether the pixel threshold is found among the pixels of normal images alone.
     """
     images = scores.shape[0]
     valid = jnp.ones((images,), dtype=bool) if truth.valid is None else truth.valid
     known = jnp.full((images,), UNLABELLED, dtype=jnp.uint8) if truth.labels is None else truth.labels
-    kept, labels, pixels, normals = run.scores, run.labels, run.pixels, run.normals
+    kept, labels, maxima, pixels, normals = run.scores, run.labels, run.maxima, run.pixels, run.normals
     if kept is not None and labels is not None:
         after = jnp.cumsum(valid.astype(jnp.uint32), dtype=jnp.uint32)
         positions = jnp.where(valid, run.seen + after - jnp.uint32(1), jnp.uint32(kept.shape[0]))  # the last is dropped
         kept = kept.at[positions].set(scores.ravel().astype(kept.dtype), mode="drop")
         labels = labels.at[positions].set(known, mode="drop")
+        if maxima is not None and maps is not None:
+            largest = largest_defined(maps).astype(maxima.dtype)
+            maxima = maxima.at[positions].set(jnp.where(jnp.isnan(largest), -jnp.inf, largest), mode="drop")
     normal = valid & (known == jnp.uint8(NORMAL))
     if pixels is not None and maps is not None:
-        if truth.masks is not None:
+        if truth.masks is not None and not normals_alone:
             pixels = threshold.update(pixels, maps, truth.masks, where=valid)
         else:  # of an anomalous image the pixels are unknown; without any label all are taken for normal
             pixels = threshold.update(pixels, maps, where=valid if truth.labels is None else normal)
@@ -121,7 +132,7 @@ def gathered(run: Run, scores: Array, maps: Array | None, z: Array | None, truth
         flat = z.ravel()
         normals = normals + jnp.stack(counted(flat, lambda which: jnp.sum(which & normal, dtype=jnp.uint32)))
     seen = run.seen + jnp.sum(valid, dtype=jnp.uint32)
-    return replace(run, scores=kept, labels=labels, seen=seen, pixels=pixels, normals=normals)
+    return replace(run, scores=kept, labels=labels, maxima=maxima, seen=seen, pixels=pixels, normals=normals)
 
 
 def merge(kernels: Kernels, a: Run, b: Run) -> Run:
@@ -129,7 +140,7 @@ def merge(kernels: Kernels, a: Run, b: Run) -> Run:
 
     With sigmas, the records were fitted before the run and stay those of ``a``.
     """
-    image, pixel, kept, labels, pixels = a.image, a.pixel, a.scores, a.labels, a.pixels
+    image, pixel, kept, labels, maxima, pixels = a.image, a.pixel, a.scores, a.labels, a.maxima, a.pixels
     if not kernels.method.sigmas:
         image = kernels.merge(image, b.image)
         pixel = None if pixel is None else kernels.merge(pixel, b.pixel)
@@ -139,18 +150,21 @@ def merge(kernels: Kernels, a: Run, b: Run) -> Run:
         positions = jnp.where(index < b.seen, a.seen + index, jnp.uint32(capacity))  # the last is dropped
         kept = kept.at[positions].set(b.scores, mode="drop")
         labels = labels.at[positions].set(b.labels, mode="drop")
+        maxima = None if maxima is None else maxima.at[positions].set(b.maxima, mode="drop")
     if pixels is not None and b.pixels is not None:
         pixels = threshold.merge(pixels, b.pixels)
     normals = None if a.normals is None or b.normals is None else a.normals + b.normals
-    return Run(image, pixel, kept, labels, a.seen + b.seen, pixels, normals, a.method, a.resolution)
+    return Run(image, pixel, kept, labels, maxima, a.seen + b.seen, pixels, normals, a.method, a.resolution)
 
 
-def on_host(run: Run) -> Gathered:
-    """What a search for thresholds needs, in NumPy.
+def on_host(run: Run) -> Gathered | None:
+    """What a search for thresholds needs, in NumPy; None where the run keeps nothing, because nothing is searched.
 
     Raises:
         AnomnormError: there was no room for all scores.
     """
+    if run.scores is None and run.pixels is None:
+        return None
     seen = int(to_host(run.seen))
     scores, labels = (np.zeros(0, np.float32) if each is None else to_host(each) for each in (run.scores, run.labels))
     if run.scores is not None and seen > scores.size:
@@ -159,4 +173,7 @@ def on_host(run: Run) -> Gathered:
             f"among them. Make the hook with capacity={seen} or more, or give it a threshold."
         )
     pixels = None if run.pixels is None else jax.tree.map(to_host, run.pixels)
-    return Gathered(scores[:seen], labels[:seen], pixels)
+    labels = labels[:seen]
+    images = int(np.sum((labels == NORMAL) | (labels == UNLABELLED)))
+    maxima = None if run.maxima is None else to_host(run.maxima)[:seen]
+    return Gathered(scores[:seen], labels, pixels, images, maxima)

@@ -22,10 +22,11 @@ from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.options import (
     LEVELS,
     OnInvalid,
+    Per,
+    Rules,
     Source,
     ThresholdRule,
     Units,
-    parse_quantile,
     parse_threshold_option,
 )
 from anomnorm_core.threshold.choice import Choice, choose, place
@@ -74,11 +75,17 @@ class Normalization:
             wins over a checkpoint. None takes the module's own ``image_threshold`` and ``pixel_threshold``, numbers or
             objects with a ``value``, and does as ``"adaptive"`` does where it has none. ``"adaptive"`` finds the
             threshold of the best F1 in each validation run, from the labels and masks in the step's outputs or in the
-            batch. ``"normal_quantile"`` places it just above the normal samples.
+            batch. ``"normal_quantile"`` places it just above the normal samples, and ``"false_alarm_rate"`` where
+            a given share of new ones is expected to reach it (see `threshold.false_alarm_rate`).
         pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does, and takes a number that was
             given there. ``"image"`` takes that of the images in any case.
         normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
             ``"adaptive"`` finds no anomaly.
+        false_alarm_rate: under ``"false_alarm_rate"``, which share of new normal samples may be flagged.
+        confidence: in which share of validation runs that rate shall hold, 0.9 for example; None: it holds on average.
+            Of images, and of pixels with ``per="image"``.
+        per: whether the rate of the anomaly maps is the share of flagged ``"pixel"`` s of normal images, or that of
+            normal images with a flagged pixel, ``"image"``.
         source: where a method with sigmas is fitted: ``"train"``, the default, or ``"validation"`` on the normal
             samples of the validation data, which unlike the training data the detector has not seen before.
         calibration_loader: normal data for a method with sigmas, instead of the training data: a loader, batches, or a
@@ -114,6 +121,9 @@ class Normalization:
         *,
         pixel_threshold: ThresholdOption = None,
         normal_quantile: float = 1.0,
+        false_alarm_rate: float = 0.01,
+        confidence: float | None = None,
+        per: Per | str = Per.PIXEL,
         source: Source | str | None = None,
         calibration_loader: CalibrationLoader | None = None,
         step: str = "validation_step",
@@ -130,7 +140,9 @@ class Normalization:
         self.options = self.method.parse_options(options or {})
         self.threshold = parse_threshold_option(threshold, "threshold")
         self.pixel_threshold = parse_threshold_option(pixel_threshold, "pixel_threshold")
-        self.normal_quantile = parse_quantile(normal_quantile, "normal_quantile")
+        rules = Rules(normal_quantile, false_alarm_rate, confidence, per)
+        self.normal_quantile, self.false_alarm_rate = rules.normal_quantile, rules.false_alarm_rate
+        self.confidence, self.per = rules.confidence, Per(rules.per)
         of_the_pass = {
             "source": (source, None),
             "calibration_loader": (calibration_loader, None),
@@ -166,6 +178,7 @@ class Normalization:
         self._undefined: Tensor | None = None  # (): image scores of it that are NaN
         self._reported = False  # whether this training had its warning about values that were left out
         self._fit_reported = False  # and about its fit
+        self._rate_reported = False  # and about what its sigmas say
         # Some of the weights that the normal data were scored with, and of those that were validated.
         self._weights: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._exchange_reported = False  # whether this training had its warning that those differ
@@ -220,7 +233,7 @@ class Normalization:
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
         self._run = self._normalizer = self._undefined = self._validated_at = None
-        self._reported = self._fit_reported = self._exchange_reported = False
+        self._reported = self._fit_reported = self._rate_reported = self._exchange_reported = False
         self._user_hooks, self._runs = None, 0
         self._give_slot(pl_module)
         slot = slot_of(pl_module)
@@ -349,8 +362,7 @@ class Normalization:
         return choose(options, fit, partial(own_threshold, pl_module, refuse=refuse))
 
     def _read(self, fit: Fit, check: FitCheck | None) -> None:
-        levels = [level for level in LEVELS if getattr(fit, level) is not None]
-        self.thresholds = {level: fit.threshold(level) for level in levels}
+        self.thresholds = fit.thresholds
         self.fit_check = check
 
     # A validation run: observed batch by batch, judged at its end.
@@ -433,7 +445,8 @@ class Normalization:
         """
         slot = slot_of(pl_module)
         take_missed_fit(slot)
-        searched = {level: choice.is_searched for level, choice in self._choices(pl_module, slot.fit).items()}
+        choices = self._choices(pl_module, slot.fit)
+        searched = {level: choice.is_searched for level, choice in choices.items()}
         self._truth = self.method.sigmas or any(searched.values()), searched["pixel"]
         self._is_first = True
         if trainer.sanity_checking:
@@ -450,7 +463,8 @@ class Normalization:
             else:  # the parameters are the same for all options
                 slot.draft = replace(slot.fit, options=self.options)
         device = pl_module.device
-        self._run = Run(self._kernels, self.options, device, draft=slot.draft, pixels=searched["pixel"])
+        rule = choices["pixel"].origin if searched["pixel"] else None
+        self._run = Run(self._kernels, self.options, device, draft=slot.draft, pixels=rule, per=self.per)
         self._own = [OwnSamples(loader) for loader in flattened(trainer.val_dataloaders)]
 
     def _collect_stats(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -575,7 +589,9 @@ class Normalization:
             run.draft = self._reporting_invalid(trainer, run.records)
         choices = self._choices(pl_module, slot.fit)
         with reporting(trainer):
-            fit = run.finish(choices, self.normal_quantile)
+            numbers = self.normal_quantile, self.false_alarm_rate, self.confidence, self.per
+            fit = run.finish(choices, Rules(*numbers))
+            self._rate_reported = self._rate_reported or fit.report_rate()
             check = None
             if self.method.sigmas and self.source is Source.TRAIN:
                 check = run.fit_check(fit)

@@ -15,12 +15,14 @@ def logged(fit: Fit, check: FitCheck | None) -> dict[str, float]:
         fitted = fit.image if level == "image" else fit.pixel
         if fitted is None:
             continue
-        threshold = fitted.threshold
+        threshold = fit.thresholds.get(level)
         if threshold is not None and threshold.origin is not Origin.MODULE:
             if threshold.raw.ndim == 0:
                 found[f"{level}_threshold"] = float(threshold.raw)
             if threshold.sigmas is not None:
                 found[f"{level}_threshold_sigmas"] = threshold.sigmas
+            if threshold.false_alarm_rate is not None:
+                found[f"{level}_false_alarm_rate"] = threshold.false_alarm_rate
         for name, value in zip(fit.method.parameters, fitted.parameters, strict=True):
             if value.ndim == 0:
                 found[f"{level}_{name}"] = float(value)

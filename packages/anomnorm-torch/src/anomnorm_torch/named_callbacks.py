@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from anomnorm_core.options import Center, OnInvalid, Source
+from anomnorm_core.options import Center, OnInvalid, Per, Source
 from anomnorm_torch.callback import Normalization, ThresholdOption
 from anomnorm_torch.normal_data import CalibrationLoader
 
@@ -19,7 +19,7 @@ class MinMaxNormalization(Normalization):
         threshold: decision threshold in raw units, or how to find it; wins over a checkpoint. See
             `NormalizationCallback`.
         pixel_threshold: the same for the anomaly maps.
-        normal_quantile: see `NormalizationCallback`.
+        normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         shared_range: one range for both levels, from the maps where there are any (as in anomalib 0.3).
         on_invalid: see `NormalizationCallback`; NaN and infinite scores cannot enter the range.
         extras, log_prefix: see `NormalizationCallback`.
@@ -34,6 +34,9 @@ class MinMaxNormalization(Normalization):
         *,
         pixel_threshold: ThresholdOption = None,
         normal_quantile: float = 1.0,
+        false_alarm_rate: float = 0.01,
+        confidence: float | None = None,
+        per: Per | str = Per.PIXEL,
         shared_range: bool = False,
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         extras: Iterable[str] = (),
@@ -44,6 +47,9 @@ class MinMaxNormalization(Normalization):
             threshold,
             pixel_threshold=pixel_threshold,
             normal_quantile=normal_quantile,
+            false_alarm_rate=false_alarm_rate,
+            confidence=confidence,
+            per=per,
             on_invalid=on_invalid,
             extras=extras,
             log_prefix=log_prefix,
@@ -64,7 +70,7 @@ class CdfNormalization(Normalization):
         threshold: decision threshold in sigmas, or how to find it; wins over a checkpoint. See
             `NormalizationCallback`.
         pixel_threshold: the same for the anomaly maps.
-        normal_quantile: see `NormalizationCallback`.
+        normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         center: where pixel z-scores are zero: ``"image"`` (the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
         source, calibration_loader, step, limit_batches, every_n_validations: see `NormalizationCallback`.
@@ -81,6 +87,9 @@ class CdfNormalization(Normalization):
         *,
         pixel_threshold: ThresholdOption = None,
         normal_quantile: float = 1.0,
+        false_alarm_rate: float = 0.01,
+        confidence: float | None = None,
+        per: Per | str = Per.PIXEL,
         center: Center | str = Center.IMAGE,
         source: Source | str = Source.TRAIN,
         calibration_loader: CalibrationLoader | None = None,
@@ -96,6 +105,9 @@ class CdfNormalization(Normalization):
             threshold,
             pixel_threshold=pixel_threshold,
             normal_quantile=normal_quantile,
+            false_alarm_rate=false_alarm_rate,
+            confidence=confidence,
+            per=per,
             source=source,
             calibration_loader=calibration_loader,
             step=step,

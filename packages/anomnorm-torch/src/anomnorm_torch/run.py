@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomnorm_core.checks import counts_of, report_invalid
+from anomnorm_core.checks import counts_of, report_invalid, share_of_zeros
 from anomnorm_core.errors import AnomnormError, ResolutionError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.fit_check import FitCheck, counted
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS as CORE_METHODS
-from anomnorm_core.options import LEVELS, OnInvalid, Source
+from anomnorm_core.options import LEVELS, OnInvalid, Origin, Per, Rules, Source
 from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
-from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, place, search
+from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude
 from anomnorm_torch import threshold
 from anomnorm_torch._kernels import evaluated
-from anomnorm_torch._tensors import arithmetic, wide
+from anomnorm_torch._tensors import arithmetic, largest_defined, wide
 from anomnorm_torch._version import __version__
 from anomnorm_torch.outputs import GroundTruth
 from anomnorm_torch.processes import concatenated, gathered, total
@@ -109,7 +109,10 @@ class Records:
 
     def _level(self, level: str, record: Any) -> LevelFit:
         parameters = tuple(value.cpu().numpy() for value in self._kernels.finalize(record, level=level))
-        return LevelFit(parameters, None, int(record.count.max()), counts_of(record).left_out)
+        zeros = None
+        if self._kernels.method.positive:
+            zeros = share_of_zeros(record.count.cpu().numpy(), record.zeros.cpu().numpy())
+        return LevelFit(parameters, None, int(record.count.max()), counts_of(record).left_out, zeros)
 
 
 class Run:
@@ -122,7 +125,8 @@ class Run:
         options: of the method.
         device: where everything is kept.
         draft: parameters that were fitted before the run; None: the run's ``records`` give them at its end.
-        pixels: whether a pixel threshold has to be found.
+        pixels: the rule by which a pixel threshold has to be found; None: none has.
+        per: under a false-alarm rate, of what it is the share.
     """
 
     def __init__(
@@ -132,14 +136,18 @@ class Run:
         device: torch.device,
         *,
         draft: Fit | None = None,
-        pixels: bool = True,
+        pixels: Origin | None = Origin.ADAPTIVE,
+        per: Per = Per.PIXEL,
     ) -> None:
         self.draft, self._device = draft, device
         self.records = Records(kernels, options, device) if draft is None else None
         self.standardizer = None if draft is None else Standardizer(kernels, draft, device)
         self._scores = _Column(torch.float32, device)
         self._labels = _Column(torch.uint8, device)
-        self._pixels = threshold.init(device=device) if pixels else None
+        self._pixels = None if pixels is None else threshold.init(device=device)
+        self._normals_alone = pixels is Origin.FALSE_ALARM_RATE
+        self._maxima = _Column(torch.float32, device) if self._normals_alone and per is Per.IMAGE else None
+        self._images: Tensor | int = 0  # normal ones that have maps
         self._maps = 0  # batches with maps
 
     def add(
@@ -171,12 +179,17 @@ class Run:
             labels = labels.masked_fill(~valid, _PADDING)
         self._scores.add(arithmetic(scores).detach())
         self._labels.add(labels)
+        if self._maxima is not None:
+            nothing = torch.full((len(labels),), torch.nan, device=labels.device)
+            self._maxima.add(nothing if units is None else largest_defined(arithmetic(units)).detach())
         if units is None or self._pixels is None:
             return
         self._maps += 1
         # The pixels of a normal image are known to be normal; those of an anomalous one are not known.
-        where = valid if masks is not None else (labels == NORMAL) | (labels == UNLABELLED)
-        self._pixels = threshold.update(self._pixels, units, masks, where=where)
+        normal = (labels == NORMAL) | (labels == UNLABELLED)
+        if self._normals_alone:
+            self._images, masks = self._images + normal.sum(), None
+        self._pixels = threshold.update(self._pixels, units, masks, where=normal if masks is None else valid)
 
     def merge_processes(self, group: Any = None) -> None:
         """Take over the samples of all processes of the group; None: of all. Each of them has to call it.
@@ -186,14 +199,15 @@ class Run:
         """
         if self.records is not None:
             self.records.merge_processes(group)
-        scores, labels = (column.values().to(self._device) for column in (self._scores, self._labels))
+        own = [self._scores, self._labels, *([] if self._maxima is None else [self._maxima])]
+        values = [column.values().to(self._device) for column in own]
         precise = wide(self._device)
-        mine = [scores.dtype == torch.float64, self._pixels is not None, self._maps]
-        double, searching, self._maps = map(int, total(torch.tensor(mine, device=self._device), group))
-        columns = concatenated(torch.stack([scores.to(precise), labels.to(precise)]), group)
-        self._scores, self._labels = _Column(torch.float32, self._device), _Column(torch.uint8, self._device)
-        self._scores.add(columns[0].to(torch.float64 if double else torch.float32))
-        self._labels.add(columns[1].byte())
+        mine = [values[0].dtype == torch.float64, self._pixels is not None, self._maps, int(self._images)]
+        double, searching, self._maps, self._images = map(int, total(torch.tensor(mine, device=self._device), group))
+        columns = concatenated(torch.stack([column.to(precise) for column in values]), group)
+        dtypes = (torch.float64 if double else torch.float32, torch.uint8, torch.float32)
+        for column, together, dtype in zip(own, columns, dtypes, strict=False):
+            column.replace(together.to(dtype))
         if searching not in (0, torch.distributed.get_world_size(group)):
             raise AnomnormError(
                 "the module has a pixel threshold of its own in some processes and not in others. Let it have one, "
@@ -202,12 +216,12 @@ class Run:
         if self._pixels is not None:
             self._pixels = threshold.ScoreHistogram(*(total(counts, group) for counts in self._pixels))
 
-    def finish(self, choices: Mapping[str, Choice], quantile: float) -> Fit:
+    def finish(self, choices: Mapping[str, Choice], rules: Rules) -> Fit:
         """The fit of this run, with its thresholds.
 
         Args:
             choices: where the thresholds come from, by level.
-            quantile: share of the normals that is not flagged, where those alone decide.
+            rules: the numbers of the rules.
 
         Raises:
             NotFittedError, InsufficientDataError: there are too few valid values, or none to place a threshold by.
@@ -216,23 +230,19 @@ class Run:
         pixels = None
         if self._pixels is not None and self._maps:
             pixels = CoreHistogram(*(field.cpu().numpy() for field in self._pixels))
-        found = search(
-            Gathered(*self._samples(), pixels),
-            choices,
-            quantile,
-            positive=fit.method.positive,
-            where="the step's outputs or in the batch",
-        )
-        return place(fit, choices, found)
+        scores, labels = self._samples(self._scores), self._samples(self._labels)
+        maxima = None if self._maxima is None else self._samples(self._maxima)
+        gathered = Gathered(scores, labels, pixels, int(self._images), maxima)
+        return conclude(fit, choices, rules, gathered, where="the step's outputs or in the batch")
 
-    def _samples(self) -> tuple[np.ndarray, np.ndarray]:
-        scores, labels = (column.values().cpu().numpy() for column in (self._scores, self._labels))
-        own = labels != _PADDING
-        return scores[own], labels[own]
+    def _samples(self, column: "_Column") -> np.ndarray:
+        """The values of the samples that do not pad."""
+        found: np.ndarray = column.values()[self._labels.values() != _PADDING].cpu().numpy()
+        return found
 
     def fit_check(self, fit: Fit) -> FitCheck | None:
         """How ``fit`` does on the normal samples of this run (clause S9); None without any."""
-        scores, labels = self._samples()
+        scores, labels = self._samples(self._scores), self._samples(self._labels)
         normals = scores[labels == NORMAL].astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = CORE_METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
@@ -294,6 +304,10 @@ class _Column:
             self._values[: self._count] = old[: self._count]
         self._values[self._count : end] = values
         self._count = end
+
+    def replace(self, values: Tensor) -> None:
+        """Let ``values`` be all that there are."""
+        self._values, self._count = values, values.numel()
 
     def values(self) -> Tensor:
         """All of them, shape (N,)."""

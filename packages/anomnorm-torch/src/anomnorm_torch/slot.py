@@ -25,7 +25,7 @@ _ABOUT = "load_with_anomnorm_torch_NormalizationMixin"  # what torch lists where
 _RANGE = {"min", "max"}  # keys of anomalib 0.3
 _MOMENTS = {f"{level}_{name}" for level in LEVELS for name in ("mean", "std")}
 _HALF = (torch.float16, torch.bfloat16)
-_SIZE = 1024  # of the text, or a multiple of it
+_SIZE = 2048  # of the text, or a multiple of it
 
 
 class Slot(nn.Module):

@@ -1,15 +1,26 @@
-"""Which number is the threshold of a level, where several may be given (clauses T1, T6): for all packages."""
+"""Which number is the threshold of a level, where several may be given (clauses T1, T6, T7): for all packages."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 
 from anomnorm_core.checks import report_ignored, report_unknown_pixels, report_unlabelled, require_labelled
 from anomnorm_core.fit import Fit
-from anomnorm_core.options import LEVELS, Origin, ThresholdRule, Units
+from anomnorm_core.method import Method
+from anomnorm_core.options import LEVELS, Origin, Rules, ThresholdRule, Transform, Units
+from anomnorm_core.threshold.false_alarms import normals_of
 from anomnorm_core.threshold.histogram import ScoreHistogram
-from anomnorm_core.threshold.search import adaptive, normal_quantile, streamed_adaptive, streamed_normal_quantile
+from anomnorm_core.threshold.search import (
+    Found,
+    adaptive,
+    false_alarm_rate,
+    normal_quantile,
+    streamed_adaptive,
+    streamed_false_alarm_rate,
+    streamed_normal_quantile,
+)
 
 NORMAL, ANOMALOUS, UNLABELLED, IGNORED = 0, 1, 2, 3
 Option = float | ThresholdRule | None
@@ -25,7 +36,7 @@ class Choice(NamedTuple):
     @property
     def is_searched(self) -> bool:
         """Whether it has to be found in a validation run."""
-        return self.origin in (Origin.ADAPTIVE, Origin.NORMAL_QUANTILE)
+        return self.origin in (Origin.ADAPTIVE, Origin.NORMAL_QUANTILE, Origin.FALSE_ALARM_RATE)
 
 
 def choose(
@@ -58,7 +69,7 @@ def _choice(level: str, options: Mapping[str, Option], fit: Fit, own: Callable[[
     return Choice(Origin.ADAPTIVE) if value is None else Choice(Origin.MODULE, float(value))
 
 
-def place(fit: Fit, choices: Mapping[str, Choice], found: Mapping[str, float] | None = None) -> Fit:
+def place(fit: Fit, choices: Mapping[str, Choice], found: Mapping[str, Found] | None = None) -> Fit:
     """``fit`` with its thresholds where ``choices`` have them.
 
     Args:
@@ -75,12 +86,13 @@ def place(fit: Fit, choices: Mapping[str, Choice], found: Mapping[str, float] | 
             rounded = choice.origin is Origin.MODULE and fit.method.sigmas
             fit = fit.placed(level, choice.value, choice.units, choice.origin, found=rounded)
         elif found is not None and level in found:
-            value, units = found[level], fit.method.units if level == "pixel" else Units.RAW
+            threshold, rate, guaranteed = found[level]
+            value, units = float(threshold), fit.method.units if level == "pixel" else Units.RAW
             rounded = units is Units.SIGMAS and choice.origin is Origin.ADAPTIVE
             if units is Units.SIGMAS and not rounded:
                 # No normal at or below the quantile may be flagged, however its z-score was rounded (clause T3).
                 value += abs(value) * 2.0**-20 + 2.0**-18
-            fit = fit.placed(level, value, units, choice.origin, found=rounded)
+            fit = fit.placed(level, value, units, choice.origin, found=rounded, rate=rate, guaranteed=guaranteed)
     if choices["pixel"].origin is Origin.IMAGE or (
         found is not None and choices["pixel"].is_searched and "pixel" not in found
     ):
@@ -93,47 +105,85 @@ class Gathered(NamedTuple):
 
     scores: np.ndarray  # (N,) raw image scores
     labels: np.ndarray  # (N,) NORMAL, ANOMALOUS, UNLABELLED or IGNORED
-    pixels: ScoreHistogram | None  # of the pixels whose ground truth is known, in the method's units
+    pixels: ScoreHistogram | None = None  # of the pixels whose ground truth is known, in the method's units
+    images: int = 0  # how many images those are of
+    maxima: np.ndarray | None = None  # (N,) largest pixel of each map, in the method's units; NaN where there is none
 
 
-def search(
-    gathered: Gathered, choices: Mapping[str, Choice], quantile: float, *, positive: bool, where: str
-) -> dict[str, float]:
-    """The thresholds that nobody gave: of the images in raw units, of the pixels in the method's.
+def conclude(fit: Fit, choices: Mapping[str, Choice], rules: Rules, gathered: Gathered | None, *, where: str) -> Fit:
+    """The fit of a validation run with its thresholds, and with what the run says about normal samples.
 
     Args:
-        gathered: from the whole run.
-        choices: by level; others than those that `Choice.is_searched` are left out.
-        quantile: share of the normals that is not flagged, where those alone decide.
-        positive: whether a score that is not positive cannot be flagged.
+        fit: with parameters.
+        choices: by level; thresholds that `Choice.is_searched` are looked for.
+        rules: the numbers of the rules.
+        gathered: from the whole run; None where it has kept nothing, because nothing is searched.
         where: in which outputs labels were looked for, for a warning.
 
     Raises:
         NotFittedError: there is no valid score to go by.
     """
-    found: dict[str, float] = {}
+    if gathered is None:
+        return place(fit, choices, {})
+    found = search(gathered, choices, rules, method=fit.method, where=where)
+    if not fit.method.sigmas and fit.image is not None:
+        normals = normals_of(gathered.scores[gathered.labels == NORMAL], None)
+        fit = replace(fit, image=replace(fit.image, normals=normals if normals.valued > 1 else None))
+    return place(fit, choices, found)
+
+
+def search(
+    gathered: Gathered, choices: Mapping[str, Choice], rules: Rules, *, method: Method, where: str
+) -> dict[str, Found]:
+    """The thresholds that nobody gave: of the images in raw units, of the pixels in the method's. See `conclude`."""
+    found: dict[str, Found] = {}
+    if choices["image"].is_searched:
+        found["image"] = _image_threshold(method, gathered, choices["image"].origin, rules, where)
+    if choices["pixel"].is_searched and gathered.pixels is not None:
+        pixel = _pixel_threshold(method, gathered, choices["pixel"].origin, rules)
+        found |= {} if pixel is None else {"pixel": pixel}
+    return found
+
+
+def transform_of(method: Method) -> Transform | None:
+    """What a prediction from normal scores takes as normally distributed; None: what suits the scores."""
+    return Transform.LOG if method.positive else Transform.IDENTITY if method.sigmas else None
+
+
+def _image_threshold(method: Method, gathered: Gathered, rule: Origin, rules: Rules, where: str) -> Found:
     taken = gathered.labels != IGNORED
     scores, labels = gathered.scores[taken], gathered.labels[taken]
-    anomalous = labels == ANOMALOUS
-    image, pixel = (choices[level].origin for level in LEVELS)
-    if choices["image"].is_searched:
-        require_labelled(gathered.labels.size, gathered.labels.size - labels.size)
-        values = np.where(scores <= 0, -np.inf, scores).astype(scores.dtype) if positive else scores
-        if image is Origin.ADAPTIVE:
-            if not np.any(labels == NORMAL):
-                report_ignored(gathered.labels.size - labels.size)
-            report_unlabelled(int((labels == UNLABELLED).sum()), scores.size, where)
-            threshold = adaptive(values, anomalous, normal_quantile=quantile)
-        else:
-            threshold = normal_quantile(values, quantile, labels=anomalous)
-        # Just above a score without a logarithm there is none either.
-        found["image"] = max(float(threshold), float(np.finfo(np.float32).tiny)) if positive else float(threshold)
-    record = gathered.pixels
-    if choices["pixel"].is_searched and record is not None:
-        if not any(np.any(counts) for counts in record):
-            report_unknown_pixels()
-        elif pixel is Origin.NORMAL_QUANTILE:
-            found["pixel"] = float(streamed_normal_quantile(record, quantile))
-        else:
-            found["pixel"] = float(streamed_adaptive(record, normal_quantile=quantile))
-    return found
+    anomalous, ignored = labels == ANOMALOUS, gathered.labels.size - labels.size
+    require_labelled(gathered.labels.size, ignored)
+    values = np.where(scores <= 0, -np.inf, scores).astype(scores.dtype) if method.positive else scores
+    if rule is Origin.ADAPTIVE:
+        if not np.any(labels == NORMAL):
+            report_ignored(ignored)
+        report_unlabelled(int((labels == UNLABELLED).sum()), scores.size, where)
+        found = Found(adaptive(values, anomalous, normal_quantile=rules.normal_quantile))
+    elif rule is Origin.NORMAL_QUANTILE:
+        found = normal_quantile(values, rules.normal_quantile, labels=anomalous)
+    else:
+        rate, transform = rules.false_alarm_rate, transform_of(method)
+        found = false_alarm_rate(values, rate, labels=anomalous, confidence=rules.confidence, transform=transform)
+    # Just above a score without a logarithm there is none either.
+    least = np.finfo(np.float32).tiny if method.positive else -np.inf
+    return found._replace(threshold=np.maximum(found.threshold, least))
+
+
+def _pixel_threshold(method: Method, gathered: Gathered, rule: Origin, rules: Rules) -> Found | None:
+    record, quantile, rate = gathered.pixels, rules.normal_quantile, rules.false_alarm_rate
+    if record is None or not any(np.any(counts) for counts in record):
+        report_unknown_pixels()
+        return None
+    if rule is Origin.NORMAL_QUANTILE:
+        return streamed_normal_quantile(record, quantile)
+    if rule is Origin.ADAPTIVE:
+        return Found(streamed_adaptive(record, normal_quantile=quantile))
+    # In the method's units: logarithms were taken, where they are.
+    transform = Transform.IDENTITY if method.sigmas else None
+    if gathered.maxima is None:
+        return streamed_false_alarm_rate(record, rate, gathered.images, transform=transform)
+    normal = (gathered.labels == NORMAL) | (gathered.labels == UNLABELLED)
+    maxima = gathered.maxima[normal & ~np.isnan(gathered.maxima)]
+    return false_alarm_rate(maxima, rate, confidence=rules.confidence, transform=transform)

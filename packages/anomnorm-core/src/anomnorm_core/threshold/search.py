@@ -1,4 +1,6 @@
-"""Where a validation run puts the threshold (clauses T2, T3, T5). On the host, once per run, for all packages."""
+"""Where a validation run puts the threshold (clauses T2, T3, T5, T7). On the host, once per run, for all packages."""
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -7,14 +9,33 @@ from anomnorm_core.checks import (
     Counts,
     label_axes,
     report_coarse_threshold,
+    report_few_normals,
+    report_infinite_normals,
     require_count,
     require_normal_samples,
     require_threshold_samples,
 )
-from anomnorm_core.options import LARGEST_FLOAT32, may_exceed, parse_quantile
+from anomnorm_core.options import (
+    LARGEST_FLOAT32,
+    QUANTILE_SLACK,
+    Transform,
+    may_exceed,
+    parse_confidence,
+    parse_quantile,
+    parse_rate,
+)
+from anomnorm_core.threshold.false_alarms import allowed, least_rate, needed, normals_of
 from anomnorm_core.threshold.histogram import BINS, ScoreHistogram, lower_edge
 
 _LARGE = 2**30
+
+
+class Found(NamedTuple):
+    """A threshold, and what it promises about normal samples that come later."""
+
+    threshold: np.ndarray  # ()
+    false_alarm_rate: float | None = None  # the share of them that is expected to reach it; None: nothing is promised
+    guaranteed: bool = False  # whether that holds for exchangeable samples of any distribution
 
 
 @quiet
@@ -60,7 +81,7 @@ def adaptive(scores: Array, labels: Array, *, normal_quantile: float = 1.0) -> n
 
 
 @quiet
-def normal_quantile(scores: Array, quantile: float = 1.0, *, labels: Array | None = None) -> np.ndarray:
+def normal_quantile(scores: Array, quantile: float = 1.0, *, labels: Array | None = None) -> Found:
     """A threshold from normal scores alone: no normal at or below their ``quantile`` is flagged (clause T3).
 
     The quantile is the smallest score that at least this share of the normals does not exceed, and the threshold is
@@ -72,7 +93,9 @@ def normal_quantile(scores: Array, quantile: float = 1.0, *, labels: Array | Non
         labels: array of shape (B,), 0 for normal samples, which alone count; None: all are normal.
 
     Returns:
-        NumPy array of shape (), float64 for float64 scores and float32 for others.
+        The threshold, float64 for float64 scores and float32 for others, and the false-alarm rate that it guarantees in
+        expectation, ``(k + 1) / (n + 1)`` where ``k`` of the ``n`` normals reach it: not the ``k / n`` of the samples
+        that it was chosen by.
 
     Raises:
         NotFittedError: there is no valid normal score.
@@ -82,7 +105,72 @@ def normal_quantile(scores: Array, quantile: float = 1.0, *, labels: Array | Non
     share = parse_quantile(quantile, "quantile")
     x, normal, _ = _samples(scores, labels)
     require_normal_samples(int(normal.sum()), int(np.isnan(x).sum()))
-    return _above_quantile(x, normal, share)
+    threshold = _above_quantile(x, normal, share)
+    return Found(threshold, *_promised(x[normal], threshold))
+
+
+@quiet
+def false_alarm_rate(
+    scores: Array,
+    rate: float,
+    *,
+    labels: Array | None = None,
+    confidence: float | None = None,
+    transform: Transform | str | None = None,
+) -> Found:
+    """A threshold that at most a share ``rate`` of new normal samples is expected to reach (clause T7).
+
+    Just above the ``ceil((n + 1)(1 - rate))``-th smallest of the ``n`` normal scores: new ones, exchangeable with
+    these, reach it with a probability of at most ``rate``, whatever their distribution. That is an average over
+    samples: of all samples of 99, 37% give a threshold for 1% that new ones reach more often. With ``confidence=0.9``
+    the rank is taken for which at most 10% do.
+
+    Too few samples have no such rank. Then the threshold is the larger one of the number just above all of them and of
+    the prediction from their moments, see `false_alarms.Normals`; it guarantees nothing, and a warning says so. The
+    threshold never falls as the rate falls.
+
+    Args:
+        scores: real array of shape (B,), of any library; it is read off its device. All normal ones count: NaN, -inf
+            and, under the logarithm, what is not above zero as smaller than all others; +inf as largest.
+        rate: above 0 and below 1.
+        labels: array of shape (B,), 0 for normal samples, which alone count; None: all are normal.
+        confidence: above 0 and below 1; None: the rate holds in expectation.
+        transform: what the prediction takes as normally distributed, ``"log"`` or ``"identity"``; None: the logarithms
+            where all finite scores are above zero, else the scores.
+
+    Returns:
+        The threshold, float64 for float64 scores and float32 for others; the rate that is expected for it, which may be
+        below ``rate``; and whether that is guaranteed.
+
+    Raises:
+        NotFittedError: there is no normal score.
+        OptionError: ``rate`` or ``confidence`` is not between 0 and 1, or the transform is unknown.
+        ValueError: shapes do not match.
+
+    Source: the rank is that of split conformal prediction (Vovk, Gammerman and Shafer, 2005); the distribution of the
+    rate for a given sample is that of tolerance limits (Wilks, 1941).
+    """
+    rate, confidence = parse_rate(rate, "rate"), parse_confidence(confidence, "confidence")
+    transform = None if transform is None else Transform.parse(transform, "transform")
+    x, marks = _marked(scores, labels)
+    x = x[marks == 0]
+    require_normal_samples(x.size, 0)
+    smallest = np.isnan(x) | (x <= 0) if transform is Transform.LOG else np.isnan(x)
+    x = np.sort(np.where(smallest, -np.inf, x).astype(x.dtype))
+    above = allowed(rate, x.size, confidence)
+    least = np.finfo(x.dtype).smallest_normal if transform is Transform.LOG else -LARGEST_FLOAT32
+    if above >= 0:
+        ranked = x[x.size - 1 - above]
+        threshold = np.maximum(_next_above(ranked), x.dtype.type(least))
+        if np.isposinf(ranked):
+            report_infinite_normals(rate, int(np.isposinf(x).sum()), x.size)
+            return Found(threshold, *_promised(x, threshold)[:1], False)
+        return Found(threshold, *_promised(x, threshold))
+    report_few_normals(rate, confidence, x.size, least_rate(x.size, confidence), needed(rate, confidence))
+    normals = normals_of(x, transform)
+    predicted = normals.threshold(rate, confidence) if normals.valued > 1 else -np.inf
+    limited = np.clip(predicted, -LARGEST_FLOAT32, LARGEST_FLOAT32).astype(x.dtype)
+    return Found(np.maximum(np.maximum(_next_above(x[-1]), limited), x.dtype.type(least)), rate)
 
 
 def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -> np.ndarray:
@@ -115,18 +203,21 @@ def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -
         ideal = 2 * hits / (hits + (alarms - normal[candidates]) + positives)
         report_coarse_threshold(float(ideal.max() - f1))
         return lower_edge(int(candidates[position]), threshold=True)
-    return _above_quantile_bin(normal, quantile)
+    return lower_edge(_above_quantile_bin(normal, quantile), threshold=True)
 
 
-def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> np.ndarray:
+def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0, *, images: int | None = None) -> Found:
     """The first edge above the bin that holds the ``quantile`` of the normal pixels (clause T3).
 
     Args:
         record: pixels of a validation run, see `streamed_adaptive`; only the normal ones count.
         quantile: from 0 to 1; with 1, no normal pixel is flagged.
+        images: how many normal images the pixels are of, if nothing else was counted. Those of one image depend on each
+            other, so that images are what counts as samples.
 
     Returns:
-        NumPy float32 array of shape ().
+        The threshold, float32, and with ``images`` the false-alarm rate of pixels that it guarantees in expectation:
+        ``(k + p) / ((n + 1) p)`` where ``k`` pixels of ``n`` images of ``p`` pixels reach it.
 
     Raises:
         NotFittedError: no normal pixel was counted.
@@ -135,7 +226,57 @@ def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0) -> n
     share = parse_quantile(quantile, "quantile")
     normal, _, invalid = _counts(record)
     require_normal_samples(int(normal.sum()), int(invalid))
-    return _above_quantile_bin(normal, share)
+    position = _above_quantile_bin(normal, share)
+    promise = _promised_pixels(normal, int(invalid), position, images)
+    return Found(lower_edge(position, threshold=True), *promise)
+
+
+def streamed_false_alarm_rate(
+    record: ScoreHistogram, rate: float, images: int, *, transform: Transform | str | None = None
+) -> Found:
+    """A threshold that at most a share ``rate`` of the pixels of new normal images is expected to reach (clause T7).
+
+    The smallest edge of a bin that ``k`` pixels of ``n`` images of ``p`` pixels reach with
+    ``(k + p) / ((n + 1) p) <= rate``. Pixels of one image depend on each other, so that images are what counts as
+    samples. With too few of them it is predicted, and a warning says so, as by `false_alarm_rate`.
+
+    Args:
+        record: pixels of normal images alone, see `streamed_adaptive`; NaN counts as smaller than all others.
+        rate: above 0 and below 1.
+        images: of how many images.
+        transform: as for `false_alarm_rate`.
+
+    Returns:
+        The threshold, float32; the rate that is expected for it; and whether that is guaranteed.
+
+    Raises:
+        NotFittedError: no normal pixel was counted.
+        OptionError: ``rate`` is not between 0 and 1, or the transform is unknown.
+    """
+    rate = parse_rate(rate, "rate")
+    transform = None if transform is None else Transform.parse(transform, "transform")
+    normal, _, invalid = _counts(record)
+    total = int(normal.sum()) + int(invalid)
+    require_normal_samples(total if images else 0, int(invalid))
+    reaching, pixels = _at_or_above(normal), total / images
+    least = int(np.searchsorted(-reaching, -pixels * max(rate * (images + 1) * QUANTILE_SLACK - 1, 0.0)))
+    position = min(least, BINS - 1)
+    threshold = lower_edge(position, threshold=True)
+    if rate * (images + 1) * QUANTILE_SLACK >= 1:
+        guaranteed = least < BINS
+        if not guaranteed:
+            report_infinite_normals(rate, int(normal[-1]), total)
+        return Found(threshold, _promised_pixels(normal, int(invalid), position, images)[0], guaranteed)
+    report_few_normals(rate, None, images, least_rate(images, None), needed(rate, None), "images")
+    present = np.flatnonzero(normal)
+    values = np.asarray([lower_edge(int(position)) for position in present], dtype=np.float64)
+    values[present == 0], values[present == BINS - 1] = -np.inf, np.inf
+    moments = normals_of(np.append(values, np.nan), transform, np.append(normal[present], int(invalid)))
+    # As sure as the images are many: the pixels are more, and depend on each other.
+    moments = moments._replace(samples=images, valued=max(round(images * moments.share), 0))
+    predicted = moments.threshold(rate) if moments.valued > 1 else -np.inf
+    limited = np.clip(predicted, -LARGEST_FLOAT32, LARGEST_FLOAT32).astype(np.float32)
+    return Found(np.maximum(threshold, limited), rate)
 
 
 def streamed_quantile(record: ScoreHistogram, quantile: float) -> np.ndarray:
@@ -161,14 +302,31 @@ def streamed_quantile(record: ScoreHistogram, quantile: float) -> np.ndarray:
 
 
 def _samples(scores: Array, labels: Array | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, marks = _marked(scores, labels)
+    anomalous, valid = marks > 0, ~np.isnan(x) & (marks >= 0)  # negative or NaN: the sample is ignored
+    return x, valid & ~anomalous, valid & anomalous
+
+
+def _marked(scores: Array, labels: Array | None) -> tuple[np.ndarray, np.ndarray]:
     x = to_host(scores)
     x = x if x.dtype == np.float64 or x.dtype.kind != "f" else x.astype(np.float32)
     x = x.astype(np.float64) if x.dtype.kind != "f" else x
     marks = np.zeros(x.shape, dtype=bool) if labels is None else to_host(labels)
-    marks = np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
-    anomalous, x = marks > 0, x.ravel()
-    valid = ~np.isnan(x) & (marks >= 0)  # negative or NaN: the sample is ignored
-    return x, valid & ~anomalous, valid & anomalous
+    return x.ravel(), np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
+
+
+def _promised(normals: np.ndarray, threshold: np.ndarray) -> tuple[float, bool]:
+    """The false-alarm rate of a threshold that was chosen by the rank of a normal score, which guarantees it."""
+    return (int(np.sum(normals >= threshold)) + 1) / (normals.size + 1), True
+
+
+def _promised_pixels(normal: np.ndarray, invalid: int, position: int, images: int | None) -> tuple[float | None, bool]:
+    """The same of pixels, for a threshold at the lower edge of a bin."""
+    if not images:
+        return None, False
+    reaching = int(normal[position:].sum())
+    pixels = (int(normal.sum()) + invalid) / images
+    return min((reaching + pixels) / ((images + 1) * pixels), 1.0), True
 
 
 def _counts(record: ScoreHistogram) -> list[np.ndarray]:
@@ -221,6 +379,7 @@ def _quantile_bin(counts: np.ndarray, quantile: float) -> int:
     return int(np.sum(_at_or_above(counts) > above)) - 1
 
 
-def _above_quantile_bin(normal: np.ndarray, quantile: float) -> np.ndarray:
+def _above_quantile_bin(normal: np.ndarray, quantile: float) -> int:
     require_normal_samples(int(normal.sum()), 0)
-    return lower_edge(min(_quantile_bin(normal, quantile) + 1, BINS - 1), threshold=True)
+    position: int = min(_quantile_bin(normal, quantile) + 1, BINS - 1)
+    return position

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from anomnorm_core.options import Center, OnInvalid, Source, ThresholdRule
+from anomnorm_core.options import Center, OnInvalid, Per, Source, ThresholdRule
 from anomnorm_jax.hook import NormalizationHook
 
 
@@ -32,6 +32,7 @@ class CdfNormalizationHook(NormalizationHook):
         center: where pixel z-scores are zero: ``"image"`` (at the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
         extras: ``"z"``, ``"raw"`` and ``"invalid"``; see `NormalizationHook`.
+        false_alarm_rate, confidence, per: see `NormalizationHook`.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class CdfNormalizationHook(NormalizationHook):
         source: Source | str = Source.TRAIN,
         progress: bool = True,
         extras: Iterable[str] = (),
+        false_alarm_rate: float = 0.01,
+        confidence: float | None = None,
+        per: Per | str = Per.PIXEL,
     ) -> None:
         super().__init__(
             "cdf",
@@ -57,4 +61,7 @@ class CdfNormalizationHook(NormalizationHook):
             progress,
             options={"center": str(Center.parse(center, "center"))},
             extras=extras,
+            false_alarm_rate=false_alarm_rate,
+            confidence=confidence,
+            per=per,
         )

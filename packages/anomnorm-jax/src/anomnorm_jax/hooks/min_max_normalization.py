@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from anomnorm_core.options import OnInvalid, ThresholdRule
+from anomnorm_core.options import OnInvalid, Per, ThresholdRule
 from anomnorm_jax.hook import NormalizationHook
 
 
@@ -16,6 +16,7 @@ class MinMaxNormalizationHook(NormalizationHook):
         threshold, pixel_threshold, normal_quantile, capacity, on_invalid: see `NormalizationHook`; in raw units.
         shared_range: one range for both levels, from the maps where there are any, as in anomalib 0.3.
         extras: ``"margin"``, ``"raw"`` and ``"invalid"``; see `NormalizationHook`.
+        false_alarm_rate, confidence, per: see `NormalizationHook`.
     """
 
     def __init__(
@@ -27,6 +28,9 @@ class MinMaxNormalizationHook(NormalizationHook):
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         shared_range: bool = False,
         extras: Iterable[str] = (),
+        false_alarm_rate: float = 0.01,
+        confidence: float | None = None,
+        per: Per | str = Per.PIXEL,
     ) -> None:
         super().__init__(
             "min-max",
@@ -37,4 +41,7 @@ class MinMaxNormalizationHook(NormalizationHook):
             on_invalid,
             options={"shared_range": shared_range},
             extras=extras,
+            false_alarm_rate=false_alarm_rate,
+            confidence=confidence,
+            per=per,
         )

@@ -5,9 +5,12 @@ arrays and histograms, outside of ``jax.jit``.
 """
 
 from anomnorm_core.threshold import (
+    Found,
     adaptive,
+    false_alarm_rate,
     normal_quantile,
     streamed_adaptive,
+    streamed_false_alarm_rate,
     streamed_normal_quantile,
     streamed_quantile,
 )
@@ -15,13 +18,16 @@ from anomnorm_jax.threshold.decision import flag
 from anomnorm_jax.threshold.histogram import ScoreHistogram, init, merge, update
 
 __all__ = [
+    "Found",
     "ScoreHistogram",
     "adaptive",
+    "false_alarm_rate",
     "flag",
     "init",
     "merge",
     "normal_quantile",
     "streamed_adaptive",
+    "streamed_false_alarm_rate",
     "streamed_normal_quantile",
     "streamed_quantile",
     "update",

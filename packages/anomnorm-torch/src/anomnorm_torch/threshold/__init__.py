@@ -1,15 +1,18 @@
 """Thresholds: the decision rule (`flag`), and where thresholds come from. See `anomnorm_core.threshold`.
 
-Image scores, exactly (`adaptive`, `normal_quantile`); or the pixels of any number of maps, from a histogram of fixed
-size: ``record = init()``, ``record = update(record, maps, masks)`` per batch, then `streamed_adaptive`,
-`streamed_normal_quantile` or `streamed_quantile`. The search runs on the host: it reads tensors off their device, once
-per validation run.
+Image scores, exactly (`adaptive`, `normal_quantile`, `false_alarm_rate`); or the pixels of any number of maps, from a
+histogram of fixed size: ``record = init()``, ``record = update(record, maps, masks)`` per batch, then
+`streamed_adaptive`, `streamed_normal_quantile`, `streamed_false_alarm_rate` or `streamed_quantile`. The search runs on
+the host: it reads tensors off their device, once per validation run.
 """
 
 from anomnorm_core.threshold import (
+    Found,
     adaptive,
+    false_alarm_rate,
     normal_quantile,
     streamed_adaptive,
+    streamed_false_alarm_rate,
     streamed_normal_quantile,
     streamed_quantile,
 )
@@ -17,13 +20,16 @@ from anomnorm_torch.threshold.decision import flag
 from anomnorm_torch.threshold.histogram import ScoreHistogram, init, merge, update
 
 __all__ = [
+    "Found",
     "ScoreHistogram",
     "adaptive",
+    "false_alarm_rate",
     "flag",
     "init",
     "merge",
     "normal_quantile",
     "streamed_adaptive",
+    "streamed_false_alarm_rate",
     "streamed_normal_quantile",
     "streamed_quantile",
     "update",
