@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 from detectors import Scores
-from scipy.stats import beta, betabinom, norm, t
+from scipy.stats import beta, betabinom, norm
 
-from anomnorm_core import AnomnormError, cdf, threshold
+from anomnorm_core import AnomnormError, Normalizer, cdf, threshold
 
 SIZES = (5, 10, 20, 50, 99)  # normals that a threshold is found on; "all" is half of those that were not trained on
 ALL = "all"
@@ -23,7 +23,7 @@ REDRAWS = 5  # validation samples of one split
 class Row(NamedTuple):
     """Whose false-alarm rate it is."""
 
-    rule: str  # "sigmas", "false_alarm_rate", "confidence", "quantile" or "hurdle"
+    rule: str  # "sigmas", "false_alarm_rate", "confidence" or "quantile"
     transform: str  # "log", "identity" or, of rules that have none, ""
     rate: float  # what was asked for; of "quantile" the quantile
     fitted_on: str  # "training", "crossed" or "validation"
@@ -35,7 +35,8 @@ class Alarms(NamedTuple):
 
     observed: np.ndarray  # (R,) share of the held-out normals that are flagged; NaN where there is no threshold
     found: np.ndarray  # (R,) share of the anomalies that are flagged
-    exceeding: np.ndarray  # (R,) by ranks: the probability that so many held-out normals have a larger share than asked
+    exceeding: np.ndarray  # (R,) by ranks: the probability of a larger share than asked among so many held-out normals
+    exceeding_all: np.ndarray  # (R,) the same among all normals that there could ever be
     promised: np.ndarray  # (R,) what the rule says for so many normals
     guaranteed: bool  # whether it says that this is a guarantee
 
@@ -51,62 +52,33 @@ class Placed(NamedTuple):
 NOWHERE = Placed(math.nan, math.nan)
 
 
+def half_of_unseen(normals: int) -> int:
+    """How many ALL are, where a third was trained on."""
+    return (normals - normals // 3) // 2
+
+
 def sigmas(x: np.ndarray, rate: float, transform: str) -> Placed:
     """So many deviations above the mean that a normal distribution has ``rate`` above them."""
     number = float(norm.isf(rate))
     if transform == "identity":
         return Placed(float(x.mean() + x.std(ddof=1) * number), rate)
-    mean, std = cdf.mean_std(cdf.update(cdf.init(), x))
-    return Placed(float(cdf.raw_threshold(number, mean, std, mean)), rate)
-
-
-def hurdle(x: np.ndarray, rate: float) -> Placed:
-    """Deviations of the scores above zero, for the rate among all scores."""
-    share = np.mean(x > 0)
-    if rate >= share:
-        return Placed(float(np.finfo(np.float32).tiny), rate)
-    return Placed(sigmas(x, rate / share, "log").threshold, rate)
+    record = cdf.update(cdf.init(), x)
+    mean, std = cdf.mean_std(record)
+    raw = float(cdf.raw_threshold(number, mean, std, mean))
+    if rate not in (TWO_SIGMAS, THREE_SIGMAS):
+        return Placed(raw, rate)
+    return Placed(raw, float(Normalizer.cdf(record, threshold=number).false_alarm_rate(raw)))
 
 
 def quantile(x: np.ndarray, share: float) -> Placed:
     """Just above a quantile of the normals."""
-    found = float(threshold.normal_quantile(x, share))
-    return Placed(found, (np.sum(x >= found) + 1) / (x.size + 1), True)
-
-
-class _StandIn(NamedTuple):
-    threshold: float
-    rate: float
-    n: int
-    rule: str
-
-
-def _stand_in(x, rate, *, confidence=None, positive=False) -> _StandIn:
-    n = x.size
-    ranks = np.arange(1, n + 1)
-    if confidence is None:
-        rank = math.ceil((n + 1) * (1 - rate) - 1e-9)
-    else:
-        good = ranks[beta.cdf(rate, n + 1 - ranks, ranks) >= confidence]
-        rank = good[0] if good.size else n + 1
-    x = np.sort(x)
-    if rank <= n:
-        return _StandIn(float(np.nextafter(np.float32(x[rank - 1]), np.float32(np.inf))), rate, n, "conformal")
-    y = np.log(x[x > 0]) if positive else x
-    if y.size < 2:
-        raise AnomnormError("few")
-    mean, std = y.mean(), y.std(ddof=1)
-    skew = np.mean(((y - mean) / max(std, 1e-300)) ** 3) * y.size / (y.size + 20)
-    q = t.isf(rate, y.size - 1)
-    q = q + skew / 6 * (q * q - 1)
-    found = mean + std * math.sqrt(1 + 1 / y.size) * q
-    return _StandIn(float(np.exp(found) if positive else found), rate, n, "prediction")
+    return Placed(*threshold.normal_quantile(x, share))
 
 
 def false_alarm_rate(x: np.ndarray, rate: float, transform: str, confidence: float | None = None) -> Placed:
     """The rule of clause T7."""
-    found = _stand_in(x, rate, confidence=confidence, positive=transform == "log")
-    return Placed(float(found.threshold), found.rate, found.rule == "conformal")
+    found = threshold.false_alarm_rate(x, rate, confidence=confidence, transform=transform)
+    return Placed(float(found.threshold), float(found.false_alarm_rate), found.guaranteed)
 
 
 def rules(positive: bool) -> dict[tuple[str, str, float], Callable[[np.ndarray], Placed]]:
@@ -122,9 +94,6 @@ def rules(positive: bool) -> dict[tuple[str, str, float], Callable[[np.ndarray],
             )
     for share in QUANTILES:
         found["quantile", "", share] = partial(quantile, share=share)
-    if positive:
-        for rate in (TWO_SIGMAS, THREE_SIGMAS):
-            found["hurdle", "log", rate] = partial(hurdle, rate=rate)
     return found
 
 
@@ -155,20 +124,22 @@ def _placed(place: Callable[[np.ndarray], Placed], normals: np.ndarray) -> Place
 
 
 def _counted(samples: list[tuple[Placed, np.ndarray, np.ndarray]], anomalous: np.ndarray, rate: float) -> Alarms:
-    observed, found, exceeding = [], [], []
+    observed, found, exceeding, exceeding_all = [], [], [], []
     for placed, normals, held_out in samples:
         known = not math.isnan(placed.threshold)
         observed.append(np.mean(held_out >= placed.threshold) if known else math.nan)
         found.append(np.mean(anomalous >= placed.threshold) if known else math.nan)
         above = int(np.sum(normals >= placed.threshold))
         ranked = placed.guaranteed and rate in CONFIDENT_RATES
-        law = (held_out.size, above + 1, normals.size - above)
-        exceeding.append(betabinom.sf(math.floor(rate * held_out.size), *law) if ranked else math.nan)
+        law = above + 1, normals.size - above
+        exceeding.append(betabinom.sf(math.floor(rate * held_out.size), held_out.size, *law) if ranked else math.nan)
+        exceeding_all.append(beta.sf(rate, *law) if ranked else math.nan)
     places = [placed for placed, *_ in samples]
     return Alarms(
         np.asarray(observed),
         np.asarray(found),
         np.asarray(exceeding),
+        np.asarray(exceeding_all),
         promised=np.asarray([placed.promised for placed in places]),
         guaranteed=all(placed.guaranteed for placed in places),
     )

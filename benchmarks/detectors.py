@@ -98,13 +98,21 @@ def scores(data: DataSet, seed: tuple[int, ...]) -> dict[str, Scores]:
     }
 
 
-def maps(data: DataSet, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Anomaly maps (P, H, W) of the normals that were not trained on: the autoencoder's error of each pixel."""
+class Maps(NamedTuple):
+    """Anomaly maps of one split of images."""
+
+    train: np.ndarray  # (T, H, W) of the normals that the detector was trained on
+    pool: np.ndarray  # (P, H, W) of normals that it has not seen
+
+
+def maps(data: DataSet, seed: tuple[int, ...]) -> dict[str, Maps]:
+    """The autoencoder's error of each pixel, as it is and smoothed."""
     rng = np.random.default_rng(seed)
     train, pool, _ = split(data, rng)
-    side = int(train.shape[1] ** 0.5)
-    squares = _autoencoder(train, int(rng.integers(2**31)))(pool).reshape(-1, side, side)
-    return {"squared errors": squares, "squared errors, smoothed": uniform_filter(squares, (0, 3, 3))}
+    errors, side = _autoencoder(train, int(rng.integers(2**31))), int(train.shape[1] ** 0.5)
+    squares = Maps(*(errors(part).reshape(-1, side, side) for part in (train, pool)))
+    smoothed = Maps(*(uniform_filter(part, (0, 3, 3)) for part in squares))
+    return {"squared errors": squares, "squared errors, smoothed": smoothed}
 
 
 def fit(train: np.ndarray, seed: int) -> dict[str, Score]:
