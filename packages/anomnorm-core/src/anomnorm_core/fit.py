@@ -38,7 +38,7 @@ class Threshold:
         return float(self.raw) if self.raw.ndim == 0 else self.raw
 
     def __repr__(self) -> str:
-        sigmas = "" if self.sigmas is None else f", sigmas={self.sigmas:.6g}"
+        sigmas = "" if self.sigmas is None or abs(self.sigmas) == LARGEST_FLOAT32 else f", sigmas={self.sigmas:.6g}"
         rate = "" if self.false_alarm_rate is None else f", false_alarm_rate={self.false_alarm_rate:.3g}"
         return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r}{rate})"
 
@@ -149,10 +149,18 @@ class Fit:
         return np.where((raw <= 0) & self.method.positive, 1.0, share * tail)
 
     def report_rate(self) -> bool:
-        """Warn where more than twice as many false alarms are expected as the image threshold's sigmas say.
+        """Warn where the image threshold's sigmas say little: more than twice as many false alarms are expected.
 
-        Returns whether it has.
+        Likewise of a constant population, which has no deviations. Returns whether it has.
         """
+        if self._is_constant():
+            warn(
+                f"all {self.level('image').valid} image scores that were fitted are equal, up to rounding: there is no "
+                "deviation to count in, and every other score is normalized to 0 or 1. Look for scores that are "
+                "clipped or saturated, or for one sample that is repeated; or use min-max normalization.",
+                FitWarning,
+            )
+            return True
         threshold = self.thresholds.get("image")
         if threshold is None or threshold.fixed is not Units.SIGMAS or threshold.sigmas is None:
             return False
@@ -168,6 +176,12 @@ class Fit:
             FitWarning,
         )
         return True
+
+    def _is_constant(self) -> bool:
+        named = dict(zip(self.method.parameters, self.level("image").parameters, strict=True))
+        if not self.method.sigmas or "std" not in named:
+            return False
+        return bool(named["std"] <= 2.0**-21 * max(abs(float(self.level("image").parameters[0])), 0.125))
 
     def arguments(self, level: str) -> tuple[np.ndarray, ...]:
         """What the method's kernels take beside values and threshold: its parameters and, with sigmas, the center."""
@@ -354,7 +368,8 @@ class Fit:
 def _placed(threshold: Threshold | None) -> str:
     if threshold is None:
         return "no threshold yet"
-    sigmas = "" if threshold.sigmas is None else f" ({threshold.sigmas:.6g} sigmas)"
+    finite = threshold.sigmas is not None and abs(threshold.sigmas) < LARGEST_FLOAT32  # else a constant population's
+    sigmas = f" ({threshold.sigmas:.6g} sigmas)" if finite else ""
     origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
     rate = threshold.false_alarm_rate
     rate_text = "" if rate is None else f", expected false alarms {100 * rate:.2g}%" + " at most" * threshold.guaranteed
