@@ -84,6 +84,10 @@ def test_all_normals_count_as_smallest_or_largest_where_they_have_no_place() -> 
     assert not infinite.guaranteed
     assert np.isfinite(infinite.threshold)
     assert false_alarm_rate(np.append(np.ones(38), [math.inf]), 0.05).threshold == oracle.next_up(1.0, "float64")
+    few = np.append(np.zeros(18), [1.0, 3.0])  # of which a tenth has a logarithm, and 10.9% is what 20 can guarantee
+    with pytest.warns(ThresholdWarning, match="0.109 is the smallest"):
+        above = false_alarm_rate(few, 0.105, confidence=0.9, transform="log")
+    assert float(above.threshold) == oracle.next_up(3.0, "float64")
     with pytest.raises(NotFittedError, match="needs normal scores"):
         false_alarm_rate([1.0, 2.0], 0.5, labels=[1, 1])
 
