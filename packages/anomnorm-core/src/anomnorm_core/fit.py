@@ -111,20 +111,18 @@ class Fit:
     @property
     def thresholds(self) -> dict[str, Threshold]:
         """The thresholds by level, as far as there are any, each with the false-alarm rate that is expected of it."""
-        found = {}
-        for level in LEVELS:
-            fitted = self.image if level == "image" else self.pixel
-            threshold = None if fitted is None else fitted.threshold
-            if threshold is None:
-                continue
-            if threshold.false_alarm_rate is None and self._knows_normals(level):
-                rate = float(np.mean(self.false_alarm_rate(threshold.raw, Units.RAW, level)))
-                threshold = replace(threshold, false_alarm_rate=rate)
-            found[level] = threshold
-        return found
+        found = {level: self._with_rate(level) for level in LEVELS}
+        return {level: threshold for level, threshold in found.items() if threshold is not None}
 
-    def _knows_normals(self, level: str) -> bool:
-        return self.method.sigmas or self.level(level).normals is not None
+    def _with_rate(self, level: str) -> Threshold | None:
+        fitted = self.image if level == "image" else self.pixel
+        threshold = None if fitted is None else fitted.threshold
+        if fitted is None or threshold is None or threshold.false_alarm_rate is not None:
+            return threshold
+        if not self.method.sigmas and fitted.normals is None:
+            return threshold
+        rate = float(np.mean(self.false_alarm_rate(threshold.raw, Units.RAW, level)))
+        return replace(threshold, false_alarm_rate=rate)
 
     def false_alarm_rate(self, score: Any, units: Units | str = Units.RAW, level: str = "image") -> np.ndarray:
         """The share of new normal samples that is expected to reach a score. See `Normalizer.false_alarm_rate`."""
@@ -161,7 +159,7 @@ class Fit:
                 FitWarning,
             )
             return True
-        threshold = self.thresholds.get("image")
+        threshold = self._with_rate("image")
         if threshold is None or threshold.fixed is not Units.SIGMAS or threshold.sigmas is None:
             return False
         from scipy.special import ndtr
@@ -346,7 +344,7 @@ class Fit:
             values = ", ".join(
                 f"{name} {_range(array)}" for name, array in zip(self.method.parameters, fitted.parameters, strict=True)
             )
-            threshold = _placed(self.thresholds.get(level))
+            threshold = _placed(self._with_rate(level))
             lines.append(f"  {level} level: {of} with {values}{self._counted(level)}; {threshold}")
         if self.image is not None and self.image.threshold is not None:
             marks = np.asarray([0.1, 0.25, 0.5, 0.75, 0.9])
