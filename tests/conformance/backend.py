@@ -30,8 +30,9 @@ CDF_FUNCTIONS = (
 )
 DECISION_FUNCTIONS = ("flag",)
 HISTOGRAM_FUNCTIONS = ("init", "update", "merge")
+SEARCH_FUNCTIONS = ("false_alarm_rate",)
 # What a backend may offer; a test asks for one of them.
-PARTS = ("kernels", "histogram", "normalizer")
+PARTS = ("kernels", "histogram", "search", "normalizer")
 
 
 class Description(NamedTuple):
@@ -55,7 +56,7 @@ class Backend(ABC):
     min_max: Any  # kernels: has the functions of MIN_MAX_FUNCTIONS
     two_slope: Any  # kernels: likewise
     cdf: Any  # kernels: has the functions of CDF_FUNCTIONS
-    threshold: Any  # kernels: has DECISION_FUNCTIONS; histogram: has HISTOGRAM_FUNCTIONS too
+    threshold: Any  # kernels: has DECISION_FUNCTIONS; histogram, search: HISTOGRAM_ and SEARCH_FUNCTIONS too
     normalizer: Any  # normalizer: a class with the constructors and methods of anomnorm_core.Normalizer
     methods: Mapping[str, Any] = {}  # normalizer: by name, the anomnorm_core.Kernels that it was made of
     order_slack: ClassVar[Mapping[str, float]] = {}  # clause N5, by dtype of results: how much a larger score may lose

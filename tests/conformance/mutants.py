@@ -11,9 +11,17 @@ from typing import Any
 
 import numpy as np
 from scipy.special import erf, ndtr
+from scipy.stats import skew
+from scipy.stats import t as t_distribution
 
 from anomnorm_core import Fit, Normalizer, cdf, min_max, threshold, two_slope
-from conformance.backend import CDF_FUNCTIONS, DECISION_FUNCTIONS, HISTOGRAM_FUNCTIONS, MIN_MAX_FUNCTIONS
+from conformance.backend import (
+    CDF_FUNCTIONS,
+    DECISION_FUNCTIONS,
+    HISTOGRAM_FUNCTIONS,
+    MIN_MAX_FUNCTIONS,
+    SEARCH_FUNCTIONS,
+)
 from conformance.backends.numpy_ import NumPy
 
 Array = Any
@@ -215,6 +223,37 @@ def _32_bit_counts(a: Any, b: Any) -> Any:
     return merged._replace(normal=merged.normal % 2**32, anomalous=merged.anomalous % 2**32)
 
 
+def _empirical(x: Array, rate: float, **options: Any) -> Any:
+    """Without the one more sample: the share of these that reach it is right, and that of new ones is not."""
+    quantile = threshold.normal_quantile(np.where(np.isnan(x), -np.inf, x).astype(x.dtype), 1 - rate)
+    return quantile if rate * (x.size + 1) >= 1 else threshold.false_alarm_rate(x, rate, **options)
+
+
+def _without_zeros(x: Array, rate: float, **options: Any) -> Any:
+    kept = x[~(x <= 0)] if options.get("transform") == "log" else x
+    return threshold.false_alarm_rate(kept, rate, **options)
+
+
+def _without_infinities(x: Array, rate: float, **options: Any) -> Any:
+    return threshold.false_alarm_rate(x[~np.isposinf(x)], rate, **options)
+
+
+def _mirrored_skewness(x: Array, rate: float, **options: Any) -> Any:
+    found = threshold.false_alarm_rate(x, rate, **options)
+    mirrored = threshold.false_alarm_rate(2 * x.mean() - x, rate, **options)
+    return mirrored if options.get("transform") == "identity" and not found.guaranteed else found
+
+
+def _falls_with_the_rate(x: Array, rate: float, **options: Any) -> Any:
+    found = threshold.false_alarm_rate(x, rate, **options)
+    if found.guaranteed or options.get("transform") != "identity":
+        return found
+    n, g = x.size, float(skew(x)) * x.size / (x.size + 20)
+    at = float(t_distribution.isf(rate, n - 1))
+    z = at + g * (at * at - 1) / 6  # without the largest normal, and where the curve turns back
+    return found._replace(threshold=np.asarray(x.mean() + x.std(ddof=1) * math.sqrt(1 + 1 / n) * z))
+
+
 def _clipped_margin(x: Array, t: float, low: float, high: float) -> Array:
     return np.clip(min_max.margin(x, t, low, high), -0.5, 0.5)
 
@@ -311,6 +350,11 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "every-label-counts": ("threshold", "update", _every_label_counts, "T5"),
     "ignored-is-normal": ("threshold", "update", _ignored_is_normal, "T5"),
     "32-bit-counts": ("threshold", "merge", _32_bit_counts, "T5"),
+    "rate-of-these-samples": ("threshold", "false_alarm_rate", _empirical, "T7"),
+    "rate-without-zeros": ("threshold", "false_alarm_rate", _without_zeros, "T7"),
+    "rate-without-infinities": ("threshold", "false_alarm_rate", _without_infinities, "T7"),
+    "skewness-of-the-other-side": ("threshold", "false_alarm_rate", _mirrored_skewness, "T7"),
+    "threshold-falls-with-the-rate": ("threshold", "false_alarm_rate", _falls_with_the_rate, "T7"),
     "margin-is-clipped": ("min_max", "margin", _clipped_margin, "N10"),
     "inverse-forgets-the-threshold": ("min_max", "denormalize", _forgets_the_threshold, "N11"),
     "range-begins-at-zero": ("min_max", "init", _init_at_zero, "S2"),
@@ -352,7 +396,7 @@ def _mutant(name: str) -> type[NumPy]:
         ("min_max", min_max, MIN_MAX_FUNCTIONS),
         ("two_slope", two_slope, MIN_MAX_FUNCTIONS),
         ("cdf", cdf, CDF_FUNCTIONS),
-        ("threshold", threshold, (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS)),
+        ("threshold", threshold, (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS, *SEARCH_FUNCTIONS)),
     ):
         namespace = {each: getattr(source, each) for each in functions}
         parts[part] = SimpleNamespace(**namespace | ({function: replacement} if part == module else {}))

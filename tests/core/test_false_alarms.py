@@ -84,6 +84,10 @@ def test_all_normals_count_as_smallest_or_largest_where_they_have_no_place() -> 
     assert not infinite.guaranteed
     assert np.isfinite(infinite.threshold)
     assert false_alarm_rate(np.append(np.ones(38), [math.inf]), 0.05).threshold == oracle.next_up(1.0, "float64")
+    few = np.append(np.zeros(18), [1.0, 3.0])  # of which a tenth has a logarithm, and 10.9% is what 20 can guarantee
+    with pytest.warns(ThresholdWarning, match="0.109 is the smallest"):
+        above = false_alarm_rate(few, 0.105, confidence=0.9, transform="log")
+    assert float(above.threshold) == oracle.next_up(3.0, "float64")
     with pytest.raises(NotFittedError, match="needs normal scores"):
         false_alarm_rate([1.0, 2.0], 0.5, labels=[1, 1])
 
@@ -334,6 +338,39 @@ def test_sigmas_that_say_less_than_half_of_what_is_expected_warn() -> None:
     assert "of 5 values are uncertain: 0.071 of new normal samples" in text
     assert 'threshold="false_alarm_rate"' in text
     assert not warned(5, 40.0, "raw")
+
+
+@pytest.mark.clause("N7", "T7")
+def test_a_constant_population_has_a_sentence_of_its_own() -> None:
+    record = cdf.update(cdf.init(), np.full(30, 0.7))
+    with pytest.warns(FitWarning, match="all 30 image scores that were fitted are equal, up to rounding") as caught:
+        normalizer = Normalizer.cdf(record, threshold=5.0, units="raw")
+    assert len(caught) == 1
+    for text in (normalizer.summary(), repr(normalizer.thresholds)):
+        assert "threshold 5" in text or "raw=5" in text
+        assert "e+38" not in text
+
+
+@pytest.mark.clause("S9", "T7")
+def test_scores_with_an_upper_bound_below_the_threshold_have_a_sentence_of_their_own() -> None:
+    rng = np.random.default_rng(7)
+
+    def concluded(scores: np.ndarray, labels: np.ndarray, t: float = 2.0) -> Fit:
+        logs = np.log(scores[labels == NORMAL])
+        base = Fit(cdf.METHOD, LevelFit((logs.mean(), logs.std(ddof=1)), valid=logs.size))
+        gathered = Gathered(scores.astype(np.float32), labels)
+        return conclude(base, choose({"image": t, "pixel": None}, base), Rules(), gathered, where="")
+
+    labels = np.arange(80) % 4 // 3  # normal, and a quarter anomalous
+    uniform = np.where(labels == ANOMALOUS, 0.9 + 0.1 * rng.random(80), rng.random(80))
+    with pytest.warns(FitWarning, match="no score of this validation run reaches the image threshold") as caught:
+        concluded(uniform, labels)
+    assert "seem to have an upper bound" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(50):  # of scores without a bound it says nothing, nor of few
+            concluded(np.exp(rng.normal(size=80)), np.zeros(80, int), 4.0)
+            concluded(rng.random(5) + 1e-3, np.zeros(5, int))
 
 
 @pytest.mark.clause("T7")

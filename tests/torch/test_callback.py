@@ -498,7 +498,7 @@ def test_a_callback_shows_what_it_was_told_and_what_it_found() -> None:
     )
     trained(plain, data=samples(SCORES, None, LABELS))
     t = best_threshold(SCORES, LABELS == 1)
-    assert f"log_prefix=None, thresholds={{'image': Threshold(raw={t:.6g}, origin='adaptive')" in repr(plain)
+    assert f"log_prefix=None, thresholds={{'image': Threshold(raw={t:.6g}, origin='adaptive', " in repr(plain)
 
 
 # Trainings that end without a validation.

@@ -209,6 +209,8 @@ def test_the_state_dict_holds_a_complete_fit_and_nothing_else(kind: Any, tmp_pat
         f"{level}_{name}" for level in ("image", "pixel") for name in module.normalization_metrics.fit.method.parameters
     ]
     keys = {*names, "image_threshold", "pixel_threshold", ABOUT}
+    if module.normalization_metrics.fit.method.positive:
+        keys |= {"image_zeros", "pixel_zeros"}
     # The callback's hook of the same name runs before the module's: only after the sanity check there is none.
     assert Watching.seen[0] == set()
     assert Watching.seen[1:] == [{f"normalization_metrics.{key}" for key in keys}] * 2

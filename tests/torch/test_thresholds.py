@@ -446,11 +446,14 @@ def test_a_validation_logs_its_numbers_under_one_prefix(kind: Any, tmp_path: Pat
     }
     image, pixel = (callback.thresholds[level] for level in ("image", "pixel"))
     expected = {"image_threshold": image.raw, **dict(zip(NAMES[kind], fitted(module).parameters, strict=True))}
+    expected["image_false_alarm_rate"] = callback.normalizer(module).false_alarm_rate(image.raw)
     if kind is MinMaxNormalizationCallback:
         expected |= {"pixel_threshold": pixel.raw, "image_left_out": 1.0}
         expected |= dict(zip(("pixel_min", "pixel_max"), fitted(module, "pixel").parameters, strict=True))
     else:
         expected |= {"image_threshold_sigmas": image.sigmas, "pixel_threshold_sigmas": pixel.sigmas}
+        rate = callback.normalizer(module).false_alarm_rate(pixel.sigmas, "sigmas", "pixel")
+        expected["pixel_false_alarm_rate"] = rate.mean()
         check = callback.fit_check
         for side in ("above", "below"):
             for limit in (2, 3):
@@ -476,7 +479,8 @@ def test_what_is_logged_can_be_named_otherwise_or_not_logged(kind: Any, tmp_path
         module = Own()
         module.computes = prefix == "c"
         row = logged(kind(log_prefix=prefix, **options), module, tmp_path / f"{prefix}", data)[-1]
-        names = {name for name in row.keys() - {"gain", "epoch", "step"} if not name.endswith(("_sigmas", "_2", "_3"))}
+        others = ("_sigmas", "_2", "_3", "_rate")
+        names = {name for name in row.keys() - {"gain", "epoch", "step"} if not name.endswith(others)}
         expected = {*NAMES[kind], *(() if prefix == "c" else ("image_threshold",))}
         assert names == (set() if prefix is None else {f"{prefix}/{name}".lstrip("/") for name in expected})
     with pytest.raises(OptionError, match="log_prefix=3 is no text"):

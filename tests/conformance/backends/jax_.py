@@ -20,7 +20,7 @@ class JaxJit(Backend):
     name = "jax"
     variant = "jit"
     dtypes = ("float64", "float32", "float16", "bfloat16")
-    parts = ("kernels", "histogram", "normalizer")
+    parts = ("kernels", "histogram", "search", "normalizer")
     min_max = min_max
     two_slope = two_slope
     cdf = cdf

@@ -13,7 +13,7 @@ class NumPy(Backend):
     name = "numpy"
     dtypes = ("float64", "float32", "float16")
     order_slack: ClassVar = {"float64": 2.0**-49}  # SciPy's erfc
-    parts = ("kernels", "histogram", "normalizer")
+    parts = ("kernels", "histogram", "search", "normalizer")
     min_max = min_max
     two_slope = two_slope
     cdf = cdf

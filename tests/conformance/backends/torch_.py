@@ -32,7 +32,7 @@ class TorchEager(Backend):
     name = "torch"
     variant = "eager"
     dtypes = ("float64", "float32", "float16", "bfloat16")
-    parts = ("kernels", "histogram", "normalizer")
+    parts = ("kernels", "histogram", "search", "normalizer")
     min_max = min_max
     two_slope = two_slope
     cdf = cdf
@@ -79,6 +79,7 @@ class TorchCompiled(TorchEager):
     order_slack: ClassVar = {"float32": 2.0**-24}  # of its own normal distribution
     same_as = "torch-eager"
     compared: ClassVar = {"kernels": ("float64", "float32"), "normalizer": ("float32",)}
+    parts = ("kernels", "histogram", "normalizer")  # a search runs on the host
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     two_slope = _compiled(two_slope, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     cdf = _compiled(cdf, CDF_FUNCTIONS, ("init", "mean_std"))

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from anomnorm_core.errors import (
+    FitWarning,
     InsufficientDataError,
     InvalidScoreError,
     InvalidScoreWarning,
@@ -290,6 +291,17 @@ def report_unknown_pixels() -> None:
         "pixel threshold follows that of the images. Return masks or normal images, or say so with "
         'pixel_threshold="image".',
         ThresholdWarning,
+    )
+
+
+def report_bounded_scores(largest: float, threshold: float, expected: float, normals: int) -> None:
+    """Warn of a threshold that no score can reach, because the scores have an upper bound."""
+    warn(
+        f"no score of this validation run reaches the image threshold {threshold:.6g}: the largest is {largest:.6g}, "
+        f"above which the fit expects {expected:.0f} of the {normals} normal samples. The scores seem to have an upper "
+        "bound, as probabilities do, so that nothing can ever be flagged. Find the threshold among the samples, with "
+        'threshold="false_alarm_rate" or "adaptive", or let the step return logits or distances.',
+        FitWarning,
     )
 
 

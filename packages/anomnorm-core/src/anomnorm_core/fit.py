@@ -38,7 +38,7 @@ class Threshold:
         return float(self.raw) if self.raw.ndim == 0 else self.raw
 
     def __repr__(self) -> str:
-        sigmas = "" if self.sigmas is None else f", sigmas={self.sigmas:.6g}"
+        sigmas = "" if self.sigmas is None or abs(self.sigmas) == LARGEST_FLOAT32 else f", sigmas={self.sigmas:.6g}"
         rate = "" if self.false_alarm_rate is None else f", false_alarm_rate={self.false_alarm_rate:.3g}"
         return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r}{rate})"
 
@@ -111,20 +111,18 @@ class Fit:
     @property
     def thresholds(self) -> dict[str, Threshold]:
         """The thresholds by level, as far as there are any, each with the false-alarm rate that is expected of it."""
-        found = {}
-        for level in LEVELS:
-            fitted = self.image if level == "image" else self.pixel
-            threshold = None if fitted is None else fitted.threshold
-            if threshold is None:
-                continue
-            if threshold.false_alarm_rate is None and self._knows_normals(level):
-                rate = float(np.mean(self.false_alarm_rate(threshold.raw, Units.RAW, level)))
-                threshold = replace(threshold, false_alarm_rate=rate)
-            found[level] = threshold
-        return found
+        found = {level: self._with_rate(level) for level in LEVELS}
+        return {level: threshold for level, threshold in found.items() if threshold is not None}
 
-    def _knows_normals(self, level: str) -> bool:
-        return self.method.sigmas or self.level(level).normals is not None
+    def _with_rate(self, level: str) -> Threshold | None:
+        fitted = self.image if level == "image" else self.pixel
+        threshold = None if fitted is None else fitted.threshold
+        if fitted is None or threshold is None or threshold.false_alarm_rate is not None:
+            return threshold
+        if not self.method.sigmas and fitted.normals is None:
+            return threshold
+        rate = float(np.mean(self.false_alarm_rate(threshold.raw, Units.RAW, level)))
+        return replace(threshold, false_alarm_rate=rate)
 
     def false_alarm_rate(self, score: Any, units: Units | str = Units.RAW, level: str = "image") -> np.ndarray:
         """The share of new normal samples that is expected to reach a score. See `Normalizer.false_alarm_rate`."""
@@ -149,11 +147,19 @@ class Fit:
         return np.where((raw <= 0) & self.method.positive, 1.0, share * tail)
 
     def report_rate(self) -> bool:
-        """Warn where more than twice as many false alarms are expected as the image threshold's sigmas say.
+        """Warn where the image threshold's sigmas say little: more than twice as many false alarms are expected.
 
-        Returns whether it has.
+        Likewise of a constant population, which has no deviations. Returns whether it has.
         """
-        threshold = self.thresholds.get("image")
+        if self._is_constant():
+            warn(
+                f"all {self.level('image').valid} image scores that were fitted are equal, up to rounding: there is no "
+                "deviation to count in, and every other score is normalized to 0 or 1. Look for scores that are "
+                "clipped or saturated, or for one sample that is repeated; or use min-max normalization.",
+                FitWarning,
+            )
+            return True
+        threshold = self._with_rate("image")
         if threshold is None or threshold.fixed is not Units.SIGMAS or threshold.sigmas is None:
             return False
         from scipy.special import ndtr
@@ -168,6 +174,12 @@ class Fit:
             FitWarning,
         )
         return True
+
+    def _is_constant(self) -> bool:
+        named = dict(zip(self.method.parameters, self.level("image").parameters, strict=True))
+        if not self.method.sigmas or "std" not in named:
+            return False
+        return bool(named["std"] <= 2.0**-21 * max(abs(float(self.level("image").parameters[0])), 0.125))
 
     def arguments(self, level: str) -> tuple[np.ndarray, ...]:
         """What the method's kernels take beside values and threshold: its parameters and, with sigmas, the center."""
@@ -332,7 +344,7 @@ class Fit:
             values = ", ".join(
                 f"{name} {_range(array)}" for name, array in zip(self.method.parameters, fitted.parameters, strict=True)
             )
-            threshold = _placed(self.thresholds.get(level))
+            threshold = _placed(self._with_rate(level))
             lines.append(f"  {level} level: {of} with {values}{self._counted(level)}; {threshold}")
         if self.image is not None and self.image.threshold is not None:
             marks = np.asarray([0.1, 0.25, 0.5, 0.75, 0.9])
@@ -354,7 +366,8 @@ class Fit:
 def _placed(threshold: Threshold | None) -> str:
     if threshold is None:
         return "no threshold yet"
-    sigmas = "" if threshold.sigmas is None else f" ({threshold.sigmas:.6g} sigmas)"
+    finite = threshold.sigmas is not None and abs(threshold.sigmas) < LARGEST_FLOAT32  # else a constant population's
+    sigmas = f" ({threshold.sigmas:.6g} sigmas)" if finite else ""
     origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
     rate = threshold.false_alarm_rate
     rate_text = "" if rate is None else f", expected false alarms {100 * rate:.2g}%" + " at most" * threshold.guaranteed

@@ -11,11 +11,12 @@ def logged(fit: Fit, check: FitCheck | None) -> dict[str, float]:
     Without thresholds that the module computes itself: it may do so after this, and can log them.
     """
     found: dict[str, float] = {}
+    thresholds = fit.thresholds
     for level in LEVELS:
         fitted = fit.image if level == "image" else fit.pixel
         if fitted is None:
             continue
-        threshold = fit.thresholds.get(level)
+        threshold = thresholds.get(level)
         if threshold is not None and threshold.origin is not Origin.MODULE:
             if threshold.raw.ndim == 0:
                 found[f"{level}_threshold"] = float(threshold.raw)

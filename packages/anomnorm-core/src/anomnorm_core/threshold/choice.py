@@ -6,7 +6,13 @@ from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 
-from anomnorm_core.checks import report_ignored, report_unknown_pixels, report_unlabelled, require_labelled
+from anomnorm_core.checks import (
+    report_bounded_scores,
+    report_ignored,
+    report_unknown_pixels,
+    report_unlabelled,
+    require_labelled,
+)
 from anomnorm_core.fit import Fit
 from anomnorm_core.method import Method
 from anomnorm_core.options import LEVELS, Origin, Rules, ThresholdRule, Transform, Units
@@ -129,7 +135,25 @@ def conclude(fit: Fit, choices: Mapping[str, Choice], rules: Rules, gathered: Ga
     if not fit.method.sigmas and fit.image is not None:
         normals = normals_of(gathered.scores[gathered.labels == NORMAL], None)
         fit = replace(fit, image=replace(fit.image, normals=normals if normals.valued > 1 else None))
-    return place(fit, choices, found)
+    placed = place(fit, choices, found)
+    if fit.method.sigmas:
+        _report_bounded(placed, gathered)
+    return placed
+
+
+_SURPRISING = 1e-3  # a probability
+
+
+def _report_bounded(fit: Fit, gathered: Gathered) -> None:
+    """Warn where no score of the run reaches the threshold, and the scores seem to end below it."""
+    threshold = fit.image.threshold if fit.image is not None else None
+    scores = gathered.scores[np.isfinite(gathered.scores)]
+    normals = int(np.sum(gathered.labels == NORMAL))
+    if threshold is None or not normals or not scores.size or scores.max() >= threshold.raw:
+        return
+    beyond = float(fit.false_alarm_rate(scores.max()))
+    if (1 - beyond) ** normals < _SURPRISING:
+        report_bounded_scores(float(scores.max()), float(threshold.raw), beyond * normals, normals)
 
 
 def search(

@@ -99,6 +99,7 @@ def normals_of(scores: np.ndarray, transform: Transform | None, weights: np.ndar
         transform: None takes the logarithm where all finite scores are above zero.
         weights: how often each score occurred; None: once.
     """
+    scores = np.sort(scores) if weights is None else scores  # sums that do not depend on the order of the samples
     counts = np.ones(scores.shape) if weights is None else weights.astype(np.float64)
     scores, counts = scores[~np.isposinf(scores)], counts[~np.isposinf(scores)]
     finite = np.isfinite(scores)

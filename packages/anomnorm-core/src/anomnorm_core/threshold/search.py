@@ -155,8 +155,7 @@ def false_alarm_rate(
     x, marks = _marked(scores, labels)
     x = x[marks == 0]
     require_normal_samples(x.size, 0)
-    smallest = np.isnan(x) | (x <= 0) if transform is Transform.LOG else np.isnan(x)
-    x = np.sort(np.where(smallest, -np.inf, x).astype(x.dtype))
+    x = np.sort(np.where(np.isnan(x), -np.inf, x).astype(x.dtype))
     above = allowed(rate, x.size, confidence)
     least = np.finfo(x.dtype).smallest_normal if transform is Transform.LOG else -LARGEST_FLOAT32
     if above >= 0:
