@@ -1,4 +1,4 @@
-"""Real data that scikit-learn bundles, anomaly detectors for them, and random splits: what the calibration study uses."""
+"""What the calibration study uses: real data that scikit-learn bundles, random splits of them, anomaly detectors."""
 
 import warnings
 from collections.abc import Callable
