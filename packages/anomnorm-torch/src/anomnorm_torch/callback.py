@@ -113,6 +113,10 @@ class Normalization:
     """
 
     other_import: ClassVar[str]  # of the same class for the other Lightning distribution
+    normal_quantile: float  # the numbers of `Rules`
+    false_alarm_rate: float
+    confidence: float | None
+    per: Per | str
 
     def __init__(
         self,
@@ -140,9 +144,7 @@ class Normalization:
         self.options = self.method.parse_options(options or {})
         self.threshold = parse_threshold_option(threshold, "threshold")
         self.pixel_threshold = parse_threshold_option(pixel_threshold, "pixel_threshold")
-        rules = Rules(normal_quantile, false_alarm_rate, confidence, per)
-        self.normal_quantile, self.false_alarm_rate = rules.normal_quantile, rules.false_alarm_rate
-        self.confidence, self.per = rules.confidence, Per(rules.per)
+        vars(self).update(vars(Rules(normal_quantile, false_alarm_rate, confidence, per)))
         of_the_pass = {
             "source": (source, None),
             "calibration_loader": (calibration_loader, None),
@@ -232,6 +234,7 @@ class Normalization:
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
+        vars(self).update(vars(self._rules))
         self._run = self._normalizer = self._undefined = self._validated_at = None
         self._reported = self._fit_reported = self._rate_reported = self._exchange_reported = False
         self._user_hooks, self._runs = None, 0
@@ -357,6 +360,10 @@ class Normalization:
             )
         return _with_pixels(place(fit, self._choices(pl_module, fit, refuse=True)))
 
+    @property
+    def _rules(self) -> Rules:
+        return Rules(self.normal_quantile, self.false_alarm_rate, self.confidence, self.per)
+
     def _choices(self, pl_module: LightningModule, fit: Fit, *, refuse: bool = False) -> dict[str, Choice]:
         options = {"image": self.threshold, "pixel": self.pixel_threshold}
         return choose(options, fit, partial(own_threshold, pl_module, refuse=refuse))
@@ -464,7 +471,7 @@ class Normalization:
                 slot.draft = replace(slot.fit, options=self.options)
         device = pl_module.device
         rule = choices["pixel"].origin if searched["pixel"] else None
-        self._run = Run(self._kernels, self.options, device, draft=slot.draft, pixels=rule, per=self.per)
+        self._run = Run(self._kernels, self.options, device, draft=slot.draft, pixels=rule, per=self._rules.per)
         self._own = [OwnSamples(loader) for loader in flattened(trainer.val_dataloaders)]
 
     def _collect_stats(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -589,8 +596,7 @@ class Normalization:
             run.draft = self._reporting_invalid(trainer, run.records)
         choices = self._choices(pl_module, slot.fit)
         with reporting(trainer):
-            numbers = self.normal_quantile, self.false_alarm_rate, self.confidence, self.per
-            fit = run.finish(choices, Rules(*numbers))
+            fit = run.finish(choices, self._rules)
             self._rate_reported = self._rate_reported or fit.report_rate()
             check = None
             if self.method.sigmas and self.source is Source.TRAIN:

@@ -137,7 +137,7 @@ class Run:
         *,
         draft: Fit | None = None,
         pixels: Origin | None = Origin.ADAPTIVE,
-        per: Per = Per.PIXEL,
+        per: Per | str = Per.PIXEL,
     ) -> None:
         self.draft, self._device = draft, device
         self.records = Records(kernels, options, device) if draft is None else None
@@ -146,7 +146,7 @@ class Run:
         self._labels = _Column(torch.uint8, device)
         self._pixels = None if pixels is None else threshold.init(device=device)
         self._normals_alone = pixels is Origin.FALSE_ALARM_RATE
-        self._maxima = _Column(torch.float32, device) if self._normals_alone and per is Per.IMAGE else None
+        self._maxima = _Column(torch.float32, device) if self._normals_alone and per == Per.IMAGE else None
         self._images: Tensor | int = 0  # normal ones that have maps
         self._maps = 0  # batches with maps
 
