@@ -15,7 +15,6 @@ from detectors import DATA, POSITIVE, ZEROS
 
 from anomnorm_core.threshold.false_alarms import needed
 
-
 _RATES = {"two": TWO_SIGMAS, "three": THREE_SIGMAS, "five": 0.05, "one": 0.01}
 
 
@@ -89,9 +88,15 @@ def _kept(study: Study) -> dict[str, str]:
     for (name, way), (number, case) in itertools.product(names.items(), enumerate(ranges.CASES)):
         if kept := study.kept(case, way):
             for field, value in kept._asdict().items():
-                text = f"{value:.0f}" if field == "slope" else f"{100 * value:.1f}"
+                text = (
+                    f"{value:.0f}" if field == "slope" else _points(value) if field == "lost" else f"{100 * value:.1f}"
+                )
                 found[f"{name}_{field}_{number}"] = text
     return found
+
+
+def _points(share: float) -> str:
+    return f"{round(100 * share, 2) + 0.0:.2f}"  # not -0.00
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
@@ -274,7 +279,7 @@ def _kept_rows(study: Study, case: str, ways: Sequence[str]) -> list[list[str]]:
         kept = study.kept(case, way)
         if kept is not None:
             shares = [f"{100 * share:.1f}" for share in (kept.zeros, kept.ones, kept.crowded)]
-            rows.append([case, way, *shares, f"{100 * kept.lost:.2f}", f"{kept.slope:.1f}", f"{kept.moved:.3f}"])
+            rows.append([case, way, *shares, _points(kept.lost), f"{kept.slope:.1f}", f"{kept.moved:.3f}"])
     return rows
 
 

@@ -1,6 +1,7 @@
 """False alarms on held-out normals, pixel level: of deviations that are of few images, and of thresholds for a rate."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ RATES = (0.05, 0.01)
 REDRAWS, RATE_REDRAWS = 5, 2  # a histogram takes longer
 Finalizer = Callable[[cdf.ScoreDistribution], tuple[np.ndarray, np.ndarray]]
 # What makes means and deviations of what was counted.
-FINALIZERS: dict[str, Finalizer] = {"own deviations": lambda record: cdf.mean_std(record, level="pixel")}
+FINALIZERS: dict[str, Finalizer] = {"own": partial(cdf.mean_std, level="image")}
 SAME = "z, by the same normals"  # which are closer to their own mean than others: they are not exchangeable with those
 SCALES = ("raw", "z, by the training data", SAME)
 
