@@ -32,6 +32,18 @@ class Center(_Option):
     PIXEL = "pixel"  # at each pixel's own mean: a true per-pixel z-score
 
 
+class Transform(_Option):
+    """What is taken as normally distributed: one method each (clauses N3, N3b)."""
+
+    LOG = "log"  # the logarithm of the scores: method "cdf"
+    IDENTITY = "identity"  # the scores themselves, which may have any sign: method "normal"
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return "cdf" if self is Transform.LOG else "normal"
+
+
 class Source(_Option):
     """Where the score distribution is fitted (clause L3)."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from anomnorm_core.options import Center, OnInvalid, Source, ThresholdRule
+from anomnorm_core.options import Center, OnInvalid, Source, ThresholdRule, Transform
 from anomnorm_jax.hook import NormalizationHook
 
 
@@ -31,6 +31,8 @@ class CdfNormalizationHook(NormalizationHook):
             sigmas.
         center: where pixel z-scores are zero: ``"image"`` (at the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
+        transform: what is taken as normally distributed: ``"log"``, the logarithms, or ``"identity"``, the scores
+            themselves, which may then have any sign (log-likelihoods); ``z`` is ``(x - mean) / std``.
         extras: ``"z"``, ``"raw"`` and ``"invalid"``; see `NormalizationHook`.
     """
 
@@ -45,9 +47,11 @@ class CdfNormalizationHook(NormalizationHook):
         source: Source | str = Source.TRAIN,
         progress: bool = True,
         extras: Iterable[str] = (),
+        transform: Transform | str = Transform.LOG,
     ) -> None:
+        chosen = Transform.parse(transform, "transform")
         super().__init__(
-            "cdf",
+            chosen.method,
             threshold,
             pixel_threshold,
             normal_quantile,
@@ -58,3 +62,4 @@ class CdfNormalizationHook(NormalizationHook):
             options={"center": str(Center.parse(center, "center"))},
             extras=extras,
         )
+        object.__setattr__(self, "transform", chosen)  # frozen, and shown by repr
