@@ -159,11 +159,8 @@ class AnomalyScoreDistribution(nnx.Metric):
             NotFittedError, InsufficientDataError: outside of jit, where a level has too few values. See `cdf.mean_std`.
         """
         records = {level: getattr(self, level).get_value() for level in ("image", "pixel")}
-        return {
-            level: self._kernels.finalize(record, level=level)
-            for level, record in records.items()
-            if record is not None
-        }
+        finalize: Callable[..., tuple[Array, Array]] = self._kernels.finalize
+        return {level: finalize(record, level=level) for level, record in records.items() if record is not None}
 
 
 class Normalization(nnx.Module):

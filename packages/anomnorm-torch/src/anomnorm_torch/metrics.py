@@ -17,7 +17,7 @@ from anomnorm_core.checks import Counts, counts_of, require_count, without_chann
 from anomnorm_core.method import Kernels
 from anomnorm_core.options import LEVELS, Transform
 from anomnorm_torch._tensors import keep_dtype
-from anomnorm_torch.methods import METHODS, min_max
+from anomnorm_torch.methods import METHODS, cdf, min_max
 
 
 class RecordMetric(Metric):
@@ -112,9 +112,9 @@ class RecordMetric(Metric):
             if not isinstance(incoming_state, type(self)):
                 raise ValueError(f"cannot merge a {type(incoming_state).__name__} into a {type(self).__name__}.")
             if incoming_state.kernels.method != self.kernels.method:
-                names = f"{incoming_state.kernels.method.name} and {self.kernels.method.name}"
                 raise ValueError(
-                    f"statistics of {names} normalization are no sum; make both metrics with one transform."
+                    f"statistics of {incoming_state.kernels.method.name} and {self.kernels.method.name} normalization "
+                    "have no sum: make both metrics with one transform."
                 )
             state = incoming_state.metric_state
         else:
@@ -159,6 +159,7 @@ class AnomalyScoreDistribution(RecordMetric):
         kwargs: of ``torchmetrics.Metric``.
     """
 
+    kernels = cdf.KERNELS
     _prefixes: ClassVar = {"image": "image_", "pixel": "pixel_"}
 
     def __init__(self, transform: Transform | str = Transform.LOG, **kwargs: Any) -> None:

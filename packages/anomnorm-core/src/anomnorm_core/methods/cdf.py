@@ -14,6 +14,7 @@ from anomnorm_core._arrays import (
     array_namespace,
     causes,
     evaluated,
+    moments,
     ndtr,
     ndtri,
     normalized,
@@ -95,18 +96,6 @@ def update(record: ScoreDistribution, scores: Array, *, where: Array | None = No
     zeros = xp.sum(xp.astype(taken & (x == 0), xp.int64), axis=0)
     count, mean, m2 = moments(xp.log(xp.where(valid, x, xp.ones_like(x))), valid, xp)
     return merge(record, ScoreDistribution(count, mean, m2, zeros, causes(x, taken, count + zeros, xp)))
-
-
-def moments(values: Array, valid: Array, xp: Namespace) -> tuple[Array, Array, Array]:
-    """How many of the ``values`` are ``valid``, their mean and their sum of squared deviations, of the first axis."""
-    count = xp.sum(xp.astype(valid, xp.int64), axis=0)
-    values = xp.where(valid, values, xp.zeros_like(values))
-    divisor = xp.astype(xp.where(count > 0, count, xp.ones_like(count)), xp.float64)
-    mean = xp.sum(values, axis=0) / divisor
-    deviation = xp.where(valid, values - mean, xp.zeros_like(values))
-    # A second pass over the deviations removes the rounding error of the first mean.
-    residue = xp.sum(deviation, axis=0) / divisor
-    return count, mean + residue, xp.sum(deviation * deviation, axis=0) - divisor * residue * residue
 
 
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:

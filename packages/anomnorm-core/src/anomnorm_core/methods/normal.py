@@ -14,6 +14,7 @@ from anomnorm_core._arrays import (
     array_namespace,
     causes,
     evaluated,
+    moments,
     ndtr,
     ndtri,
     normalized,
@@ -82,7 +83,7 @@ def update(record: RawScoreDistribution, scores: Array, *, where: Array | None =
     xp = array_namespace(scores)
     x = samples(widen(scores, xp)[0], tuple(record.mean.shape), xp)
     taken = selection(where, x, xp)
-    count, mean, m2 = cdf.moments(x, taken & xp.isfinite(x), xp)
+    count, mean, m2 = moments(x, taken & xp.isfinite(x), xp)
     return merge(record, RawScoreDistribution(count, mean, m2, xp.zeros_like(count), causes(x, taken, count, xp)))
 
 
