@@ -155,7 +155,14 @@ class Fit:
         return changed
 
     def placed(
-        self, level: str, value: Any, units: Units | str | None, origin: Origin, *, found: bool = False
+        self,
+        level: str,
+        value: Any,
+        units: Units | str | None,
+        origin: Origin,
+        *,
+        found: bool = False,
+        above: bool = False,
     ) -> "Fit":
         """The same fit with the threshold of ``level`` at ``value``.
 
@@ -163,9 +170,11 @@ class Fit:
             level: ``"image"`` or ``"pixel"``, which then does not move with the image level any more.
             value, units: as for `raw_threshold`.
             origin: where it comes from.
-            found: whether it was found among values that were rounded to z-scores (clause N4a).
+            found: whether it was found among values that were rounded to z-scores, and their own one has to be at or
+                above it (clause N4a).
+            above: whether it was found likewise, and their own one has to be below it (clause T3).
         """
-        return self._with(level, self._placed(level, value, units, origin, found=found))
+        return self._with(level, self._placed(level, value, units, origin, found=found, above=above))
 
     def following(self) -> "Fit":
         """The same fit with the threshold of the images for the pixels too (clause T6).
@@ -194,6 +203,7 @@ class Fit:
         origin: Origin,
         *,
         found: bool = False,
+        above: bool = False,
         refuse: bool = True,
         argument: str = "threshold",
     ) -> Threshold:
@@ -218,7 +228,12 @@ class Fit:
                 step = float(np.median(moved[known]))
                 return self._placed(level, present.sigmas + step, Units.SIGMAS, origin, argument=argument)
         elif scale is Units.SIGMAS:
-            raw = np.broadcast_to(kernels.raw_threshold(float(numbers), *arguments, found=found), shape)  # type: ignore[misc]
+            raw = kernels.raw_threshold(float(numbers), *arguments, found=found)  # type: ignore[misc]
+            if found or above:  # scores of float32 were standardized with parameters of float32
+                rounded = [array.astype(np.float32).astype(np.float64) for array in arguments]
+                other = kernels.raw_threshold(float(numbers), *rounded, found=found)  # type: ignore[misc]
+                raw = np.minimum(raw, other) if found else _next_float32(np.maximum(raw, other))
+            raw = np.broadcast_to(raw, shape)
         else:
             raw = np.broadcast_to(numbers, shape)
         least = _SMALLEST if method.positive else -LARGEST_FLOAT32
@@ -277,6 +292,12 @@ def _placed(threshold: Threshold | None) -> str:
     sigmas = "" if threshold.sigmas is None else f" ({threshold.sigmas:.6g} sigmas)"
     origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
     return f"threshold {_range(threshold.raw)}{sigmas}, {origin}"
+
+
+def _next_float32(value: np.ndarray) -> np.ndarray:
+    """The float32 after the one nearest to ``value``: above every float32 that is below ``value``."""
+    with np.errstate(over="ignore"):
+        return np.nextafter(value.astype(np.float32), np.float32(np.inf)).astype(np.float64)
 
 
 def _range(array: np.ndarray) -> str:

@@ -92,28 +92,17 @@ def merge(a: RawScoreDistribution, b: RawScoreDistribution) -> RawScoreDistribut
     return RawScoreDistribution(*cdf.merge(cdf.ScoreDistribution(*a), cdf.ScoreDistribution(*b)))
 
 
-@quiet
 def mean_std(record: RawScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
-    """The finalizer: mean and standard deviation of the scores, rounded to float32.
-
-    They are rounded here because most scores are standardized in float32: the mean may be many deviations away from
-    zero, and then z-scores that are about a rounded mean would not fit a threshold that is placed from an exact one.
+    """The finalizer: mean and standard deviation of the scores.
 
     Args:
-        record, ddof, level: as for `cdf.mean_std`, which also says what a pixel without a deviation gets.
+        record, ddof, level: as for `cdf.mean_std`, which also says what a pixel without a deviation of its own takes.
 
     Raises:
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
         InsufficientDataError: too few values for a deviation (clause S7).
     """
-    mean, std = cdf.mean_std(cdf.ScoreDistribution(*record), ddof=ddof, level=level)
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(value: Array) -> Array:
-    xp = array_namespace(value)
-    beyond = xp.abs(value) > LARGEST_FLOAT32  # stays a number, so that a fit says what is wrong
-    return xp.where(beyond, value, xp.astype(xp.astype(value, xp.float32), xp.float64))
+    return cdf.mean_std(cdf.ScoreDistribution(*record), ddof=ddof, level=level)
 
 
 def standardize(
@@ -237,16 +226,16 @@ def raw_threshold(
         sigmas: the threshold.
         mean, std, center: of the scores, float64, of shape () or (H, W).
         found: whether it was found among z-scores, which are rounded. Then the score that defines it has to be flagged:
-            the result is the smallest float32 whose ``z`` is at least ``sigmas`` less the error bound of ``z``, which
-            has 4 ulp (clause N13) and what rounding the center to float32 takes from it (clause N4a).
+            the result is the smallest float32 whose ``z`` is at least ``sigmas`` less the error bound of ``z``
+            (clauses N4a, N13).
     """
     mean, std, center = (np.asarray(value, dtype=np.float64) for value in (mean, std, center))
     flat, floor = cdf.constant(mean, std, center, LEAST_STD)
     step = np.sign(sigmas)
     raw, at = center + std * sigmas, center
     if found:
-        bound = std * (4 * float(np.spacing(np.float32(abs(sigmas))))) + np.abs(center - center.astype(np.float32))
-        raw, at = cdf.float32_at_or_above(raw - bound), cdf.float32_at_or_above(center - floor)
+        bound = 4 * np.spacing(np.float32(abs(sigmas)))
+        raw, at = cdf.float32_at_or_above(center + std * (sigmas - bound)), cdf.float32_at_or_above(center - floor)
     raw = np.where(flat, cdf.float32_beyond(center + step * floor, step) if step else at, raw)
     return np.where(np.abs(raw) < LEAST_STD, np.where(raw > 0, LEAST_STD, 0.0), raw)
 

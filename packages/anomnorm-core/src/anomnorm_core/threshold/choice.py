@@ -77,10 +77,11 @@ def place(fit: Fit, choices: Mapping[str, Choice], found: Mapping[str, float] | 
         elif found is not None and level in found:
             value, units = found[level], fit.method.units if level == "pixel" else Units.RAW
             rounded = units is Units.SIGMAS and choice.origin is Origin.ADAPTIVE
-            if units is Units.SIGMAS and not rounded:
+            above = units is Units.SIGMAS and not rounded
+            if above:
                 # No normal at or below the quantile may be flagged, however its z-score was rounded (clause T3).
                 value += abs(value) * 2.0**-20 + 2.0**-18
-            fit = fit.placed(level, value, units, choice.origin, found=rounded)
+            fit = fit.placed(level, value, units, choice.origin, found=rounded, above=above)
     if choices["pixel"].origin is Origin.IMAGE or (
         found is not None and choices["pixel"].is_searched and "pixel" not in found
     ):

@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods.normal import LEAST_STD, METHOD
-from anomnorm_core.options import LARGEST_FLOAT32
 from anomnorm_jax._arrays import evaluated, normalized
 from anomnorm_jax._sharding import automatic
 from anomnorm_jax.methods import cdf
@@ -72,7 +71,7 @@ def merge(a: RawScoreDistribution, b: RawScoreDistribution) -> RawScoreDistribut
 
 
 def mean_std(record: RawScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
-    """The finalizer: mean and standard deviation, rounded to float32. Outside a trace it checks the counts.
+    """The finalizer: mean and standard deviation of the scores. Outside a trace it checks the counts.
 
     See `anomnorm_core.normal.mean_std`.
 
@@ -84,13 +83,7 @@ def mean_std(record: RawScoreDistribution, *, ddof: int = 1, level: str = "image
         InsufficientDataError: too few values for a deviation (clause S7). Under a trace there is no value to check;
             there both results are NaN.
     """
-    mean, std = cdf.mean_std(cdf.ScoreDistribution(*record), ddof=ddof, level=level)
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(value: Array) -> Array:
-    beyond = jnp.abs(value) > LARGEST_FLOAT32  # stays a number, so that a fit says what is wrong
-    return jnp.where(beyond, value, value.astype(jnp.float32).astype(value.dtype))
+    return cdf.mean_std(cdf.ScoreDistribution(*record), ddof=ddof, level=level)
 
 
 @jax.jit

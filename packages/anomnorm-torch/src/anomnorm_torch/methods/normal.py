@@ -13,7 +13,6 @@ from torch import Tensor
 from anomnorm_core import normal as core
 from anomnorm_core.checks import CAUSES
 from anomnorm_core.method import Kernels
-from anomnorm_core.options import LARGEST_FLOAT32
 from anomnorm_torch._kernels import Specialized, evaluated, limited, scored, specializes
 from anomnorm_torch._normal import ndtr
 from anomnorm_torch._tensors import arithmetic, causes, is_differentiated, samples, selection, wide
@@ -84,7 +83,7 @@ def merge(a: RawScoreDistribution, b: RawScoreDistribution) -> RawScoreDistribut
 
 
 def mean_std(record: RawScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Tensor, Tensor]:
-    """The finalizer: mean and standard deviation of the scores, rounded to float32. Waits for the device.
+    """The finalizer: mean and standard deviation of the scores. Waits for the device: call it once per stage.
 
     See `anomnorm_core.normal.mean_std`.
 
@@ -95,13 +94,7 @@ def mean_std(record: RawScoreDistribution, *, ddof: int = 1, level: str = "image
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
         InsufficientDataError: too few values for a deviation (clause S7).
     """
-    mean, std = cdf.mean_std(cdf.ScoreDistribution(*record), ddof=ddof, level=level)
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(value: Tensor) -> Tensor:
-    beyond = value.abs() > LARGEST_FLOAT32  # stays a number, so that a fit says what is wrong
-    return torch.where(beyond, value, value.to(torch.float32).to(value.dtype))
+    return cdf.mean_std(cdf.ScoreDistribution(*record), ddof=ddof, level=level)
 
 
 def standardize(
