@@ -187,7 +187,7 @@ def _beyond(edge: mpmath.mpf, side: float) -> float:
 
 
 def z_bound(z: mpmath.mpf | float, std: float, dtype: str, log_size: float) -> float:
-    """Clause N13 for z of logarithms, given ``log_size``, the largest of the absolute logarithms of scores and centre."""
+    """Clause N13 for z of logarithms, of which ``log_size`` is the largest absolute one of scores and centre."""
     if dtype == "float64":
         return 4 * ulp(float(z), dtype) + 4 * ulp(max(log_size, 1.0), dtype) / std
     return 4 * ulp(float(z), "float32") + 2.0**-30 / std

@@ -249,7 +249,7 @@ def tolerances(name: str, case: Case | None, expected: np.ndarray, dtype: str) -
     kept = oracle.arithmetic(dtype)
     size = np.maximum(np.abs(np.nan_to_num(expected, posinf=0.0, neginf=0.0)), oracle.smallest_normal(kept))
     ulps = np.ldexp(1.0, np.frexp(size)[1] - 1) * oracle.ulp(1.0, kept)
-    if name.startswith("normal.standardize") or "normal/" in name and "_z" in name:
+    if name.startswith("normal.standardize") or ("normal/" in name and "_z" in name):
         return 2 * (4 * ulps + oracle.smallest_normal(kept) / (case.std if case is not None and case.std > 0 else 0.2))
     if "_z" in name or "standardize" in name:
         std = case.std if case is not None and "maps" not in name and case.std > 0 else 0.2

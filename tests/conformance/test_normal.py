@@ -11,7 +11,7 @@ import pytest
 from anomnorm_core import InsufficientDataError, NotFittedError, ResolutionError
 from anomnorm_core.checks import Counts
 from conformance import oracle
-from conformance.assertions import arrays, assert_close, assert_order, evaluate, neighbours, random_values
+from conformance.assertions import assert_close, assert_order, evaluate, neighbours, random_values
 from conformance.backend import Backend
 
 # Means and deviations: those of log-likelihoods, narrow and wide ones, the smallest and the largest.
