@@ -28,6 +28,7 @@ CDF_FUNCTIONS = (
     "normalize_standardized",
     "denormalize",
 )
+NORMAL_FUNCTIONS = tuple(name for name in CDF_FUNCTIONS if name != "normalize_standardized")
 DECISION_FUNCTIONS = ("flag",)
 HISTOGRAM_FUNCTIONS = ("init", "update", "merge")
 SEARCH_FUNCTIONS = ("false_alarm_rate",)
@@ -56,6 +57,7 @@ class Backend(ABC):
     min_max: Any  # kernels: has the functions of MIN_MAX_FUNCTIONS
     two_slope: Any  # kernels: likewise
     cdf: Any  # kernels: has the functions of CDF_FUNCTIONS
+    normal: Any  # kernels: has the functions of NORMAL_FUNCTIONS
     threshold: Any  # kernels: has DECISION_FUNCTIONS; histogram, search: HISTOGRAM_ and SEARCH_FUNCTIONS too
     normalizer: Any  # normalizer: a class with the constructors and methods of anomnorm_core.Normalizer
     methods: Mapping[str, Any] = {}  # normalizer: by name, the anomnorm_core.Kernels that it was made of

@@ -14,12 +14,13 @@ from scipy.special import erf, ndtr
 from scipy.stats import skew
 from scipy.stats import t as t_distribution
 
-from anomnorm_core import Fit, Normalizer, cdf, min_max, threshold, two_slope
+from anomnorm_core import Fit, Normalizer, cdf, min_max, normal, threshold, two_slope
 from conformance.backend import (
     CDF_FUNCTIONS,
     DECISION_FUNCTIONS,
     HISTOGRAM_FUNCTIONS,
     MIN_MAX_FUNCTIONS,
+    NORMAL_FUNCTIONS,
     SEARCH_FUNCTIONS,
 )
 from conformance.backends.numpy_ import NumPy
@@ -127,6 +128,23 @@ def _broadcasts_statistics(x: Array, mean: Array, std: Array, center_at: Array |
         return cdf.standardize(x, mean, std, center_at)
     rows = (x.shape[-2:],)
     return cdf.standardize(x, *(np.resize(value, *rows) for value in (mean, std)), center_at=center_at)
+
+
+def _scaled_apart(x: Array, t: float, mean: float, std: float, center_at: float | None = None) -> Array:
+    if x.dtype != np.float32 or not np.all(np.asarray(std) > 0):
+        return normal.normalize(x, t, mean, std, center_at)
+    at, deviation = (np.asarray(value, dtype=x.dtype) for value in (t, std))
+    with np.errstate(all="ignore"):
+        return _sides(ndtr(x / deviation - at / deviation), x >= at)
+
+
+def _constant_like_a_logarithm(x: Array, mean: float, std: float, center_at: float | None = None) -> Array:
+    wide = np.asarray(std) > 2.0**-24
+    return normal.standardize(x, mean, np.where(wide, std, 0.0).astype(np.asarray(std).dtype), center_at)
+
+
+def _leaves_zeros_out(record: Any, x: Array, *, where: Array | None = None) -> Any:
+    return normal.update(record, np.where(x == 0, np.nan, x).astype(x.dtype), where=where)
 
 
 def _ddof_0(record: Any, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
@@ -333,6 +351,9 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "centred-in-two-steps": ("cdf", "standardize", _two_steps, "N2"),
     "zero-score-is-nan": ("cdf", "standardize", _zero_score_is_nan, "N6"),
     "broadcasts-statistics": ("cdf", "standardize", _broadcasts_statistics, "S8"),
+    "scaled-before-the-difference": ("normal", "normalize", _scaled_apart, "N3b"),
+    "constant-like-a-logarithm": ("normal", "standardize", _constant_like_a_logarithm, "N3b"),
+    "zeros-of-scores-left-out": ("normal", "update", _leaves_zeros_out, "S6"),
     "ddof-0": ("cdf", "mean_std", _ddof_0, "S3"),
     "one-value-is-enough": ("cdf", "mean_std", _one_value_is_enough, "S7"),
     "merge-forgets-counts": ("cdf", "merge", _forgets_counts, "S1"),
@@ -396,6 +417,7 @@ def _mutant(name: str) -> type[NumPy]:
         ("min_max", min_max, MIN_MAX_FUNCTIONS),
         ("two_slope", two_slope, MIN_MAX_FUNCTIONS),
         ("cdf", cdf, CDF_FUNCTIONS),
+        ("normal", normal, NORMAL_FUNCTIONS),
         ("threshold", threshold, (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS, *SEARCH_FUNCTIONS)),
     ):
         namespace = {each: getattr(source, each) for each in functions}

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import mpmath
 
@@ -121,6 +122,20 @@ def _log(x: float) -> mpmath.mpf:
     return mpmath.log(mpmath.mpf(x))
 
 
+def raw_z_score(x: float, center: float, std: float) -> mpmath.mpf:
+    """Clauses N3b, N6: without a logarithm."""
+    return (mpmath.mpf(x) - mpmath.mpf(center)) / mpmath.mpf(std)
+
+
+def normal(x: float, threshold: float, std: float) -> float:
+    """Clauses N3b, N6, N7, of a raw score and a raw threshold; a deviation of 0 is one that is rounding."""
+    if math.isnan(x):
+        return math.nan
+    if math.isinf(x) or x == threshold or std == 0:
+        return 0.5 if x == threshold else float(x > threshold)
+    return phi(raw_z_score(x, threshold, std))
+
+
 @lru_cache(maxsize=2**16)
 def cdf(x: float, threshold: float, std: float) -> float:
     """Clauses N3, N6, N7, of a raw score and a raw threshold; a deviation of 0 is one that is rounding."""
@@ -140,9 +155,9 @@ def phi(z: mpmath.mpf | float) -> float:
     return float(mpmath.erfc(-mpmath.mpf(z) / mpmath.sqrt(2)) / 2)
 
 
-def is_constant(mean: float, std: float, center: float) -> bool:
-    """Clause N7: whether a deviation of logarithms is rounding."""
-    return std <= max(2.0**-21 * max(abs(mean), abs(center)), 2.0**-24)
+def is_constant(mean: float, std: float, center: float, least: float = 2.0**-24) -> bool:
+    """Clause N7: whether a deviation of logarithms or, with ``least=2**-126``, of raw scores is rounding."""
+    return std <= max(2.0**-21 * max(abs(mean), abs(center)), least)
 
 
 def raw_threshold(sigmas: float, mean: float, std: float, center: float) -> float:
@@ -152,18 +167,35 @@ def raw_threshold(sigmas: float, mean: float, std: float, center: float) -> floa
         return float(mpmath.exp(mpmath.mpf(center) + mpmath.mpf(std) * mpmath.mpf(sigmas)))
     if sigmas == 0:
         return float(exp)
-    edge = exp * (1 + mpmath.sign(sigmas) * mpmath.mpf(2) ** -21)
+    return _beyond(exp * (1 + mpmath.sign(sigmas) * mpmath.mpf(2) ** -21), sigmas)
+
+
+def raw_threshold_of_raw_scores(sigmas: float, mean: float, std: float, center: float) -> float:
+    """Clauses N3b and N7: the same without a logarithm."""
+    if not is_constant(mean, std, center, 2.0**-126):
+        return float(mpmath.mpf(center) + mpmath.mpf(std) * mpmath.mpf(sigmas))
+    floor = max(mpmath.mpf(2) ** -21 * max(abs(mean), abs(center)), mpmath.mpf(2) ** -126)
+    return _beyond(center + mpmath.sign(sigmas) * floor, sigmas) if sigmas else center
+
+
+def _beyond(edge: mpmath.mpf, side: float) -> float:
+    """The first float32 above ``edge``, for a positive ``side``, or below it."""
     near = rounded(float(edge), "float32")
-    if sigmas > 0:
+    if side > 0:
         return near if near > edge else next_up(near, "float32")
     return near if near < edge else next_down(near, "float32")
 
 
 def z_bound(z: mpmath.mpf | float, std: float, dtype: str, log_size: float) -> float:
-    """Clause N13 for z, given ``log_size``, the largest of the absolute logarithms of scores and centre."""
+    """Clause N13 for z of logarithms, of which ``log_size`` is the largest absolute one of scores and centre."""
     if dtype == "float64":
         return 4 * ulp(float(z), dtype) + 4 * ulp(max(log_size, 1.0), dtype) / std
     return 4 * ulp(float(z), "float32") + 2.0**-30 / std
+
+
+def raw_z_bound(z: mpmath.mpf | float, std: float, dtype: str) -> float:
+    """Clause N13 for z of raw scores; what is below the smallest normal number, a difference too, may count as zero."""
+    return 4 * ulp(float(z), arithmetic(dtype)) + smallest_normal(arithmetic(dtype)) * (1 + 1 / std)
 
 
 def unit_bound(dtype: str) -> float:
@@ -173,9 +205,14 @@ def unit_bound(dtype: str) -> float:
 
 def moments(scores: Iterable[float]) -> tuple[float, float]:
     """Mean and standard deviation (ddof 1) of the logarithm (clause S3)."""
-    logs = [mpmath.log(mpmath.mpf(score)) for score in scores]
-    mean = mpmath.fsum(logs) / len(logs)
-    variance = mpmath.fsum((value - mean) ** 2 for value in logs) / (len(logs) - 1)
+    return raw_moments(mpmath.log(mpmath.mpf(score)) for score in scores)
+
+
+def raw_moments(scores: Iterable[Any]) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 1) of the scores themselves (clauses N3b, S3)."""
+    values = [mpmath.mpf(score) for score in scores]
+    mean = mpmath.fsum(values) / len(values)
+    variance = mpmath.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return float(mean), float(mpmath.sqrt(variance))
 
 

@@ -36,10 +36,14 @@ CLAUSES: dict[str, tuple[str, ...]] = {
     "cdf.normalize": ("N3", "N4", "N5", "N6", "N7", "N8", "N12", "N13"),
     "cdf.sigmas": ("N4b",),
     "cdf.denormalize": ("N11",),
+    "normal.standardize": ("N3b", "N6", "N7", "N8", "N12", "N13"),
+    "normal.normalize": ("N3b", "N4", "N5", "N6", "N7", "N8", "N12", "N13"),
+    "normal.denormalize": ("N11",),
     "min_max.update": ("S1", "S2", "S6"),
     "cdf.update": ("S1", "S3", "S4", "S6"),
+    "normal.update": ("S1", "S3", "S4", "S6"),
     "threshold.update": ("S1", "T5"),
-    "normalizer": ("N1", "N1b", "N2", "N3", "N4", "N6", "N10", "N12", "N13", "T4", "T6", "P4"),
+    "normalizer": ("N1", "N1b", "N2", "N3", "N3b", "N4", "N6", "N10", "N12", "N13", "T4", "T6", "P4"),
 }
 
 
@@ -140,12 +144,14 @@ def as_arrays(backend: Backend, inputs: Inputs, dtype: str) -> Inputs:
 def empty_records(backend: Backend) -> dict[str, Any]:
     """What the program of all kernels starts from."""
     records = {"range": backend.min_max.init(), "moments": backend.cdf.init(), "maps": backend.cdf.init(MAPS[-2:])}
+    records["raw maps"] = backend.normal.init(MAPS[-2:])
     return records | ({"histogram": backend.threshold.init()} if "histogram" in backend.parts else {})
 
 
 def kernels(backend: Backend) -> Program:
     """Every function of the parts "kernels" and "histogram" that works on batches."""
-    min_max, two_slope, cdf, threshold = backend.min_max, backend.two_slope, backend.cdf, backend.threshold
+    min_max, two_slope, threshold = backend.min_max, backend.two_slope, backend.threshold
+    cdf, normal = backend.cdf, backend.normal
 
     def program(empty: dict[str, Any], given: Inputs) -> Results:
         x, positive, z, unit, maps = (given[name] for name in ("x", "positive", "z", "unit", "maps"))
@@ -168,6 +174,10 @@ def kernels(backend: Backend) -> Program:
             "cdf.normalize maps": cdf.normalize(maps, given["pixel_raw"], *pixels, center_at=center),
             "cdf.sigmas": cdf.normalize_standardized(z, given["sigmas"]),
             "cdf.denormalize": cdf.denormalize(unit, raw, *moments),
+            "normal.standardize": normal.standardize(x, *moments, center_at=center),
+            "normal.normalize": normal.normalize(x, t, *moments),
+            "normal.normalize maps": normal.normalize(maps, given["pixel_raw"], *pixels, center_at=center),
+            "normal.denormalize": normal.denormalize(unit, t, *moments),
         }
         records = {
             "min_max.update": min_max.update(empty["range"], x, where=given["where"]),
@@ -175,6 +185,7 @@ def kernels(backend: Backend) -> Program:
             "cdf.update": cdf.update(empty["moments"], x, where=given["where"]),
             "cdf.update maps": cdf.update(empty["maps"], maps, where=given["map_where"]),
             "cdf.update steady": cdf.update(cdf.update(empty["moments"], given["steady"]), given["steady"]),
+            "normal.update maps": normal.update(empty["raw maps"], maps, where=given["map_where"]),
         }
         records["min_max.update again"] = min_max.merge(records["min_max.update maps"], records["min_max.update"])
         records["cdf.update again"] = cdf.merge(cdf.update(records["cdf.update"], abs(z)), records["cdf.update"])
@@ -197,6 +208,7 @@ CALLS = {
     "cdf": ((), ("z",)),
     "cdf-pixel": (("threshold", "pixel_thresholds"), ()),
     "cdf-follows": (("threshold",), ()),
+    "normal": (("threshold",), ("z",)),
 }
 
 
@@ -237,6 +249,8 @@ def tolerances(name: str, case: Case | None, expected: np.ndarray, dtype: str) -
     kept = oracle.arithmetic(dtype)
     size = np.maximum(np.abs(np.nan_to_num(expected, posinf=0.0, neginf=0.0)), oracle.smallest_normal(kept))
     ulps = np.ldexp(1.0, np.frexp(size)[1] - 1) * oracle.ulp(1.0, kept)
+    if name.startswith("normal.standardize") or ("normal/" in name and "_z" in name):
+        return 2 * (4 * ulps + oracle.smallest_normal(kept) / (case.std if case is not None and case.std > 0 else 0.2))
     if "_z" in name or "standardize" in name:
         std = case.std if case is not None and "maps" not in name and case.std > 0 else 0.2
         logs = 4 * oracle.ulp(100.0, "float64") / std if dtype == "float64" else 2.0**-30 / std
@@ -249,6 +263,9 @@ def tolerances(name: str, case: Case | None, expected: np.ndarray, dtype: str) -
             * oracle.ulp(1.0, kept)
             * np.nanmax(np.abs(np.nan_to_num([case.threshold, case.high - case.low], posinf=0.0)))
         )
+    if case is not None and name == "normal.denormalize":
+        largest = np.nan_to_num(abs(case.threshold)) + 8 * np.nan_to_num(case.std)
+        return 64 * oracle.ulp(1.0, kept) * largest
     if case is not None and name == "cdf.denormalize":
         return size * (64 * np.nan_to_num(case.std) + 64) * oracle.ulp(1.0, kept)
     return oracle.unit_bound(dtype)

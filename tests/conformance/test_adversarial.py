@@ -104,6 +104,29 @@ def test_n3_any_scores_and_threshold(backend: Backend, dtype: str, data: st.Data
     assert_close(backend, found, expected, oracle.unit_bound(dtype), scores)
 
 
+@pytest.mark.clause("N3b", "N4", "N5", "N6", "N13")
+@given(data=st.data())
+def test_n3b_any_scores_and_threshold(backend: Backend, dtype: str, data: st.DataObject) -> None:
+    kept, moderate = oracle.arithmetic(dtype), st.floats(-(2.0**60), 2.0**60)
+    mean, threshold = (oracle.rounded(data.draw(moderate, label=name), kept) for name in ("mean", "threshold"))
+    std = oracle.rounded(2.0 ** data.draw(st.floats(-40, 60), label="log2 std"), kept)
+    near = st.floats(-9, 9).map(lambda z: oracle.rounded(threshold + std * z, dtype))
+    near = near.filter(lambda x: x == 0 or abs(x) >= oracle.smallest_normal(dtype))
+    scores = data.draw(batch(st.one_of(around(threshold, dtype), near)), label="scores")
+    array, given = backend.asarray(scores, dtype), arrays(backend, dtype, mean, std)
+    found = backend.normal.normalize(array, *arrays(backend, dtype, threshold), *given)
+    assert_unit_scores(backend, dtype, found, scores, threshold)
+    flat = oracle.is_constant(mean, std, mean, 2.0**-126)
+    expected = [oracle.normal(x, threshold, 0.0 if flat else std) for x in scores]
+    assert_close(backend, found, expected, oracle.unit_bound(dtype), scores)
+    if not flat:
+        exact = [float(oracle.raw_z_score(x, mean, std)) for x in scores]
+        bounds = [oracle.raw_z_bound(z, std, dtype) if math.isfinite(z) else 0.0 for z in exact]
+        small = [i for i, z in enumerate(exact) if not oracle.largest(kept) / 2 < abs(z) < math.inf]
+        z = backend.to_numpy(backend.normal.standardize(array, *given)).tolist()
+        assert_close(backend, *([values[i] for i in small] for values in (z, exact, bounds, scores)))
+
+
 @pytest.mark.clause("N1", "N1b", "N3", "N5")
 @given(data=st.data())
 def test_n1_a_higher_threshold_lowers_scores(backend: Backend, dtype: str, data: st.DataObject) -> None:

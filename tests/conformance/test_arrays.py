@@ -23,6 +23,9 @@ def _functions(backend: Backend) -> dict[str, Callable[[Any], Any]]:
         "cdf.normalize": lambda x: backend.cdf.normalize(x, 0.6, 0.5, 0.7),
         "cdf.normalize_standardized": lambda z: backend.cdf.normalize_standardized(z, 0.5),
         "cdf.denormalize": lambda u: backend.cdf.denormalize(u, 0.6, 0.5, 0.7),
+        "normal.standardize": lambda x: backend.normal.standardize(x, 0.5, 0.7, center_at=-0.125),
+        "normal.normalize": lambda x: backend.normal.normalize(x, 0.6, 0.5, 0.7),
+        "normal.denormalize": lambda u: backend.normal.denormalize(u, 0.6, 0.5, 0.7),
     }
 
 
@@ -38,7 +41,7 @@ def test_n9_dtype_device_and_inputs(backend: Backend, dtype: str) -> None:
             same = backend.to_numpy(function(backend.asarray(values, kept)))
             assert np.array_equal(backend.to_numpy(found), same, equal_nan=True)
     assert_described(backend, backend.threshold.flag(array, 0.5), Description("bool", (5,), device))
-    for module in (backend.min_max, backend.cdf):
+    for module in (backend.min_max, backend.cdf, backend.normal):
         first = module.update(module.init(), array)
         before = [backend.to_numpy(field).tolist() for field in first]
         module.update(first, array)
@@ -69,11 +72,20 @@ def test_n9_integers_give_the_default_float(backend: Backend, integer: str) -> N
         assert backend.to_numpy(found).tolist() == backend.to_numpy(function(same)).tolist()
 
 
-VALUES = ("min_max.normalize", "two_slope.normalize", "cdf.standardize", "cdf.normalize")
+VALUES = (
+    "min_max.normalize",
+    "two_slope.normalize",
+    "cdf.standardize",
+    "cdf.normalize",
+    "normal.standardize",
+    "normal.normalize",
+)
 
 
 def _spread(dtype: str, name: str, size: float) -> float:
     """Clause N12: how far apart two values for one score may be."""
+    if name == "normal.standardize":
+        return oracle.raw_z_bound(size, 0.7, dtype)
     return oracle.z_bound(size, 0.7, dtype, 4.0) if name == "cdf.standardize" else oracle.unit_bound(dtype) / 2
 
 
@@ -104,7 +116,7 @@ def test_n12_any_layout_in_memory(backend: Backend, dtype: str, layout: Callable
         found, expected = (backend.to_numpy(_functions(backend)[name](array)) for array in (view, copied))
         assert np.max(np.abs(found - expected)) <= _spread(dtype, name, float(np.max(np.abs(expected))))
     view, copied = view[:, 1], copied[:, 1]  # image scores have one axis
-    for module in (backend.min_max, backend.cdf):
+    for module in (backend.min_max, backend.cdf, backend.normal):
         found, expected = (module.update(module.init(), array) for array in (view, copied))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(backend.to_numpy(one), backend.to_numpy(other), rtol=1e-6)

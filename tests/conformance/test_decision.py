@@ -27,11 +27,12 @@ def _decisions(backend: Backend, method: str) -> tuple[Normalize, list[float], l
         "min_max": (backend.min_max.normalize, ANY, ranges),
         "two_slope": (backend.two_slope.normalize, ANY, ranges),
         "cdf": (backend.cdf.normalize, POSITIVE, moments),
+        "normal": (backend.normal.normalize, ANY, [(0.3, 0.7), (-1200.0, 12.0), (0.0, 2.0**100), (2.0, 0.0)]),
         "sigmas": (backend.cdf.normalize_standardized, ANY, [()]),
     }[method]
 
 
-METHODS = pytest.mark.parametrize("method", ["min_max", "two_slope", "cdf"])
+METHODS = pytest.mark.parametrize("method", ["min_max", "two_slope", "cdf", "normal"])
 
 
 def _check(
@@ -116,12 +117,11 @@ def test_n5_in_order_among_neighbours(backend: Backend, dtype: str, method: str)
     kept = oracle.arithmetic(dtype)
     for given in parameters[:4]:
         rounded = [oracle.rounded(value, kept) for value in given]
-        width = given[1] if method == "cdf" else 0.0
         threshold = oracle.rounded(1.25, kept)
         # In deviations from the threshold under the CDF, also where a logarithm or an erfc takes another form.
-        starts = [
-            threshold * math.exp(width * z) for z in (-5.5, -math.sqrt(2), -1.0, 0.0, 0.5, 1.5, 3.7, 5.3) if width
-        ]
+        places = [given[1] * z for z in (-5.5, -math.sqrt(2), -1.0, 0.0, 0.5, 1.5, 3.7, 5.3)]
+        starts = [threshold * math.exp(place) for place in places] if method == "cdf" else []
+        starts += [threshold + place for place in places] if method == "normal" else []
         starts = [x for x in starts if 2.0**-100 < x < 2.0**100] + [0.625, 1.875, 1.25, 40.0, -6.9, 4e-4]
         for start in starts:
             values = neighbours(start, dtype, 250)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,19 +31,23 @@ def fitted(backend: Backend, dtype: str, kind: str) -> Any:
     if key not in _KEPT:
         own = None if kind.endswith("follows") else PIXEL_THRESHOLD
         method = kind.removesuffix("-follows").removesuffix("-pixel")
-        cdf = method == "cdf"
+        sigmas = has_sigmas(kind)
         _KEPT[key] = backend.normalizer.of(
             method,
-            MOMENTS if cdf else RANGE,
-            (PIXEL_MEAN, PIXEL_STD) if cdf else PIXEL_RANGE,
+            MOMENTS if sigmas else RANGE,
+            (PIXEL_MEAN, PIXEL_STD) if sigmas else PIXEL_RANGE,
             threshold=IMAGE_THRESHOLD,
             pixel_threshold=own,
-            options={"center": "pixel" if kind == "cdf-pixel" else "image"} if cdf else {},
+            options={"center": "pixel" if kind == "cdf-pixel" else "image"} if sigmas else {},
         )
     return _KEPT[key]
 
 
-KINDS = pytest.mark.parametrize("kind", ["min-max", "two-slope", "cdf", "cdf-pixel"])
+KINDS = pytest.mark.parametrize("kind", ["min-max", "two-slope", "cdf", "cdf-pixel", "normal"])
+
+
+def has_sigmas(kind: str) -> bool:
+    return kind.startswith(("cdf", "normal"))
 
 
 def moments(kind: str, pixel: int | None) -> tuple[float, float, float]:
@@ -55,13 +60,15 @@ def moments(kind: str, pixel: int | None) -> tuple[float, float, float]:
 
 def raw(kind: str, threshold: float, pixel: int | None = None) -> float:
     """Where a threshold is among raw scores."""
-    return oracle.raw_threshold(threshold, *moments(kind, pixel)) if kind.startswith("cdf") else threshold
+    place = oracle.raw_threshold_of_raw_scores if kind.startswith("normal") else oracle.raw_threshold
+    return place(threshold, *moments(kind, pixel)) if has_sigmas(kind) else threshold
 
 
 def expected(kind: str, x: float, threshold: float, pixel: int | None = None) -> float:
     """The exact normalized score by a raw threshold."""
-    if kind.startswith("cdf"):
-        return oracle.cdf(x, threshold, moments(kind, pixel)[1])
+    if has_sigmas(kind):
+        formula = oracle.normal if kind.startswith("normal") else oracle.cdf
+        return formula(x, threshold, moments(kind, pixel)[1])
     formula = oracle.two_slope if kind.startswith("two-slope") else oracle.min_max
     return formula(x, threshold, *(RANGE if pixel is None else PIXEL_RANGE))
 
@@ -83,7 +90,7 @@ def read(backend: Backend, result: dict[str, Any], *names: str) -> list[list[Any
     return [backend.to_numpy(result[name]).ravel().tolist() for name in names]
 
 
-@pytest.mark.clause("N3", "N1", "N1b", "N4", "N6", "N9", "N13")
+@pytest.mark.clause("N3", "N3b", "N1", "N1b", "N4", "N6", "N9", "N13")
 @KINDS
 def test_n3_scores_and_maps_to_normalized_scores_and_decisions(backend: Backend, dtype: str, kind: str) -> None:
     scores, maps = sample(dtype)
@@ -94,7 +101,7 @@ def test_n3_scores_and_maps_to_normalized_scores_and_decisions(backend: Backend,
     kept, pixels = oracle.arithmetic(dtype), maps.ravel().tolist()
     thresholds = [raw(kind, IMAGE_THRESHOLD)] * 16, [raw(kind, PIXEL_THRESHOLD, i) for i in range(96)]
     # The logarithm of a threshold is rounded to half an ulp; the density of the normal distribution is 0.4 at most.
-    tolerance = oracle.unit_bound(dtype) + (0.4 * oracle.ulp(1.0, kept) / 0.25 if kind.startswith("cdf") else 0.0)
+    tolerance = oracle.unit_bound(dtype) + (0.4 * oracle.ulp(1.0, kept) / 0.25 if has_sigmas(kind) else 0.0)
     for level, unit, flagged, values, at in (
         ("image", "pred_scores", "pred_labels", scores, thresholds[0]),
         ("pixel", "anomaly_maps", "pred_masks", pixels, thresholds[1]),
@@ -139,7 +146,7 @@ def test_t4_a_raw_threshold_for_each_pixel(backend: Backend) -> None:
     thresholds = np.reshape(random_values(kept, np.linspace(0.4, 3.7, 6)), (2, 3))
     _, maps = sample_arrays(backend, dtype)
     values = backend.to_numpy(maps)
-    for kind in ("cdf", "cdf-pixel"):
+    for kind in ("cdf", "cdf-pixel", "normal"):
         normalizer = fitted(backend, dtype, kind)
         called = backend.score(normalizer, None, maps, pixel_threshold=backend.asarray(thresholds, kept))
         moved = normalizer.with_threshold(pixel_threshold=thresholds, units="raw")(None, maps)
@@ -152,13 +159,13 @@ def test_t4_a_raw_threshold_for_each_pixel(backend: Backend) -> None:
 
 
 @pytest.mark.clause("T4", "T6", "T1")
-@pytest.mark.parametrize("kind", ["min-max", "two-slope-follows", "cdf", "cdf-follows"])
+@pytest.mark.parametrize("kind", ["min-max", "two-slope-follows", "cdf", "cdf-follows", "normal-follows"])
 def test_t4_thresholds_of_a_call_and_who_follows_whom(backend: Backend, kind: str) -> None:
     dtype = backend.usual_dtype
     arrays = sample_arrays(backend, dtype)
     values = [backend.to_numpy(array) for array in arrays]
     normalizer = fitted(backend, dtype, kind)
-    follows, sigmas = kind.endswith("follows"), kind.startswith("cdf")
+    follows, sigmas = kind.endswith("follows"), has_sigmas(kind)
     own = IMAGE_THRESHOLD if follows else PIXEL_THRESHOLD
 
     def check(result: dict[str, Any], image: float, pixel: Any) -> None:
@@ -229,22 +236,27 @@ def test_t4_units_of_thresholds(backend: Backend, kind: str) -> None:
     assert read(backend, result, "pred_scores")[0][1] == 0.5
     for level, pixels in (("image", [None]), ("pixel", range(6))):
         assert normalizer.raw_threshold(1.5, "raw", level).ravel().tolist() == [1.5] * len(
-            pixels if kind.startswith("cdf") else [None]
+            pixels if has_sigmas(kind) else [None]
         )
-        if kind.startswith("cdf"):
+        if has_sigmas(kind):
             for units in ("sigmas", None):
                 found = normalizer.raw_threshold(2.5, units, level).ravel().tolist()
                 assert found == pytest.approx([raw(kind, 2.5, pixel) for pixel in pixels], rel=1e-6)
-    if kind.startswith("cdf"):
+    if has_sigmas(kind):
+        z_score = oracle.raw_z_score if kind == "normal" else oracle.z_score
         sigmas = normalizer.with_threshold(3.0, units="raw").thresholds["image"].sigmas
-        assert sigmas == pytest.approx(float(oracle.z_score(3.0, MOMENTS[0], MOMENTS[1])), rel=1e-6)
+        assert sigmas == pytest.approx(float(z_score(3.0, MOMENTS[0], MOMENTS[1])), rel=1e-6)
+        far = normalizer.with_threshold(pixel_threshold=1e38).thresholds["pixel"].raw  # of pixels it is clipped
+        assert np.all(np.isfinite(far))
+    if kind == "normal":
+        for t in (-1.0, 0.0):
+            assert normalizer.with_threshold(t, units="raw").thresholds["image"].raw == t
+    elif has_sigmas(kind):
         for wrong in (-1.0, 0.0, 2.0**-130):
             with pytest.raises(OptionError, match="not a positive normal number"):
                 normalizer.with_threshold(wrong, units="raw")
         with pytest.raises(OptionError, match="raw score inf"):
             normalizer.with_threshold(3e38)
-        far = normalizer.with_threshold(pixel_threshold=900.0).thresholds["pixel"].raw  # of pixels it is clipped
-        assert np.all(np.isfinite(far))
     else:
         with pytest.raises(OptionError, match="has none; give the threshold in raw units"):
             normalizer.with_threshold(1.0, units="sigmas")
@@ -280,6 +292,16 @@ def test_n7_a_constant_normal_population_is_not_flagged_at_positive_sigmas(backe
             for sigmas, share in ((2.0, 1 + step), (-2.0, 1 - step)):
                 t = float(backend.normalizer.cdf(image, threshold=sigmas).thresholds["image"].raw)
                 assert abs(t / x - share) <= step
+    # Without the logarithm, of any sign.
+    for constant in (0.0, -20.0, 0.7, -3e5):
+        x = oracle.rounded(constant, "float32")
+        scores = backend.asarray([x] * 4, dtype)
+        record = backend.normal.update(backend.normal.init(), scores)
+        for sigmas, wanted, flagged in ((3.0, 0.0, False), (0.01, 0.0, False), (-2.0, 1.0, True)):
+            normalizer = backend.normalizer.cdf(record, threshold=sigmas, transform="identity")
+            assert read(backend, normalizer(scores), "pred_labels", "pred_scores") == [[flagged] * 4, [wanted] * 4]
+            at = float(normalizer.thresholds["image"].raw)
+            assert at == oracle.raw_threshold_of_raw_scores(sigmas, x, 0.0, x)
     # Where the mean is exact, these are the numbers of the clause.
     for mean in (0.0, 1.5, -3.0):
         normalizer = backend.normalizer.cdf((mean, 0.0), threshold=1.0)
@@ -299,6 +321,7 @@ def test_n7_constant_populations_have_steps(backend: Backend) -> None:
         backend.normalizer.min_max((2.0, 2.0), (2.0, 2.0), threshold=2.0),
         backend.normalizer.of("two-slope", (2.0, 2.0), (2.0, 2.0), threshold=2.0),
         backend.normalizer.cdf((two[0, 0], 0.0), (two, 0 * two), threshold=2.0, units="raw", center="pixel"),
+        backend.normalizer.of("normal", (2.0, 0.0), (0 * two + 2, 0 * two), threshold=2.0, units="raw"),
     ):
         result = normalizer.with_threshold(2.0, 2.0, units="raw")(scores, maps)
         found = read(backend, result, "pred_scores", "pred_labels", "anomaly_maps")
@@ -311,7 +334,7 @@ def test_n10_extras(backend: Backend, kind: str) -> None:
     dtype = backend.usual_dtype
     scores, maps = sample(dtype)
     arrays = sample_arrays(backend, dtype)
-    name = "z" if kind.startswith("cdf") else "margin"
+    name = "z" if has_sigmas(kind) else "margin"
     result = backend.score(fitted(backend, dtype, kind), *arrays, extras=(name,))
     keys = {"pred_scores", "anomaly_maps", "pred_labels", "pred_masks"}
     assert set(result) == keys | {f"pred_scores_{name}", f"anomaly_maps_{name}"}
@@ -325,7 +348,8 @@ def test_n10_extras(backend: Backend, kind: str) -> None:
             tolerance = [4 * oracle.ulp(v if math.isfinite(v) else 1.0, kept) for v in exact]
         else:
             statistics = [moments(kind, None if field == "pred_scores" else i) for i in range(len(values))]
-            exact = [float(oracle.z_score(x, c, std)) for x, (_, std, c) in zip(values, statistics, strict=True)]
+            z_score = oracle.raw_z_score if kind == "normal" else oracle.z_score
+            exact = [float(z_score(x, c, std)) for x, (_, std, c) in zip(values, statistics, strict=True)]
             tolerance = [oracle.z_bound(v if math.isfinite(v) else 1.0, 0.25, dtype, 4.0) for v in exact]
         found = result[f"{field}_{name}"]
         assert backend.describe(found) == backend.describe(array)._replace(dtype=kept)
@@ -352,7 +376,9 @@ def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.clause("N10")
-@pytest.mark.parametrize(("kind", "name"), [("min-max", "margin"), ("two-slope", "margin"), ("cdf", "z")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("min-max", "margin"), ("two-slope", "margin"), ("cdf", "z"), ("normal", "z")]
+)
 def test_n10_auroc_of_extras_is_that_of_the_raw_scores(backend: Backend, kind: str, name: str) -> None:
     dtype = backend.usual_dtype
     # Many scores so far out that the normalized score is exactly 1.
@@ -482,8 +508,13 @@ def test_n8_a_normalizer_needs_fitted_statistics(backend: Backend) -> None:
         one = backend.cdf.update(backend.cdf.init(), backend.asarray([1.0], backend.usual_dtype))
         with pytest.raises(InsufficientDataError, match="at least 2"):
             make.cdf(one, threshold=1.0)
-        with pytest.raises(OptionError, match="is no record of min-max normalization"):
-            make.min_max(one, threshold=1.0)
+        for kind, make_of in (("min-max", make.min_max), ("normal", partial(make.cdf, transform="identity"))):
+            with pytest.raises(OptionError, match=f"ScoreDistribution is no record of {kind} normalization"):
+                make_of(one, threshold=1.0)
+        two = backend.normal.update(backend.normal.init(), backend.asarray([1.0, -2.0], backend.usual_dtype))
+        with pytest.raises(OptionError, match="RawScoreDistribution is no record of cdf normalization"):
+            make.cdf(two, threshold=1.0)
+        assert make.cdf(two, threshold=1.0, transform="identity").to_fit().method.name == "normal"
     with pytest.raises(NotFittedError, match="image_min is not finite"):
         make.min_max((math.inf, -math.inf), threshold=1.0)
     for wrong in ((0.0, -1.0), (0.0, 1.0, 2.0), "ab", 3.0):
@@ -495,8 +526,9 @@ def test_n8_a_normalizer_needs_fitted_statistics(backend: Backend) -> None:
         make.cdf((0.0, 1.0), threshold=None)
     with pytest.raises(OptionError, match=r"method='magic' is unknown; there are 'min-max', 'two-slope', 'cdf'"):
         make.of("magic", (0.0, 1.0), threshold=1.0)
-    with pytest.raises(OptionError, match="center='nowhere'"):
-        make.cdf((0.0, 1.0), threshold=1.0, center="nowhere")
+    for option, value in (("center", "nowhere"), ("transform", "sqrt")):
+        with pytest.raises(OptionError, match=f"{option}='{value}' is not an option"):
+            make.cdf((0.0, 1.0), threshold=1.0, **{option: value})
     fit = make.min_max(RANGE, threshold=1.0).to_fit()
     assert make.from_fit(fit).thresholds["image"].raw == 1.0
     with pytest.raises(NotFittedError, match="no image-level threshold"):

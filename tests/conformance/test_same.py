@@ -105,11 +105,13 @@ def test_same_sides_order_and_accuracy(variant: Backend, dtype: str) -> None:
         given = programs.corpus(case, dtype)
         t, low, high, raw, std, sigmas = (float(given[n]) for n in ("threshold", "low", "high", "raw", "std", "sigmas"))
         exact_std = 0.0 if oracle.is_constant(case.mean, std, case.mean) else std
+        raw_std = 0.0 if oracle.is_constant(case.mean, std, case.mean, 2.0**-126) else std
         for unit, flagged, values, threshold, exact in (
             ("min_max.normalize", "flag", given["x"], t, lambda x: oracle.min_max(x, t, low, high)),  # noqa: B023
             ("two_slope.normalize", "flag", given["x"], t, lambda x: oracle.two_slope(x, t, low, high)),  # noqa: B023
             ("cdf.normalize", "flag raw", given["positive"], raw, lambda x: oracle.cdf(x, raw, exact_std)),  # noqa: B023
             ("cdf.sigmas", "flag z", given["z"], sigmas, None),
+            ("normal.normalize", "flag", given["x"], t, lambda x: oracle.normal(x, t, raw_std)),  # noqa: B023
         ):
             units, scores = found[unit][1].tolist(), values.tolist()
             if case.name in ("unfitted", "backwards") and unit != "cdf.sigmas":

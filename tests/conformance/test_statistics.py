@@ -68,8 +68,8 @@ def test_s1_distribution_algebra(backend: Backend, dtype: str, shape: tuple[int,
 
 @pytest.mark.clause("S1")
 def test_s1_empty_batches_change_nothing(backend: Backend, dtype: str) -> None:
-    for module, record in ((backend.min_max, backend.min_max.init()), (backend.cdf, backend.cdf.init())):
-        filled = module.update(record, backend.asarray([1.0, 2.0, 0.5, 4.0], dtype))
+    for module in (backend.min_max, backend.cdf, backend.normal):
+        filled = module.update(module.init(), backend.asarray([1.0, 2.0, 0.5, 4.0], dtype))
         assert _fields(backend, module.update(filled, backend.asarray([], dtype))) == _fields(backend, filled)
 
 
@@ -132,6 +132,7 @@ def test_s5_records_do_not_grow(backend: Backend) -> None:
         (backend.min_max, backend.min_max.init(), np.ones((4,))),
         (backend.cdf, backend.cdf.init(), np.ones((4,))),
         (backend.cdf, backend.cdf.init((2, 3)), np.ones((4, 1, 2, 3))),
+        (backend.normal, backend.normal.init(), np.ones((4,))),
     ):
         shapes = [backend.describe(field).shape for field in record]
         for _ in range(3):
@@ -277,8 +278,9 @@ def test_s7_a_constant_population_is_fitted(backend: Backend, dtype: str) -> Non
 @pytest.mark.clause("S8")
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 5, 4), (2, 3, 4, 4), (4, 4)], ids=str)
 def test_s8_other_resolution_is_an_error(backend: Backend, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ResolutionError, match=r"\(4, 4\)"):
-        backend.cdf.update(backend.cdf.init((4, 4)), backend.asarray(np.ones(shape), backend.usual_dtype))
+    for module in (backend.cdf, backend.normal):
+        with pytest.raises(ResolutionError, match=r"\(4, 4\)"):
+            module.update(module.init((4, 4)), backend.asarray(np.ones(shape), backend.usual_dtype))
 
 
 @pytest.mark.clause("S2")

@@ -102,6 +102,7 @@ def _vocabulary(module: str) -> list[tuple[str, list[str]]]:
         ("methods.min_max", "normalize"),
         ("methods.two_slope", "normalize"),
         ("methods.cdf", "standardize"),
+        ("methods.normal", "standardize"),
         ("threshold.decision", "flag"),
         ("threshold.histogram", "update"),
     ],
@@ -110,7 +111,7 @@ def test_modules_define_the_same_names_in_the_same_order_in_all_packages(module:
     core, torch, jax = (_vocabulary(f"{package}.{module}") for package in _PACKAGES)
     assert some in [name for name, _ in core]
     # What is computed once, on the host, is core's alone.
-    hosts = {"raw_threshold", "sigmas", "check", "constant", "lower_edge"}
+    hosts = {"raw_threshold", "sigmas", "check", "constant", "lower_edge", "float32_at_or_above", "float32_beyond"}
     wanted = [entry for entry in core if entry[0] not in hosts]
     for package in (torch, jax):
         assert [entry for entry in package if entry[0] in {name for name, _ in wanted}] == wanted

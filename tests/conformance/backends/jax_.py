@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anomnorm_core.checks import Counts
-from anomnorm_jax import Normalizer, _counter, cdf, min_max, threshold, two_slope
+from anomnorm_jax import Normalizer, _counter, cdf, min_max, normal, threshold, two_slope
 from anomnorm_jax.methods import METHODS
 from conformance.backend import Backend, Description
 
@@ -24,6 +24,7 @@ class JaxJit(Backend):
     min_max = min_max
     two_slope = two_slope
     cdf = cdf
+    normal = normal
     threshold = threshold
     normalizer = Normalizer
     methods = METHODS

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anomnorm_core import Normalizer, cdf, min_max, threshold, two_slope
+from anomnorm_core import Normalizer, cdf, min_max, normal, threshold, two_slope
 from anomnorm_core.methods import METHODS
 from conformance.backend import Backend, Description
 
@@ -17,6 +17,7 @@ class NumPy(Backend):
     min_max = min_max
     two_slope = two_slope
     cdf = cdf
+    normal = normal
     threshold = threshold
     normalizer = Normalizer
     methods = METHODS

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import array_api_strict as xp
 import numpy as np
 
-from anomnorm_core import cdf, min_max, threshold, two_slope
+from anomnorm_core import cdf, min_max, normal, threshold, two_slope
 from conformance.backend import (
     CDF_FUNCTIONS,
     DECISION_FUNCTIONS,
     HISTOGRAM_FUNCTIONS,
     MIN_MAX_FUNCTIONS,
+    NORMAL_FUNCTIONS,
     Backend,
     Description,
 )
@@ -30,6 +31,7 @@ class Strict(Backend):
     min_max = _with_own_init(min_max, MIN_MAX_FUNCTIONS)
     two_slope = _with_own_init(two_slope, MIN_MAX_FUNCTIONS)
     cdf = _with_own_init(cdf, CDF_FUNCTIONS)
+    normal = _with_own_init(normal, NORMAL_FUNCTIONS)
     threshold = _with_own_init(threshold, (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS))
 
     def asarray(self, values: Any, dtype: str) -> Any:

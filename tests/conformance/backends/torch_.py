@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from anomnorm_torch import Normalizer, cdf, min_max, threshold, two_slope
+from anomnorm_torch import Normalizer, cdf, min_max, normal, threshold, two_slope
 from anomnorm_torch.methods import METHODS
 from conformance.backend import (
     CDF_FUNCTIONS,
     DECISION_FUNCTIONS,
     HISTOGRAM_FUNCTIONS,
     MIN_MAX_FUNCTIONS,
+    NORMAL_FUNCTIONS,
     Backend,
     Description,
 )
@@ -36,6 +37,7 @@ class TorchEager(Backend):
     min_max = min_max
     two_slope = two_slope
     cdf = cdf
+    normal = normal
     threshold = threshold
     normalizer = Normalizer
     methods = METHODS
@@ -83,6 +85,7 @@ class TorchCompiled(TorchEager):
     min_max = _compiled(min_max, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     two_slope = _compiled(two_slope, MIN_MAX_FUNCTIONS, ("init", "bounds"))
     cdf = _compiled(cdf, CDF_FUNCTIONS, ("init", "mean_std"))
+    normal = _compiled(normal, NORMAL_FUNCTIONS, ("init", "mean_std"))
     threshold = _compiled(threshold, (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS), ("init",))
 
     def score(self, normalizer: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -123,7 +124,14 @@ def _moments(shape: tuple[int, ...] = ()) -> Moments:
     return Moments(number, moment, moment, number, Toy((0, 0, 0), (3,), "int64"))
 
 
-def _moments_update(record: Moments, scores: Toy, *, where: Toy | None = None) -> Moments:
+def _place(x: float, log: bool) -> float | None:
+    """Where a score is among those that the moments are of; None where it is not among them."""
+    if not math.isfinite(x):
+        return None
+    return x if not log else math.log(x) if x > 0 else None
+
+
+def _moments_update(record: Moments, scores: Toy, *, where: Toy | None = None, log: bool = True) -> Moments:
     shape = record.mean.shape
     if scores.shape[1:] not in (shape, (1, *shape), (*shape, 1)):
         raise ResolutionError(f"the statistics have shape {shape}, found scores of shape {scores.shape}")
@@ -131,11 +139,12 @@ def _moments_update(record: Moments, scores: Toy, *, where: Toy | None = None) -
     invalid = list(record.invalid.values)
     for i, x in _taken(scores, where):
         entry = entries[i % len(entries)]
-        if x > 0 and math.isfinite(x):
+        place = _place(x, log)
+        if place is not None:
             entry[0] += 1
-            delta = math.log(x) - entry[1]
+            delta = place - entry[1]
             entry[1] += delta / entry[0]
-            entry[2] += delta * (math.log(x) - entry[1])
+            entry[2] += delta * (place - entry[1])
         elif x == 0:
             entry[3] += 1
         else:
@@ -173,25 +182,28 @@ def _mean_std(record: Moments, *, ddof: int = 1, level: str = "image") -> tuple[
     return Toy(tuple(means), record.mean.shape), Toy(tuple(stds), record.mean.shape)
 
 
-def _floor(mean: float, center: float) -> float:
-    """A deviation of logarithms up to which it is rounding (clause N7)."""
-    return max(2.0**-21 * max(abs(mean), abs(center)), 2.0**-24)
+def _floor(mean: float, center: float, log: bool) -> float:
+    """A deviation up to which it is rounding (clause N7)."""
+    return max(2.0**-21 * max(abs(mean), abs(center)), 2.0**-24 if log else 2.0**-126)
 
 
-def _z(x: float, mean: float, std: float, center: float) -> float:
+def _z(x: float, mean: float, std: float, center: float, log: bool = True) -> float:
     if math.isnan(x) or math.isnan(mean) or math.isnan(std):
         return math.nan
-    distance = math.log(x) - center if x > 0 else -math.inf
-    floor = _floor(mean, center)
+    if math.isinf(x):
+        return x
+    place = _place(x, log)
+    distance = -math.inf if place is None else place - center
+    floor = _floor(mean, center, log)
     if std > floor:
         return distance / std
     return 0.0 if abs(distance) <= floor else math.copysign(math.inf, distance)
 
 
-def _standardize(scores: Toy, mean: Any, std: Any, center_at: Any = None) -> Toy:
+def _standardize(scores: Toy, mean: Any, std: Any, center_at: Any = None, *, log: bool = True) -> Toy:
     statistics = (value for value in (mean, std, center_at) if value is not None)
     require_resolution(scores.shape, *(_number(value).shape for value in statistics))
-    return _map(_z, scores, mean, std, mean if center_at is None else center_at)
+    return _map(partial(_z, log=log), scores, mean, std, mean if center_at is None else center_at)
 
 
 def _unit_sigmas(z: float, t: float) -> float:
@@ -201,7 +213,7 @@ def _unit_sigmas(z: float, t: float) -> float:
 def _unit_cdf(x: float, t: float, mean: float, std: float, center: float) -> float:
     if math.isnan(x) or math.isnan(mean) or math.isnan(std):
         return math.nan
-    if x <= 0 or math.isinf(x) or x == t or std <= _floor(mean, center):
+    if x <= 0 or math.isinf(x) or x == t or std <= _floor(mean, center, log=True):
         return 0.5 if x == t else float(x > t)
     ratio, quotient = (x - t) / t, x / t
     normal = sys.float_info.min <= quotient < math.inf
@@ -210,10 +222,18 @@ def _unit_cdf(x: float, t: float, mean: float, std: float, center: float) -> flo
     return _repaired(math.erfc(-distance / std / math.sqrt(2)) / 2, x, t)
 
 
-def _normalize_cdf(scores: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
+def _unit_normal(x: float, t: float, mean: float, std: float, center: float) -> float:
+    if math.isnan(x) or math.isnan(mean) or math.isnan(std):
+        return math.nan
+    if math.isinf(x) or x == t or std <= _floor(mean, center, log=False):
+        return 0.5 if x == t else float(x > t)
+    return _repaired(math.erfc((t - x) / std / math.sqrt(2)) / 2, x, t)
+
+
+def _normalized(unit: Callable[..., float], scores: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
     center = mean if center_at is None else center_at
     require_resolution(scores.shape, *(_number(value).shape for value in (t, mean, std, center)))
-    return _map(_unit_cdf, scores, t, mean, std, center)
+    return _map(unit, scores, t, mean, std, center)
 
 
 def _margin(x: float, t: float, low: float, high: float) -> float:
@@ -242,10 +262,18 @@ def _raw_cdf(u: float, t: float, mean: float, std: float) -> float:
     return t * math.exp(std * NormalDist().inv_cdf(u))
 
 
-def _denormalize(unit: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
+def _raw_normal(u: float, t: float, mean: float, std: float) -> float:
+    if not (0 <= u <= 1) or math.isnan(mean) or math.isnan(std):
+        return math.nan
+    if u in (0, 1):
+        return (-math.inf, math.inf)[int(u)] if std else t
+    return t + std * NormalDist().inv_cdf(u)
+
+
+def _denormalized(raw: Callable[..., float], unit: Toy, t: Any, mean: Any, std: Any, center_at: Any = None) -> Toy:
     statistics = (value for value in (t, mean, std, center_at) if value is not None)
     require_resolution(unit.shape, *(_number(value).shape for value in statistics))
-    return _map(_raw_cdf, unit, t, mean, std)
+    return _map(raw, unit, t, mean, std)
 
 
 _RANGES: dict[str, Any] = {
@@ -278,9 +306,18 @@ class ToyBackend(Backend):
         merge=_moments_merge,
         mean_std=_mean_std,
         standardize=_standardize,
-        normalize=_normalize_cdf,
+        normalize=partial(_normalized, _unit_cdf),
         normalize_standardized=lambda z, t: _map(_unit_sigmas, z, t),
-        denormalize=_denormalize,
+        denormalize=partial(_denormalized, _raw_cdf),
+    )
+    normal = SimpleNamespace(
+        init=_moments,
+        update=partial(_moments_update, log=False),
+        merge=_moments_merge,
+        mean_std=_mean_std,
+        standardize=partial(_standardize, log=False),
+        normalize=partial(_normalized, _unit_normal),
+        denormalize=partial(_denormalized, _raw_normal),
     )
     threshold = SimpleNamespace(flag=_flag)
 

@@ -22,9 +22,9 @@ from anomnorm_core.errors import (
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.method import Kernels, Method
-from anomnorm_core.methods import cdf, min_max, register, two_slope
+from anomnorm_core.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_core.normalizer import Normalizer
-from anomnorm_core.options import Center, OnInvalid, Origin, Source, ThresholdRule, Units
+from anomnorm_core.options import Center, OnInvalid, Origin, Source, ThresholdRule, Transform, Units
 
 __all__ = [
     "AnomnormError",
@@ -50,11 +50,13 @@ __all__ = [
     "Threshold",
     "ThresholdRule",
     "ThresholdWarning",
+    "Transform",
     "Units",
     "__version__",
     "cdf",
     "methods",
     "min_max",
+    "normal",
     "register",
     "threshold",
     "two_slope",

@@ -119,6 +119,18 @@ def causes(values: Array, taken: Array, known: Array, xp: Namespace) -> Array:
     return xp.stack([every - xp.sum(known) - nan - infinite, nan, infinite])
 
 
+def moments(values: Array, valid: Array, xp: Namespace) -> tuple[Array, Array, Array]:
+    """How many of the ``values`` are ``valid``, their mean and their sum of squared deviations, of the first axis."""
+    count = xp.sum(xp.astype(valid, xp.int64), axis=0)
+    values = xp.where(valid, values, xp.zeros_like(values))
+    divisor = xp.astype(xp.where(count > 0, count, xp.ones_like(count)), xp.float64)
+    mean = xp.sum(values, axis=0) / divisor
+    deviation = xp.where(valid, values - mean, xp.zeros_like(values))
+    # A second pass over the deviations removes the rounding error of the first mean.
+    residue = xp.sum(deviation, axis=0) / divisor
+    return count, mean + residue, xp.sum(deviation * deviation, axis=0) - divisor * residue * residue
+
+
 def ndtr(z: Array, xp: Namespace) -> Array:
     """Standard normal CDF of float64: ``erfc(-z / sqrt 2) / 2``, which unlike ``(1 + erf) / 2`` keeps the tail."""
     return 0.5 * _special("erfc", xp)(z * -(0.5**0.5))
@@ -148,6 +160,7 @@ __all__ = [
     "array_namespace",
     "causes",
     "evaluated",
+    "moments",
     "ndtr",
     "ndtri",
     "normalized",

@@ -106,8 +106,9 @@ def _remedy(counts: Counts, *, unseen: bool = False) -> str:
             + "use a method without a logarithm, min-max for example."
         ),
         "negative": (
-            "Scores of any sign (log-likelihoods, decision functions) have no logarithm: use min-max normalization, or "
-            "let the step return scores above zero, exp(score) for example."
+            "Scores of any sign (log-likelihoods, decision functions) have no logarithm: give the CDF "
+            'transform="identity", which is method "normal", use min-max normalization, or let the step return scores '
+            "above zero, exp(score) for example."
         ),
         "nan": "Look for a division by zero, an empty crop or a diverged model behind the NaN.",
         "infinite": "Look for an overflow or a division by zero behind the infinities, in half precision for example.",

@@ -243,6 +243,7 @@ class Fit:
         origin: Origin,
         *,
         found: bool = False,
+        above: bool = False,
         rate: float | None = None,
         guaranteed: bool = False,
     ) -> "Fit":
@@ -252,10 +253,12 @@ class Fit:
             level: ``"image"`` or ``"pixel"``, which then does not move with the image level any more.
             value, units: as for `raw_threshold`.
             origin: where it comes from.
-            found: whether it was found among values that were rounded to z-scores (clause N4a).
+            found: whether it was found among values that were rounded to z-scores, and their own one has to be at or
+                above it (clause N4a).
+            above: whether it was found likewise, and their own one has to be below it (clause T3).
             rate, guaranteed: the false-alarm rate that the rule which found it expects, and whether that holds.
         """
-        threshold = self._placed(level, value, units, origin, found=found)
+        threshold = self._placed(level, value, units, origin, found=found, above=above)
         return self._with(level, replace(threshold, false_alarm_rate=rate, guaranteed=guaranteed))
 
     def following(self) -> "Fit":
@@ -285,6 +288,7 @@ class Fit:
         origin: Origin,
         *,
         found: bool = False,
+        above: bool = False,
         refuse: bool = True,
         argument: str = "threshold",
     ) -> Threshold:
@@ -309,7 +313,12 @@ class Fit:
                 step = float(np.median(moved[known]))
                 return self._placed(level, present.sigmas + step, Units.SIGMAS, origin, argument=argument)
         elif scale is Units.SIGMAS:
-            raw = np.broadcast_to(kernels.raw_threshold(float(numbers), *arguments, found=found), shape)  # type: ignore[misc]
+            raw = kernels.raw_threshold(float(numbers), *arguments, found=found)  # type: ignore[misc]
+            if found or above:  # scores of float32 were standardized with parameters of float32
+                rounded = [array.astype(np.float32).astype(np.float64) for array in arguments]
+                other = kernels.raw_threshold(float(numbers), *rounded, found=found)  # type: ignore[misc]
+                raw = np.minimum(raw, other) if found else _next_float32(np.maximum(raw, other))
+            raw = np.broadcast_to(raw, shape)
         else:
             raw = np.broadcast_to(numbers, shape)
         least = _SMALLEST if method.positive else -LARGEST_FLOAT32
@@ -372,6 +381,12 @@ def _placed(threshold: Threshold | None) -> str:
     rate = threshold.false_alarm_rate
     rate_text = "" if rate is None else f", expected false alarms {100 * rate:.2g}%" + " at most" * threshold.guaranteed
     return f"threshold {_range(threshold.raw)}{sigmas}, {origin}{rate_text}"
+
+
+def _next_float32(value: np.ndarray) -> np.ndarray:
+    """The float32 after the one nearest to ``value``: above every float32 that is below ``value``."""
+    with np.errstate(over="ignore"):
+        return np.nextafter(value.astype(np.float32), np.float32(np.inf)).astype(np.float64)
 
 
 def _range(array: np.ndarray) -> str:

@@ -28,7 +28,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.method import Kernels, Registry
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LEVELS, Center, OnInvalid, Origin, Units
+from anomnorm_core.options import LEVELS, Center, OnInvalid, Origin, Transform, Units
 from anomnorm_core.threshold import flag
 
 
@@ -108,24 +108,29 @@ class BaseNormalizer(ABC):
         pixel_threshold: SupportsFloat | None = None,
         units: Units | str = Units.SIGMAS,
         center: Center | str = Center.IMAGE,
+        transform: Transform | str = Transform.LOG,
     ) -> Self:
-        """A CDF normalizer (clauses N2, N3).
+        """A CDF normalizer (clauses N2, N3, N3b).
 
         Args:
-            image: image-level statistics: a record of `cdf.update`, or a pair ``(mean, std)`` of the log scores.
+            image: image-level statistics: a record of `cdf.update`, or a pair ``(mean, std)`` of the log scores. With
+                ``transform="identity"`` a record of `normal.update`, or such a pair of the scores themselves.
             pixel: the same of the maps, if there are any, of shape (H, W).
             threshold: for the image scores, in ``units``.
             pixel_threshold: for the maps; None takes that of the images in sigmas, also when that is changed (T6).
             units: of both: ``"sigmas"`` or ``"raw"``.
             center: where pixel z-scores are zero: ``"image"`` or ``"pixel"``.
+            transform: what is normally distributed: ``"log"``, the logarithms of the scores, or ``"identity"``, the
+                scores, which may then have any sign.
 
         Raises:
             NotFittedError, InsufficientDataError: the statistics have seen too few valid values.
             OptionError: a threshold is no finite number, or an option is none.
         """
         options = {"center": str(Center.parse(center, "center"))}
+        method = Transform.parse(transform, "transform").method
         return cls.of(
-            "cdf", image, pixel, threshold=threshold, pixel_threshold=pixel_threshold, units=units, options=options
+            method, image, pixel, threshold=threshold, pixel_threshold=pixel_threshold, units=units, options=options
         )
 
     @classmethod
@@ -143,7 +148,7 @@ class BaseNormalizer(ABC):
         """A normalizer of any method.
 
         Args:
-            method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"`` or that of a registered one.
+            method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"``, ``"normal"`` or that of a registered one.
             image: image-level statistics: a record of the method's ``update``, or its parameters in a tuple.
             pixel: the same of the maps, if there are any.
             threshold: for the image scores, in ``units``.

@@ -34,10 +34,15 @@ class Center(_Option):
 
 
 class Transform(_Option):
-    """What is taken as normally distributed (clauses N3, N3b)."""
+    """What is taken as normally distributed: one method each (clauses N3, N3b)."""
 
-    LOG = "log"  # the logarithm of the score
-    IDENTITY = "identity"  # the score itself
+    LOG = "log"  # the logarithm of the scores: method "cdf"
+    IDENTITY = "identity"  # the scores themselves, which may have any sign: method "normal"
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return "cdf" if self is Transform.LOG else "normal"
 
 
 class Source(_Option):

@@ -4,7 +4,7 @@ from anomnorm_jax import methods, threshold
 from anomnorm_jax._version import __version__
 from anomnorm_jax.hook import NormalizationHook
 from anomnorm_jax.hooks import CdfNormalizationHook, MinMaxNormalizationHook
-from anomnorm_jax.methods import cdf, min_max, register, two_slope
+from anomnorm_jax.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_jax.normalizer import Normalizer
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cdf",
     "methods",
     "min_max",
+    "normal",
     "register",
     "threshold",
     "two_slope",

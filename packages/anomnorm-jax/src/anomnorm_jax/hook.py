@@ -69,7 +69,7 @@ class NormalizationHook:
         outputs = hook.on_predict_batch_end(normalizer, predict(batch))
 
     Args:
-        method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"`` or that of a registered one.
+        method: its name: ``"min-max"``, ``"two-slope"``, ``"cdf"``, ``"normal"`` or that of a registered one.
         threshold: in sigmas where the method has them, else in raw units; or how it is found when a validation run
             ends. ``"adaptive"`` (or None): the one of the best F1, by the labels and masks in the outputs.
             ``"normal_quantile"``: just above the normal samples. ``"false_alarm_rate"``: where a given share of new

@@ -11,11 +11,13 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from anomnorm_core.errors import OptionError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit_check import FitCheck
-from anomnorm_core.options import Units
+from anomnorm_core.method import Kernels
+from anomnorm_core.options import Transform, Units
 from anomnorm_jax.hook import Batches, NormalizationHook
-from anomnorm_jax.methods import cdf, min_max
+from anomnorm_jax.methods import METHODS, min_max
 from anomnorm_jax.normalizer import Normalizer
 from anomnorm_jax.outputs import Outputs, padding, used
 
@@ -101,17 +103,22 @@ class AnomalyScoreDistribution(nnx.Metric):
 
     Args:
         shape: height and width of the maps; None where there are none.
+        transform: ``"log"``, or ``"identity"`` for the moments of the scores themselves.
     """
 
-    def __init__(self, shape: tuple[int, int] | None = None) -> None:
-        self.shape = shape
-        self.image = Statistics(cdf.init())
-        self.pixel = Statistics(None if shape is None else cdf.init(shape))
+    def __init__(self, shape: tuple[int, int] | None = None, transform: Transform | str = Transform.LOG) -> None:
+        self.shape, self.transform = shape, Transform.parse(transform, "transform")
+        self.image = Statistics(self._kernels.init())
+        self.pixel = Statistics(None if shape is None else self._kernels.init(shape))
+
+    @property
+    def _kernels(self) -> Kernels:
+        return METHODS[self.transform.method]
 
     def reset(self) -> None:
         """Forget all values."""
-        self.image.set_value(cdf.init())
-        self.pixel.set_value(None if self.shape is None else cdf.init(self.shape))
+        self.image.set_value(self._kernels.init())
+        self.pixel.set_value(None if self.shape is None else self._kernels.init(self.shape))
 
     def update(
         self,
@@ -132,13 +139,18 @@ class AnomalyScoreDistribution(nnx.Metric):
         scores, maps, taken = _taken(pred_scores, anomaly_maps, others, where)
         for record, values in ((self.image, scores), (self.pixel, maps)):
             if values is not None and record.get_value() is not None:
-                record.set_value(cdf.update(record.get_value(), values, where=taken))
+                record.set_value(self._kernels.update(record.get_value(), values, where=taken))
 
     def merge(self, other: "AnomalyScoreDistribution") -> None:
-        """Add what another one of the same shape has seen."""
+        """Add what another one of the same shape and transform has seen."""
+        if other.transform is not self.transform:
+            raise OptionError(
+                f"the other one has transform={str(other.transform)!r}, and this one {str(self.transform)!r}: moments "
+                "of logarithms and of scores are no sum. Make both with one transform."
+            )
         for mine, its in ((self.image, other.image), (self.pixel, other.pixel)):
             if mine.get_value() is not None:
-                mine.set_value(cdf.merge(mine.get_value(), its.get_value()))
+                mine.set_value(self._kernels.merge(mine.get_value(), its.get_value()))
 
     def compute(self) -> dict[str, tuple[Array, Array]]:
         """``{"image": (mean, std)}`` and, with maps, ``"pixel"``.
@@ -147,7 +159,8 @@ class AnomalyScoreDistribution(nnx.Metric):
             NotFittedError, InsufficientDataError: outside of jit, where a level has too few values. See `cdf.mean_std`.
         """
         records = {level: getattr(self, level).get_value() for level in ("image", "pixel")}
-        return {level: cdf.mean_std(record, level=level) for level, record in records.items() if record is not None}
+        finalize: Callable[..., tuple[Array, Array]] = self._kernels.finalize
+        return {level: finalize(record, level=level) for level, record in records.items() if record is not None}
 
 
 class Normalization(nnx.Module):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomnorm_torch import threshold
 from anomnorm_torch._version import __version__
-from anomnorm_torch.methods import cdf, min_max, register, two_slope
+from anomnorm_torch.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "cdf",
     "min_max",
+    "normal",
     "register",
     "threshold",
     "two_slope",

@@ -63,6 +63,22 @@ def tiled(
         function(pieces[0], *(p[tile[1]] if p.ndim else p for p in flat), *pieces[1:])
 
 
+def filled(function: Callable[..., None], x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+    """What ``function(x, *parameters, result)`` writes, of the shape of ``x``; tile by tile, where they fit.
+
+    All of them are `is_readable`, and no derivative is needed.
+    """
+    for parameter in parameters:
+        if parameter.ndim:
+            x = x.expand(torch.broadcast_shapes(x.shape, parameter.shape))  # type: ignore[no-untyped-call]
+    result = x.new_empty(x.shape)
+    if fits_tiles(x, parameters):
+        tiled(function, x, parameters, (result,))
+    else:
+        function(x, *parameters, result)
+    return result
+
+
 def fits_tiles(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
     """Whether ``x``, which `is_readable` and needs no derivative, is large enough and lies well enough in memory."""
     if x.numel() <= TILE * torch.get_num_threads() or not x.is_contiguous():

@@ -70,7 +70,7 @@ class Normalization:
     decided on the raw values (``x >= threshold``). Parameters and thresholds are in the module's state dict.
 
     Args:
-        method: its name, ``"two-slope"``, ``"min-max"``, ``"cdf"`` or that of a registered one.
+        method: its name, ``"two-slope"``, ``"min-max"``, ``"cdf"``, ``"normal"`` or that of a registered one.
         threshold: decision threshold, in sigmas where the method has them and else in raw units, or how to find it; it
             wins over a checkpoint. None takes the module's own ``image_threshold`` and ``pixel_threshold``, numbers or
             objects with a ``value``, and does as ``"adaptive"`` does where it has none. ``"adaptive"`` finds the

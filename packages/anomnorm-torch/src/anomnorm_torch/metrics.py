@@ -15,9 +15,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from anomnorm_core.checks import Counts, counts_of, require_count, without_channel
 from anomnorm_core.method import Kernels
-from anomnorm_core.options import LEVELS
+from anomnorm_core.options import LEVELS, Transform
 from anomnorm_torch._tensors import keep_dtype
-from anomnorm_torch.methods import cdf, min_max
+from anomnorm_torch.methods import METHODS, cdf, min_max
 
 
 class RecordMetric(Metric):
@@ -27,7 +27,7 @@ class RecordMetric(Metric):
     higher_is_better = None
     full_state_update = True  # unused: forward() is update()
 
-    kernels: ClassVar[Kernels]
+    kernels: Kernels
     _prefixes: ClassVar[dict[str, str]]  # of the states, by level; as in anomalib 0.3, where it had them
 
     def __init__(self, **kwargs: Any) -> None:
@@ -111,6 +111,11 @@ class RecordMetric(Metric):
         if isinstance(incoming_state, Metric):
             if not isinstance(incoming_state, type(self)):
                 raise ValueError(f"cannot merge a {type(incoming_state).__name__} into a {type(self).__name__}.")
+            if incoming_state.kernels.method != self.kernels.method:
+                raise ValueError(
+                    f"statistics of {incoming_state.kernels.method.name} and {self.kernels.method.name} normalization "
+                    "have no sum: make both metrics with one transform."
+                )
             state = incoming_state.metric_state
         else:
             state = incoming_state
@@ -147,19 +152,28 @@ class MinMax(RecordMetric):
 
 
 class AnomalyScoreDistribution(RecordMetric):
-    """Moments of the logarithm of the scores of normal images (shape ()) and of each pixel of their maps ((H, W))."""
+    """Moments of the logarithm of the scores of normal images (shape ()) and of each pixel of their maps ((H, W)).
+
+    Args:
+        transform: ``"log"``, or ``"identity"`` for the moments of the scores themselves.
+        kwargs: of ``torchmetrics.Metric``.
+    """
 
     kernels = cdf.KERNELS
     _prefixes: ClassVar = {"image": "image_", "pixel": "pixel_"}
 
+    def __init__(self, transform: Transform | str = Transform.LOG, **kwargs: Any) -> None:
+        self.kernels = METHODS[Transform.parse(transform, "transform").method]
+        super().__init__(**kwargs)
+
     @property
     def image_std(self) -> Tensor:
-        """Standard deviation of the logarithm of image scores (ddof 1); NaN below two values."""
+        """Standard deviation of (the logarithm of) image scores (ddof 1); NaN below two values."""
         return self._std("image")
 
     @property
     def pixel_std(self) -> Tensor:
-        """Standard deviation of the logarithm of each pixel (ddof 1); NaN below two values."""
+        """Standard deviation of (the logarithm of) each pixel (ddof 1); NaN below two values."""
         return self._std("pixel")
 
     def _std(self, level: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from anomnorm_core.options import Center, OnInvalid, Per, Source
+from anomnorm_core.options import Center, OnInvalid, Per, Source, Transform
 from anomnorm_torch.callback import Normalization, ThresholdOption
 from anomnorm_torch.normal_data import CalibrationLoader
 
@@ -73,8 +73,11 @@ class CdfNormalization(Normalization):
         normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         center: where pixel z-scores are zero: ``"image"`` (the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
+        transform: what is taken as normally distributed: ``"log"``, the logarithms, or ``"identity"``, the scores
+            themselves, which may then have any sign (log-likelihoods); ``z`` is ``(x - mean) / std``.
         source, calibration_loader, step, limit_batches, every_n_validations: see `NormalizationCallback`.
-        on_invalid: see `NormalizationCallback`; NaN, infinite, and not positive scores have no logarithm.
+        on_invalid: see `NormalizationCallback`; NaN and infinite scores cannot be fitted, and those that are
+            not positive have no logarithm.
         extras, log_prefix: see `NormalizationCallback`.
 
     Raises:
@@ -91,6 +94,7 @@ class CdfNormalization(Normalization):
         confidence: float | None = None,
         per: Per | str = Per.PIXEL,
         center: Center | str = Center.IMAGE,
+        transform: Transform | str = Transform.LOG,
         source: Source | str = Source.TRAIN,
         calibration_loader: CalibrationLoader | None = None,
         step: str = "validation_step",
@@ -100,8 +104,9 @@ class CdfNormalization(Normalization):
         extras: Iterable[str] = (),
         log_prefix: str | None = "normalization",
     ) -> None:
+        chosen = Transform.parse(transform, "transform")
         super().__init__(
-            "cdf",
+            chosen.method,
             threshold,
             pixel_threshold=pixel_threshold,
             normal_quantile=normal_quantile,
@@ -118,3 +123,4 @@ class CdfNormalization(Normalization):
             log_prefix=log_prefix,
             options={"center": str(Center.parse(center, "center"))},
         )
+        self.transform = chosen

@@ -1,9 +1,11 @@
 """The methods: one file each, and where they are found by name."""
 
 from anomnorm_core.method import Registry
-from anomnorm_core.methods import cdf, min_max, two_slope
+from anomnorm_core.methods import cdf, min_max, normal, two_slope
 
-METHODS = Registry("anomnorm_core.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS), host=True)
+METHODS = Registry(
+    "anomnorm_core.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS, normal.KERNELS), host=True
+)
 register = METHODS.register
 
-__all__ = ["METHODS", "cdf", "min_max", "register", "two_slope"]
+__all__ = ["METHODS", "cdf", "min_max", "normal", "register", "two_slope"]

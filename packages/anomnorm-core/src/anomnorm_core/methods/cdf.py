@@ -14,6 +14,7 @@ from anomnorm_core._arrays import (
     array_namespace,
     causes,
     evaluated,
+    moments,
     ndtr,
     ndtri,
     normalized,
@@ -92,21 +93,9 @@ def update(record: ScoreDistribution, scores: Array, *, where: Array | None = No
     x = samples(widen(scores, xp)[0], tuple(record.mean.shape), xp)
     taken = selection(where, x, xp)
     valid = taken & xp.isfinite(x) & (x > 0)
-    count, zeros = (xp.sum(xp.astype(mask, xp.int64), axis=0) for mask in (valid, taken & (x == 0)))
-    log_x = xp.where(valid, xp.log(xp.where(valid, x, xp.ones_like(x))), xp.zeros_like(x))
-    divisor = xp.astype(xp.where(count > 0, count, xp.ones_like(count)), xp.float64)
-    mean = xp.sum(log_x, axis=0) / divisor
-    deviation = xp.where(valid, log_x - mean, xp.zeros_like(x))
-    # A second pass over the deviations removes the rounding error of the first mean.
-    residue = xp.sum(deviation, axis=0) / divisor
-    batch = ScoreDistribution(
-        count=count,
-        mean=mean + residue,
-        m2=xp.sum(deviation * deviation, axis=0) - divisor * residue * residue,
-        zeros=zeros,
-        invalid=causes(x, taken, count + zeros, xp),
-    )
-    return merge(record, batch)
+    zeros = xp.sum(xp.astype(taken & (x == 0), xp.int64), axis=0)
+    count, mean, m2 = moments(xp.log(xp.where(valid, x, xp.ones_like(x))), valid, xp)
+    return merge(record, ScoreDistribution(count, mean, m2, zeros, causes(x, taken, count + zeros, xp)))
 
 
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
@@ -252,11 +241,14 @@ def denormalize(
     return evaluated(_inverse, unit, threshold, (mean, std, mean if center_at is None else center_at))
 
 
-def constant(mean: Array, std: Array, center: Array) -> tuple[Array, Array]:
-    """Where a deviation is zero up to rounding, and how far from the center a score is still at it (clause N7)."""
+def constant(mean: Array, std: Array, center: Array, least: float = LEAST_STD) -> tuple[Array, Array]:
+    """Where a deviation is zero up to rounding, and how far from the center a score is still at it (clause N7).
+
+    ``least`` is what is rounding whatever the mean and the center are.
+    """
     xp = array_namespace(mean, std, center)
     largest = xp.maximum(xp.abs(mean), xp.abs(center))
-    floor = xp.maximum(STD_FLOOR * largest, LEAST_STD * xp.ones_like(largest))
+    floor = xp.maximum(STD_FLOOR * largest, least * xp.ones_like(largest))
     return std <= floor, floor
 
 
@@ -323,18 +315,23 @@ def raw_threshold(
     raw = np.exp(center + std * sigmas)
     if found:
         bound = 4 * np.spacing(np.float32(abs(sigmas))) + 2.0**-30 / np.where(flat, 1.0, std)
-        raw = _float32_at_or_above(np.exp(center + std * (sigmas - bound)))
-        at = _float32_at_or_above(np.exp(center - floor))
-    rounded = edge.astype(np.float32)
-    further = np.nextafter(rounded, np.float32(step * np.inf))
-    beside = np.where(step * (rounded - edge) > 0, rounded, further).astype(np.float64)
-    return np.asarray(np.where(flat, beside if step else at, raw))
+        raw = float32_at_or_above(np.exp(center + std * (sigmas - bound)))
+        at = float32_at_or_above(np.exp(center - floor))
+    return np.asarray(np.where(flat, float32_beyond(edge, step) if step else at, raw))
 
 
-def _float32_at_or_above(value: np.ndarray) -> np.ndarray:
+def float32_at_or_above(value: np.ndarray) -> np.ndarray:
+    """The smallest float32 that is not below ``value``."""
     rounded = value.astype(np.float32)
     up = np.nextafter(rounded, np.float32(np.inf))
     return np.where(rounded < value, up, rounded).astype(np.float64)
+
+
+def float32_beyond(edge: np.ndarray, step: float) -> np.ndarray:
+    """The first float32 above ``edge``, for a positive ``step``, or below it."""
+    rounded = edge.astype(np.float32)
+    further = np.nextafter(rounded, np.float32(step * np.inf))
+    return np.where(step * (rounded - edge) > 0, rounded, further).astype(np.float64)
 
 
 @quiet

@@ -92,13 +92,14 @@ def place(fit: Fit, choices: Mapping[str, Choice], found: Mapping[str, Found] | 
             rounded = choice.origin is Origin.MODULE and fit.method.sigmas
             fit = fit.placed(level, choice.value, choice.units, choice.origin, found=rounded)
         elif found is not None and level in found:
-            threshold, rate, guaranteed = found[level]
-            value, units = float(threshold), fit.method.units if level == "pixel" else Units.RAW
+            value, units = float(found[level].threshold), fit.method.units if level == "pixel" else Units.RAW
             rounded = units is Units.SIGMAS and choice.origin is Origin.ADAPTIVE
-            if units is Units.SIGMAS and not rounded:
+            above = units is Units.SIGMAS and not rounded
+            if above:
                 # No normal at or below the quantile may be flagged, however its z-score was rounded (clause T3).
                 value += abs(value) * 2.0**-20 + 2.0**-18
-            fit = fit.placed(level, value, units, choice.origin, found=rounded, rate=rate, guaranteed=guaranteed)
+            _, rate, sure = found[level]
+            fit = fit.placed(level, value, units, choice.origin, found=rounded, above=above, rate=rate, guaranteed=sure)
     if choices["pixel"].origin is Origin.IMAGE or (
         found is not None and choices["pixel"].is_searched and "pixel" not in found
     ):

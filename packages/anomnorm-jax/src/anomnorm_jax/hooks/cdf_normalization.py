@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from anomnorm_core.options import Center, OnInvalid, Per, Source, ThresholdRule
+from anomnorm_core.options import Center, OnInvalid, Per, Source, ThresholdRule, Transform
 from anomnorm_jax.hook import NormalizationHook
 
 
@@ -31,6 +31,8 @@ class CdfNormalizationHook(NormalizationHook):
             sigmas.
         center: where pixel z-scores are zero: ``"image"`` (at the image-level mean, as in anomalib 0.3) or ``"pixel"``
             (each pixel's own mean, for detectors with a stable spatial baseline).
+        transform: what is taken as normally distributed: ``"log"``, the logarithms, or ``"identity"``, the scores
+            themselves, which may then have any sign (log-likelihoods); ``z`` is ``(x - mean) / std``.
         extras: ``"z"``, ``"raw"`` and ``"invalid"``; see `NormalizationHook`.
         false_alarm_rate, confidence, per: see `NormalizationHook`.
     """
@@ -46,12 +48,14 @@ class CdfNormalizationHook(NormalizationHook):
         source: Source | str = Source.TRAIN,
         progress: bool = True,
         extras: Iterable[str] = (),
+        transform: Transform | str = Transform.LOG,
         false_alarm_rate: float = 0.01,
         confidence: float | None = None,
         per: Per | str = Per.PIXEL,
     ) -> None:
+        chosen = Transform.parse(transform, "transform")
         super().__init__(
-            "cdf",
+            chosen.method,
             threshold,
             pixel_threshold,
             normal_quantile,
@@ -65,3 +69,4 @@ class CdfNormalizationHook(NormalizationHook):
             confidence=confidence,
             per=per,
         )
+        object.__setattr__(self, "transform", chosen)  # frozen, and shown by repr

@@ -1,9 +1,9 @@
 """The methods: one file each, and where they are found by name. See `anomnorm_core.methods`."""
 
 from anomnorm_core.method import Registry
-from anomnorm_jax.methods import cdf, min_max, two_slope
+from anomnorm_jax.methods import cdf, min_max, normal, two_slope
 
-METHODS = Registry("anomnorm_jax.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS))
+METHODS = Registry("anomnorm_jax.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS, normal.KERNELS))
 register = METHODS.register
 
-__all__ = ["METHODS", "cdf", "min_max", "register", "two_slope"]
+__all__ = ["METHODS", "cdf", "min_max", "normal", "register", "two_slope"]

@@ -5,6 +5,7 @@ sigmas above normal") and, around a raw threshold, a probability.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -78,6 +79,21 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
 
     Source: the pairwise update of Chan, Golub and LeVeque (1983), never ``E[x^2] - E[x]^2``.
     """
+    return updated(LOG, record, scores, where)
+
+
+class Scale(NamedTuple):
+    """What the moments of a record are of: functions of raw scores. Distances on it keep the digits of scores."""
+
+    valid: Callable[[Array], Array]  # which scores are on it
+    near: Callable[[Array], Array]  # a score near a mean
+    place: Callable[[Array], tuple[Array, Array]]  # where a score is, as head and tail
+    distance: Callable[[Array, Array], Array]  # from a second score to the first
+    zeros: bool  # whether zero has no place on it, and is counted
+
+
+def updated(scale: Scale, record: ScoreDistribution, scores: ArrayLike, where: ArrayLike | None) -> ScoreDistribution:
+    """The record with the moments on ``scale`` of a batch of raw scores. See `update`."""
     x = samples(arithmetic(scores), record.mean.shape).astype(record.mean.dtype)
     if x.shape[0] == 0:
         return record
@@ -85,20 +101,20 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     require_mask(taken.shape, x.shape[0])
     # Distances from a score near the mean keep the digits that the logarithm itself would lose to its size: from the
     # mean so far or, in the first batch, from the first valid score.
-    first = _first_valid(x, varying(taken, x), record.count > 0)
-    info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
-    near_mean = jnp.clip(jnp.exp(record.mean), float(info.tiny), float(info.max))
-    reference = jnp.where(record.count > 0, near_mean, first)
+    first = _first_valid(scale, x, varying(taken, x), record.count > 0)
+    reference = jnp.where(record.count > 0, scale.near(record.mean), first)
     taken = varying(taken, reference)
     if record.mean.ndim == 0:
-        batch = _moments(x, taken, reference)
+        batch = _moments(scale, x, taken, reference)
     else:
         # XLA for CPUs reduces the first axis ten times slower than it goes through the images one after the other;
         # others would wait for each of them.
-        batch = jax.lax.platform_dependent(x, taken, reference, cpu=_moments_by_image, default=_moments)
+        by_image, at_once = partial(_moments_by_image, scale), partial(_moments, scale)
+        batch = jax.lax.platform_dependent(x, taken, reference, cpu=by_image, default=at_once)
     count, mean, mean_tail, m2, m2_tail = batch
-    zeros, causes = jax.lax.platform_dependent(x, taken, count, cpu=_left_out_if_any, default=_left_out)
-    at, at_tail = log_distance(reference, jnp.zeros_like(reference))
+    if_any, always = partial(_left_out_if_any, scale), partial(_left_out, scale)
+    zeros, causes = jax.lax.platform_dependent(x, taken, count, cpu=if_any, default=always)
+    at, at_tail = scale.place(reference)
     head, tail = two_sum(jnp.where(count > 0, at, 0.0), mean)
     merged: ScoreDistribution = merge(
         record,
@@ -115,40 +131,51 @@ def update(record: ScoreDistribution, scores: ArrayLike, *, where: ArrayLike | N
     return merged
 
 
-def _valid(x: Array) -> Array:
+def _has_logarithm(x: Array) -> Array:
     # The smallest normal number, because XLA on CPU takes the others for zero.
     valid: Array = (x >= float(jnp.finfo(x.dtype).tiny)) & (x < jnp.inf)  # type: ignore[no-untyped-call]
     return valid
 
 
-def _first_valid(x: Array, taken: Array, known: Array) -> Array:
+def _near_logarithm(mean: Array) -> Array:
+    info = jnp.finfo(mean.dtype)  # type: ignore[no-untyped-call]
+    return jnp.clip(jnp.exp(mean), float(info.tiny), float(info.max))
+
+
+LOG = Scale(_has_logarithm, _near_logarithm, lambda x: log_distance(x, jnp.zeros_like(x)), log_ratio, zeros=True)
+
+
+def _first_valid(scale: Scale, x: Array, taken: Array, known: Array) -> Array:
     """The first valid value along the first axis; 1 where there is none, and anything where the mean is ``known``."""
 
     def search(x: Array, taken: Array) -> Array:
-        valid = _valid(x) & selection(taken, x)
+        valid = scale.valid(x) & selection(taken, x)
         position = jnp.argmax(valid, axis=0)
         return jnp.where(jnp.any(valid, axis=0), jnp.take_along_axis(x, position[None], axis=0)[0], 1.0)
 
     # Nearly always the first image has it, and the others need not be looked at.
-    here = _valid(x[0]) & taken[0]
+    here = scale.valid(x[0]) & taken[0]
     found: Array = jax.lax.cond(jnp.all(known | here), lambda x, _: jnp.where(here, x[0], 1.0), search, x, taken)
     return found
 
 
-def _left_out(x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
+def _left_out(scale: Scale, x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
     """How many values are zero at each pixel, and how many of all pixels negative, NaN, infinite: (3,).
 
     ``count`` is how many are none of these.
     """
     mask = selection(taken, x)
-    zeros = jnp.sum(_is_zero(x) & mask, axis=0, dtype=jnp.uint32)
+    zeros = jnp.sum(_is_zero(x) & mask, axis=0, dtype=jnp.uint32) if scale.zeros else jnp.zeros_like(count)
     return zeros, _causes(x, mask, count + zeros)
 
 
-def _left_out_if_any(x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
+def _left_out_if_any(scale: Scale, x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
     """The same, quickly where none is left out, and one image after the other (see `update`)."""
 
     def counted(x: Array, taken: Array, count: Array) -> tuple[Array, Array]:
+        if not scale.zeros:
+            return _left_out(scale, x, taken, count)
+
         def add(so_far: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
             return so_far + (_is_zero(image[0]) & image[1]).astype(jnp.uint32), None
 
@@ -177,16 +204,16 @@ def _is_zero(x: Array) -> Array:
     return zero
 
 
-def _distance(x: Array, valid: Array, reference: Array) -> Array:
-    """``log(x / reference)``, 0 where ``x`` has no logarithm."""
-    return jnp.where(valid, log_ratio(jnp.where(valid, x, 1.0), reference), 0.0)
+def _distance(scale: Scale, x: Array, valid: Array, reference: Array) -> Array:
+    """From ``reference`` to ``x`` on the scale, 0 where ``x`` is not on it."""
+    return jnp.where(valid, scale.distance(jnp.where(valid, x, 1.0), reference), 0.0)
 
 
-def _moments(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
+def _moments(scale: Scale, x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
     """Count, and mean and m2 of the distances from ``reference`` with their tails, of the first axis of ``x``."""
-    valid = _valid(x) & selection(taken, x)
+    valid = scale.valid(x) & selection(taken, x)
     count = jnp.sum(valid, axis=0, dtype=jnp.uint32)
-    distance = _distance(x, valid, reference[None])
+    distance = _distance(scale, x, valid, reference[None])
     divisor = jnp.maximum(count, 1).astype(x.dtype)
     mean = jnp.sum(distance, axis=0) / divisor
     deviation = jnp.where(valid, distance - mean[None], 0.0)
@@ -196,13 +223,13 @@ def _moments(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
     return count, mean, residue, m2, jnp.zeros_like(m2)
 
 
-def _moments_by_image(x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
+def _moments_by_image(scale: Scale, x: Array, taken: Array, reference: Array) -> tuple[Array, ...]:
     """The same as `_moments`, one image after the other (Welford 1962)."""
 
     def add(so_far: Any, image: tuple[Array, Array]) -> tuple[Any, None]:
         count, mean, mean_tail, m2, m2_tail = so_far
-        valid = _valid(image[0]) & image[1]
-        distance = _distance(image[0], valid, reference)
+        valid = scale.valid(image[0]) & image[1]
+        distance = _distance(scale, image[0], valid, reference)
         count = count + valid.astype(jnp.uint32)
         before = (distance - mean) - mean_tail
         share = before / jnp.maximum(count, 1).astype(x.dtype)
@@ -344,7 +371,7 @@ def denormalize(
 
 
 def _z(x: Array, _t: Array, mean: Array, std: Array, center: Array) -> Array:
-    flat, floor = _constant(mean, std, center)
+    flat, floor = constant(mean, std, center)
     finite = (x > 0) & (x < jnp.inf)
     at, offset = _center(center)
     distance = log_ratio(jnp.where(finite, x, 1.0), at) + offset
@@ -357,10 +384,10 @@ def _z(x: Array, _t: Array, mean: Array, std: Array, center: Array) -> Array:
 
 
 def _unit(x: Array, t: Array, mean: Array, std: Array, center: Array) -> Array:
-    flat, _ = _constant(mean, std, center)
+    flat, _ = constant(mean, std, center)
     finite = (x > 0) & (x < jnp.inf)
     distance = log_ratio(jnp.where(finite, x, 1.0), t)
-    u = _phi(distance, jnp.where(flat, 1.0, std))
+    u = phi(distance, jnp.where(flat, 1.0, std))
     limit = jnp.where(x < t, 0.0, jnp.where(x > t, 1.0, 0.5))
     u = jnp.where(flat | ~finite, jnp.where(jnp.isnan(x), x, limit), u)
     return jnp.where(jnp.isnan(mean) | jnp.isnan(std) | jnp.isnan(t), jnp.nan, u)
@@ -372,9 +399,9 @@ def _inverse(u: Array, t: Array, mean: Array, std: Array, _center: Array) -> Arr
     return jnp.where((u >= 0) & (u <= 1) & ~jnp.isnan(mean), x, jnp.nan)
 
 
-def _constant(mean: Array, std: Array, center: Array) -> tuple[Array, Array]:
+def constant(mean: Array, std: Array, center: Array, least: float = LEAST_STD) -> tuple[Array, Array]:
     """See `anomnorm_core.methods.cdf.constant`."""
-    floor = jnp.maximum(STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.abs(center)), LEAST_STD)
+    floor = jnp.maximum(STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.abs(center)), least)
     return std <= floor, floor
 
 
@@ -394,7 +421,7 @@ def _center_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Ar
     return _center(*primals), (jnp.zeros_like(tangents[0]), -tangents[0])
 
 
-def _phi(distance: Array, std: Array) -> Array:
+def phi(distance: Array, std: Array) -> Array:
     """``Phi(distance / std)``, with one factor for all scores: each operation costs digits."""
     # erfc, because (1 + erf) / 2 loses the lower tail, and XLA's erf exceeds 1 and is not monotone.
     phi: Array = 0.5 * jax.scipy.special.erfc(distance * (-(0.5**0.5) / std))
@@ -402,4 +429,4 @@ def _phi(distance: Array, std: Array) -> Array:
 
 
 KERNELS = Kernels(METHOD, init, update, merge, mean_std, unit=_unit, inverse=_inverse, extras={"z": _z})
-_STANDARDIZED = replace(KERNELS, unit=lambda z, t: _phi(z - t, jnp.ones_like(t)))
+_STANDARDIZED = replace(KERNELS, unit=lambda z, t: phi(z - t, jnp.ones_like(t)))

@@ -5,6 +5,7 @@ sigmas above normal") and, around a raw threshold, a probability.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from anomnorm_core.method import Kernels
 from anomnorm_torch._kernels import Specialized, evaluated, exact, limited, scored, specializes
 from anomnorm_torch._normal import log_ratio, ndtr
 from anomnorm_torch._tensors import arithmetic, causes, is_differentiated, samples, selection, wide
-from anomnorm_torch._tiles import columns, finite_range, fits_tiles, is_readable, tiled
+from anomnorm_torch._tiles import columns, filled, finite_range, is_readable
 
 METHOD = core.METHOD
 
@@ -76,12 +77,28 @@ def update(record: ScoreDistribution, scores: Tensor, *, where: Tensor | None = 
     taken = selection(where, x)
     known = finite_range(x) if taken is None else None
     if known is not None and known[0] > 0:
-        return merge(record, _of_valid(x))
-    return merge(record, _of_some(x, taken))
+        count, mean, m2 = moments_of_all(x, Tensor.log_)
+        nothing = torch.zeros(len(CAUSES), dtype=torch.int64, device=x.device)
+        return merge(record, ScoreDistribution(count, mean, m2, torch.zeros_like(count), nothing))
+    log_x = x.to(wide(x.device), copy=True)
+    valid, zero = (log_x > 0).logical_and_(log_x < math.inf), log_x == 0
+    if taken is not None:
+        valid.logical_and_(taken)
+        zero.logical_and_(taken)
+    zeros = zero.sum(dim=0)
+    count, mean, m2 = moments_of_some(log_x.masked_fill_(valid.logical_not(), 1.0).log_(), valid)
+    return merge(record, ScoreDistribution(count, mean, m2, zeros, causes(x, taken, count + zeros)))
 
 
-def _of_valid(x: Tensor) -> ScoreDistribution:
-    """Statistics of positive finite values, without masks and a piece of the pixels at a time."""
+def moments_of_all(x: Tensor, transform: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and sum of squared deviations along the first axis, of finite values.
+
+    Without masks, and a piece of the pixels at a time.
+
+    Args:
+        x: raw scores.
+        transform: works in place; its results are what the moments are of.
+    """
     rows = x.reshape(x.shape[0], -1)
     dtype = wide(x.device)
     mean, m2 = torch.empty((2, rows.shape[1]), dtype=dtype, device=x.device)
@@ -90,9 +107,9 @@ def _of_valid(x: Tensor) -> ScoreDistribution:
         piece = rows[:, column]
         if memory is None:
             memory = torch.empty_like(piece, dtype=dtype, memory_format=torch.contiguous_format)
-        log_x = memory[:, : piece.shape[1]].copy_(piece).log_()
-        mean[column] = log_x.sum(dim=0).div_(x.shape[0])
-        deviation = log_x.sub_(mean[column])
+        values = transform(memory[:, : piece.shape[1]].copy_(piece))
+        mean[column] = values.sum(dim=0).div_(x.shape[0])
+        deviation = values.sub_(mean[column])
         if dtype == torch.float32:
             # A second pass over the deviations removes the rounding error of the first mean.
             residue = deviation.sum(dim=0).div_(x.shape[0])
@@ -100,32 +117,18 @@ def _of_valid(x: Tensor) -> ScoreDistribution:
             deviation.sub_(residue)
         m2[column] = deviation.square_().sum(dim=0)
     shape = x.shape[1:]
-    counts = torch.full(shape, x.shape[0], dtype=torch.int64, device=x.device)
-    nothing = torch.zeros(len(CAUSES), dtype=torch.int64, device=x.device)
-    return ScoreDistribution(counts, mean.view(shape), m2.view(shape), torch.zeros_like(counts), nothing)
+    count = torch.full(shape, x.shape[0], dtype=torch.int64, device=x.device)
+    return count, mean.view(shape), m2.view(shape)
 
 
-def _of_some(x: Tensor, taken: Tensor | None) -> ScoreDistribution:
-    """Statistics of what is valid among values of any kind."""
-    log_x = x.to(wide(x.device), copy=True)
-    valid, zero = (log_x > 0).logical_and_(log_x < math.inf), log_x == 0
-    if taken is not None:
-        valid.logical_and_(taken)
-        zero.logical_and_(taken)
-    count, zeros = valid.sum(dim=0), zero.sum(dim=0)
-    left_out = valid.logical_not()
-    log_x.masked_fill_(left_out, 1.0).log_()
+def moments_of_some(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the ``valid`` ones among ``values``, which are finite and changed in place, the others being 0."""
+    count = valid.sum(dim=0)
     divisor = count.clamp(min=1)
-    mean = log_x.sum(dim=0) / divisor
-    deviation = log_x.sub_(mean).masked_fill_(left_out, 0.0)
+    mean = values.sum(dim=0) / divisor
+    deviation = values.sub_(mean).masked_fill_(valid.logical_not(), 0.0)
     residue = deviation.sum(dim=0) / divisor
-    return ScoreDistribution(
-        count=count,
-        mean=mean + residue,
-        m2=deviation.square_().sum(dim=0) - divisor * residue.square(),
-        zeros=zeros,
-        invalid=causes(x, taken, count + zeros),
-    )
+    return count, mean + residue, deviation.square_().sum(dim=0) - divisor * residue.square()
 
 
 def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
@@ -241,15 +244,18 @@ def denormalize(
     return evaluated(_inverse, unit, threshold, (mean, std, mean if center_at is None else center_at))
 
 
-def _constant(mean: Tensor, std: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a deviation is zero up to rounding, and how far from the center a score is still at it (clause N7)."""
-    floor = (core.STD_FLOOR * torch.maximum(mean.abs(), center.abs())).clamp(min=core.LEAST_STD)
+def constant(mean: Tensor, std: Tensor, center: Tensor, least: float = core.LEAST_STD) -> tuple[Tensor, Tensor]:
+    """Where a deviation is zero up to rounding, and how far from the center a score is still at it (clause N7).
+
+    ``least`` is what is rounding whatever the mean and the center are.
+    """
+    floor = (core.STD_FLOOR * torch.maximum(mean.abs(), center.abs())).clamp(min=least)
     return std <= floor, floor
 
 
 def _factor(mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
     """``1 / std``, or a number so large that the step of a constant population is one (N7); NaN of an unfitted mean."""
-    flat, _ = _constant(mean, std, center)
+    flat, _ = constant(mean, std, center)
     return torch.where(flat, _STEEP, 1.0 / torch.where(flat, 1.0, std)) + mean * 0.0
 
 
@@ -260,31 +266,24 @@ def _z(x: Tensor, _t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tens
     precise = wide(x.device)
     exact = center.to(precise)
     if is_readable(x, mean, std, center) and not is_differentiated(x, mean, std, center):
-        factor = _reciprocal(mean, std, center)
+        factor = reciprocal(mean, std, center)
         if factor is not None:
-            if factor.ndim + exact.ndim:
-                x = x.expand(torch.broadcast_shapes(x.shape, factor.shape, exact.shape))  # type: ignore[no-untyped-call]
-            z = x.new_empty(x.shape)
-            if fits_tiles(x, (exact, factor)):
-                tiled(_standardize, x, (exact, factor), (z,))
-            else:
-                _standardize(x, exact, factor, z)
-            return z
+            return filled(_standardize, x, (exact, factor))
     # `log_ratio` needs a number: that nearest to exp(center), and what is missing to the center itself.
     at = exact.exp().clamp(min=torch.finfo(x.dtype).smallest_normal, max=torch.finfo(x.dtype).max).to(x.dtype)
     rest = (at.to(precise).log() - exact).to(x.dtype)
-    flat, floor = _constant(mean, std, center)
+    flat, floor = constant(mean, std, center)
     return limited(_distance, x, at, rest, mean, std, flat, floor, limits=(-math.inf, math.inf), positive=True)
 
 
-def _reciprocal(mean: Tensor, std: Tensor, center: Tensor) -> Tensor | None:
-    """``1 / std`` in double precision, where no population is constant; reads values."""
+def reciprocal(mean: Tensor, std: Tensor, center: Tensor, least: float = core.LEAST_STD) -> Tensor | None:
+    """``1 / std`` in double precision, where no population is `constant`; reads values."""
     precise = wide(std.device)
     if mean.ndim == std.ndim == center.ndim == 0:  # Python is faster there
         location, scale, at = float(mean), float(std), float(center)
-        flat = scale <= max(core.STD_FLOOR * max(abs(location), abs(at)), core.LEAST_STD)
+        flat = scale <= max(core.STD_FLOOR * max(abs(location), abs(at)), least)
         return None if flat else std.new_full((), 1.0 / scale + location * 0.0, dtype=precise)
-    if bool(_constant(mean, std, center)[0].any()):
+    if bool(constant(mean, std, center, least)[0].any()):
         return None
     return 1.0 / std.to(precise) + mean * 0.0
 
@@ -303,7 +302,7 @@ def _standardize(x: Tensor, center: Tensor, factor: Tensor, z: Tensor) -> None:
 def _unit(x: Tensor, t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
     distance = log_ratio(x, t)
     if is_differentiated(distance):  # a step has the derivative 0
-        distance = torch.where(_constant(mean, std, center)[0], distance.detach(), distance)
+        distance = torch.where(constant(mean, std, center)[0], distance.detach(), distance)
     return ndtr(distance * _factor(mean, std, center))
 
 
@@ -319,8 +318,8 @@ def _inverse(u: Tensor, t: Tensor, mean: Tensor, std: Tensor, _center: Tensor) -
 def specialize(_t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Specialized | None:
     """The formula in few operations, as far as the deviations allow."""
     widest = float(std.amax()) if std.numel() else 0.0
-    reciprocal = _reciprocal(mean, std, center)
-    factor = (_factor(mean, std, center) if reciprocal is None else reciprocal.to(std.dtype)) * -(0.5**0.5)
+    exact_factor = reciprocal(mean, std, center)
+    factor = (_factor(mean, std, center) if exact_factor is None else exact_factor.to(std.dtype)) * -(0.5**0.5)
     if widest <= _NO_PUSH:
         return _near, (factor,)
     if widest <= _NO_SWITCH:
