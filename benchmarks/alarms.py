@@ -9,8 +9,9 @@ import numpy as np
 from detectors import Scores
 from scipy.stats import beta, betabinom, norm
 
-from anomnorm_core import AnomnormError, Normalizer, cdf, threshold
+from anomnorm_core import AnomnormError, Normalizer, cdf, normal, threshold
 
+METHODS = {"log": cdf, "identity": normal}
 SIZES = (5, 10, 20, 50, 99)  # normals that a threshold is found on; "all" is half of those that were not trained on
 ALL = "all"
 TWO_SIGMAS, THREE_SIGMAS = (float(norm.sf(sigmas)) for sigmas in (2, 3))
@@ -59,15 +60,14 @@ def half_of_unseen(normals: int) -> int:
 
 def sigmas(x: np.ndarray, rate: float, transform: str) -> Placed:
     """So many deviations above the mean that a normal distribution has ``rate`` above them."""
-    number = float(norm.isf(rate))
-    if transform == "identity":
-        return Placed(float(x.mean() + x.std(ddof=1) * number), rate)
-    record = cdf.update(cdf.init(), x)
-    mean, std = cdf.mean_std(record)
-    raw = float(cdf.raw_threshold(number, mean, std, mean))
+    number, method = float(norm.isf(rate)), METHODS[transform]
+    record = method.update(method.init(), x)
+    mean, std = method.mean_std(record)
+    raw = float(method.raw_threshold(number, mean, std, mean))
     if rate not in (TWO_SIGMAS, THREE_SIGMAS):
         return Placed(raw, rate)
-    return Placed(raw, float(Normalizer.cdf(record, threshold=number).false_alarm_rate(raw)))
+    normalizer = Normalizer.cdf(record, threshold=number, transform=transform)
+    return Placed(raw, float(normalizer.false_alarm_rate(raw)))
 
 
 def quantile(x: np.ndarray, share: float) -> Placed:
