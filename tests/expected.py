@@ -1,6 +1,7 @@
 """What thresholds and moments have to be, in NumPy float64 and by trying every candidate."""
 
 import numpy as np
+from scipy.special import digamma, polygamma
 
 
 def f1(flagged: np.ndarray, truth: np.ndarray) -> float:
@@ -16,6 +17,18 @@ def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of the logarithm over the first axis."""
+    """Mean and deviation of the logarithm over the first axis, of scores (B,) or maps (B, H, W); NaN is left out."""
     logs = np.log(values.astype("f8"))
-    return logs.mean(axis=0), logs.std(axis=0, ddof=1)
+    mean, std = np.nanmean(logs, axis=0), np.nanstd(logs, axis=0, ddof=1)
+    return mean, shrunk(std, np.isfinite(logs).sum(axis=0) - 1) if logs.ndim > 1 else std
+
+
+def shrunk(std: np.ndarray, freedom: np.ndarray | int) -> np.ndarray:
+    """Deviations of the pixels as clause S3 has them, given their degrees of freedom; none may be zero."""
+    freedom = np.broadcast_to(freedom, std.shape)
+    own = 2 * np.log(std) + np.log(freedom / 2) - digamma(freedom / 2)
+    noise = polygamma(1, freedom / 2)
+    typical = np.average(own, weights=freedom)
+    spread = max(0.0, np.average((own - typical) ** 2 - noise, weights=freedom))
+    result: np.ndarray = np.exp((noise * typical + spread * own) / (spread + noise) / 2)
+    return result

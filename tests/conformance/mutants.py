@@ -152,6 +152,16 @@ def _ddof_0(record: Any, *, ddof: int = 1, level: str = "image") -> tuple[Array,
     return mean, std * np.sqrt((record.count - 1) / record.count)
 
 
+def _not_shrunk(record: Any, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
+    cdf.mean_std(record, ddof=ddof, level=level)  # its errors
+    return cdf.mean_std(record, ddof=ddof)
+
+
+def _constant_pixels_vary(record: Any, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
+    mean, std = cdf.mean_std(record, ddof=ddof, level=level)
+    return mean, np.where(std < 1e-6, np.max(std), std) if level == "pixel" else std
+
+
 def _one_value_is_enough(record: Any, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
     return (record.mean, record.m2) if np.all(record.count == 1) else cdf.mean_std(record, ddof=ddof, level=level)
 
@@ -355,6 +365,8 @@ _WRONG: dict[str, tuple[str, str, Any, str]] = {
     "constant-like-a-logarithm": ("normal", "standardize", _constant_like_a_logarithm, "N3b"),
     "zeros-of-scores-left-out": ("normal", "update", _leaves_zeros_out, "S6"),
     "ddof-0": ("cdf", "mean_std", _ddof_0, "S3"),
+    "pixels-not-shrunk": ("cdf", "mean_std", _not_shrunk, "S3"),
+    "constant-pixels-vary": ("cdf", "mean_std", _constant_pixels_vary, "S3"),
     "one-value-is-enough": ("cdf", "mean_std", _one_value_is_enough, "S7"),
     "merge-forgets-counts": ("cdf", "merge", _forgets_counts, "S1"),
     "merge-keeps-the-first-mean": ("cdf", "merge", _keeps_the_first_mean, "S1"),

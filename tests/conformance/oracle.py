@@ -216,6 +216,24 @@ def raw_moments(scores: Iterable[Any]) -> tuple[float, float]:
     return float(mean), float(mpmath.sqrt(variance))
 
 
+def shrunk(stds: Sequence[float], counts: Sequence[int]) -> list[float]:
+    """Deviations of pixels of a map, shrunk toward what is typical of them (clause S3); none may be zero."""
+    freedom = [count - 1 for count in counts]
+    noise = [mpmath.psi(1, mpmath.mpf(d) / 2) for d in freedom]
+    own = [
+        2 * mpmath.log(std) - mpmath.psi(0, mpmath.mpf(d) / 2) + mpmath.log(mpmath.mpf(d) / 2)
+        for std, d in zip(stds, freedom, strict=True)
+    ]
+    typical = mpmath.fdot(freedom, own) / sum(freedom)
+    differences = [(value - typical) ** 2 - each for value, each in zip(own, noise, strict=True)]
+    spread = max(mpmath.mpf(0), mpmath.fdot(freedom, differences) / sum(freedom))
+    # An average of both, each with the other's variance as its weight.
+    return [
+        float(mpmath.exp((each * typical + spread * value) / (each + spread) / 2))
+        for value, each in zip(own, noise, strict=True)
+    ]
+
+
 def normal_quantile(u: float) -> mpmath.mpf:
     """The inverse of the normal CDF, for 0 < u < 1."""
     return mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(u) - 1)

@@ -27,6 +27,18 @@ def _moments(backend: Backend, record: Any, level: str = "image") -> list[Any]:
     return [backend.to_numpy(value).tolist() for value in backend.cdf.mean_std(record, level=level)]
 
 
+def _assert_pixels(backend: Backend, record: Any, maps: np.ndarray) -> np.ndarray:
+    """Compare the moments of pixels with what ``maps``, (B, 2, 3), have them; return the deviations."""
+    mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
+    assert mean.shape == std.shape == (2, 3)
+    columns = [[score for score in maps[:, i, j].tolist() if score > 0] for i, j in np.ndindex(2, 3)]
+    own = [oracle.moments(column) for column in columns]
+    np.testing.assert_allclose(mean.ravel(), [value for value, _ in own], rtol=backend.moments_rtol)
+    expected = oracle.shrunk([value for _, value in own], [len(column) for column in columns])
+    np.testing.assert_allclose(std.ravel(), expected, rtol=backend.moments_rtol)
+    return std
+
+
 def _fields(backend: Backend, record: Any) -> list[Any]:
     return [backend.to_numpy(field).tolist() for field in record]
 
@@ -84,10 +96,7 @@ def test_s1_where_selects_samples(backend: Backend, dtype: str) -> None:
     maps = np.reshape(np.arange(1.0, 25.0), (4, 1, 2, 3))
     record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype), where=where)
     assert backend.count(record.count) == 12
-    mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
-    for i, j in np.ndindex(2, 3):
-        expected = oracle.moments([float(maps[0, 0, i, j]), float(maps[2, 0, i, j])])
-        np.testing.assert_allclose([mean[i, j], std[i, j]], expected, rtol=backend.moments_rtol)
+    _assert_pixels(backend, record, maps[::2, 0])
 
 
 @pytest.mark.clause("S3")
@@ -105,12 +114,50 @@ def test_s3_pixel_level_has_moments_of_every_pixel(backend: Backend, dtype: str,
     maps = _scores(dtype, (4, 2, 3))
     array = backend.asarray(maps[:, None] if channel else maps, dtype)
     record = backend.cdf.update(backend.cdf.init((2, 3)), array)
-    mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
-    assert mean.shape == std.shape == (2, 3)
+    _assert_pixels(backend, record, maps)
+
+
+@pytest.mark.clause("S3")
+@pytest.mark.parametrize(("differ", "spread"), [(0.0, False), (2.0, True)], ids=["alike", "unlike"])
+def test_s3_deviations_of_pixels_are_shrunk_toward_the_typical_one(
+    backend: Backend, dtype: str, differ: float, spread: bool
+) -> None:
+    draws = np.random.default_rng(6).normal(size=(5, 2, 3)) * np.exp(differ * np.linspace(-1.0, 1.0, 6).reshape(2, 3))
+    draws[3:, 0, 0] = draws[4, 1] = -np.inf  # zeros: pixels differ in how many images they have seen
+    maps = np.reshape(random_values(dtype, np.exp(0.3 * draws.ravel())), draws.shape)
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype))
+    std = _assert_pixels(backend, record, maps)
+    assert (np.ptp(std) > 0) == spread
+    # Deviations as they are, where the level is not said to be that of pixels.
+    plain = np.array(_moments(backend, record)[1])
     for i, j in np.ndindex(2, 3):
-        np.testing.assert_allclose(
-            [mean[i, j], std[i, j]], oracle.moments(maps[:, i, j].tolist()), rtol=backend.moments_rtol
-        )
+        expected = oracle.moments(maps[maps[:, i, j] > 0, i, j].tolist())[1]
+        np.testing.assert_allclose(plain[i, j], expected, rtol=backend.moments_rtol)
+
+
+@pytest.mark.clause("S3", "N7")
+def test_s3_a_constant_pixel_stays_constant_and_out_of_the_others(backend: Backend, dtype: str) -> None:
+    maps = _scores(dtype, (5, 2, 3))
+    maps[:, 0, 0], maps[:, 1, 2] = 20.0, oracle.rounded(0.1, dtype)
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype))
+    mean, std = backend.cdf.mean_std(record, level="pixel")
+    for i, j in ((0, 0), (1, 2)):
+        score = float(maps[0, i, j])
+        given = [backend.to_numpy(value)[i, j].item() for value in (mean, std)]
+        z = evaluate(backend, backend.cdf.standardize, dtype, [0.75 * score, score, 1.25 * score], *given)
+        assert z == [-math.inf, 0.0, math.inf]
+    own = [oracle.moments(maps[:, i, j].tolist())[1] for i, j in ((0, 1), (0, 2), (1, 0), (1, 1))]
+    found = backend.to_numpy(std).ravel()[1:5]
+    np.testing.assert_allclose(found, oracle.shrunk(own, [5] * 4), rtol=backend.moments_rtol)
+
+
+@pytest.mark.clause("S3", "N7")
+def test_s3_maps_of_constant_pixels_are_fitted(backend: Backend) -> None:
+    maps = np.full((3, 2, 3), 20.0)
+    record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, backend.usual_dtype))
+    mean, std = (np.array(value) for value in _moments(backend, record, level="pixel"))
+    np.testing.assert_allclose(mean, np.log(maps[0]), rtol=backend.moments_rtol)
+    assert np.all((std >= 0) & (std <= 2.0**-21))
 
 
 @pytest.mark.clause("S4")
@@ -176,7 +223,9 @@ def test_s6_zeros_are_counted_where_they_are(backend: Backend, dtype: str, axes:
     assert backend.to_numpy(record.zeros).tolist() == [[1, 2, 0], [0, 0, 0]]
     assert backend.counts(record) == Counts(18, zeros=3, negative=1, nan=1, infinite=1)
     mean, std = _moments(backend, record, level="pixel")
-    np.testing.assert_allclose([mean[0][0], std[0][0]], oracle.moments([1.0, 4.0, 2.0]), rtol=backend.moments_rtol)
+    wanted, own = oracle.moments([1.0, 4.0, 2.0])
+    expected = [wanted, *oracle.shrunk([own], [3])]  # the only pixel that varies
+    np.testing.assert_allclose([mean[0][0], std[0][0]], expected, rtol=backend.moments_rtol)
 
 
 @pytest.mark.clause("S6", "N13")

@@ -177,9 +177,32 @@ def _mean_std(record: Moments, *, ddof: int = 1, level: str = "image") -> tuple[
     known = [entry for entry in entries if entry[0] > ddof]
     pooled_mean = sum(n * mean for n, mean, _ in known) / sum(n for n, _, _ in known)
     pooled_std = math.sqrt(sum(m2 for _, _, m2 in known) / sum(n - ddof for n, _, _ in known))
-    means = (mean if n > ddof else pooled_mean for n, mean, _ in entries)
-    stds = (math.sqrt(m2 / (n - ddof)) if n > ddof else pooled_std for n, _, m2 in entries)
+    means = [mean if n > ddof else pooled_mean for n, mean, _ in entries]
+    stds = [math.sqrt(m2 / (n - ddof)) if n > ddof else pooled_std for n, _, m2 in entries]
+    if level == "pixel":
+        floors = (2.0**-21 * max(abs(mean), pooled_std) for mean in means)
+        varies = [n > ddof and std > floor for (n, _, _), std, floor in zip(entries, stds, floors, strict=True)]
+        stds = _shrunk(stds, [n - ddof if each else 0 for (n, _, _), each in zip(entries, varies, strict=True)])
     return Toy(tuple(means), record.mean.shape), Toy(tuple(stds), record.mean.shape)
+
+
+def _shrunk(stds: list[float], freedom: list[int]) -> list[float]:
+    """Deviations shrunk toward what is typical of them, but those without degrees of freedom."""
+    total = max(sum(freedom), 1)
+    chi = [_log_chi_squared(max(d, 1)) for d in freedom]
+    own = [2 * math.log(std) - bias if d else 0.0 for std, d, (bias, _) in zip(stds, freedom, chi, strict=True)]
+    typical = sum(d * value for d, value in zip(freedom, own, strict=True)) / total
+    spread = sum(d * ((value - typical) ** 2 - noise) for d, value, (_, noise) in zip(freedom, own, chi, strict=True))
+    kept = [max(spread / total, 0.0) / (max(spread / total, 0.0) + noise) for _, noise in chi]
+    shrunk = (math.exp((typical + share * (value - typical)) / 2) for share, value in zip(kept, own, strict=True))
+    return [new if d else std for std, d, new in zip(stds, freedom, shrunk, strict=True)]
+
+
+def _log_chi_squared(d: int) -> tuple[float, float]:
+    """Mean and variance of the logarithm of a chi-squared number over its degrees of freedom."""
+    steps = range(2 - d % 2, d, 2)
+    mean = -0.5772156649015329 - (2 * math.log(2) if d % 2 else 0.0) + sum(2 / i for i in steps)
+    return mean - math.log(d / 2), math.pi**2 / (2 if d % 2 else 6) - sum(4 / i**2 for i in steps)
 
 
 def _floor(mean: float, center: float, log: bool) -> float:

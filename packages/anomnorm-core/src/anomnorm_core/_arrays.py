@@ -141,17 +141,27 @@ def ndtri(u: Array, xp: Namespace) -> Array:
     return _special("ndtri", xp)(u)
 
 
+def digamma(x: Array, xp: Namespace) -> Array:
+    """The derivative of the logarithm of the gamma function, of float64."""
+    return _special("digamma", xp)(x)
+
+
+def trigamma(x: Array, xp: Namespace) -> Array:
+    """The derivative of `digamma`, of float64."""
+    return _special("polygamma", xp)(1, x)
+
+
 # The array API standard has none of them. Where a library's own live; every other library goes through NumPy and SciPy.
 # Imported on first use: SciPy's take 60 ms, and a framework's are loaded already when its arrays arrive here.
 _SPECIAL_FUNCTIONS = {"numpy": "scipy.special", "torch": "torch.special", "jax": "jax.scipy.special"}
 
 
-def _special(name: str, xp: Namespace) -> Callable[[Array], Array]:
+def _special(name: str, xp: Namespace) -> Callable[..., Array]:
     library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
     if library in _SPECIAL_FUNCTIONS:
         return getattr(import_module(_SPECIAL_FUNCTIONS[library]), name)  # type: ignore[no-any-return]
     function = getattr(import_module(_SPECIAL_FUNCTIONS["numpy"]), name)
-    return lambda values: xp.asarray(function(np.from_dlpack(values)))
+    return lambda *given: xp.asarray(function(*given[:-1], np.from_dlpack(given[-1])))
 
 
 __all__ = [
@@ -159,6 +169,7 @@ __all__ = [
     "Namespace",
     "array_namespace",
     "causes",
+    "digamma",
     "evaluated",
     "moments",
     "ndtr",
@@ -169,5 +180,6 @@ __all__ = [
     "samples",
     "selection",
     "to_host",
+    "trigamma",
     "widen",
 ]

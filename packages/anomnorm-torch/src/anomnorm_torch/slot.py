@@ -269,5 +269,6 @@ def _fit_of_moments(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
             count = np.where(known, 2, 0)
             moments = np.where(known, mean, 0.0), np.where(known, std * std, 0.0)
             record = core_cdf.ScoreDistribution(count, *moments, np.zeros_like(count), np.zeros(3, np.int64))
-            levels[level] = LevelFit(tuple(np.asarray(each) for each in core_cdf.mean_std(record, level=level)))
+            # Not told the level: these deviations stay as they are.
+            levels[level] = LevelFit(tuple(np.asarray(each) for each in core_cdf.mean_std(record)))
     return Fit(present.method, levels["image"], levels["pixel"], options=present.options)

@@ -13,6 +13,7 @@ from anomnorm_core._arrays import (
     Namespace,
     array_namespace,
     causes,
+    digamma,
     evaluated,
     moments,
     ndtr,
@@ -21,6 +22,7 @@ from anomnorm_core._arrays import (
     quiet,
     samples,
     selection,
+    trigamma,
     widen,
 )
 from anomnorm_core.checks import CAUSES, counts_of, require_count, require_same_shape
@@ -117,17 +119,33 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
 def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
     """The finalizer: mean and standard deviation of ``log(score)``.
 
-    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
-    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+    ``s = sqrt(m2 / d)`` with ``d = count - ddof`` degrees of freedom. A pixel that saw no more than ``ddof`` valid values
+    (a border that is always zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels,
+    and their mean.
+
+    With ``level="pixel"``, ``std`` is ``s`` shrunk toward what is typical of the map, because few images say little of
+    one pixel. ``l = log(s^2) - digamma(d / 2) + log(d / 2)`` estimates the pixel's ``log(sigma^2)`` without bias and with
+    the variance ``noise = trigamma(d / 2)``. With means over the pixels, weighted by ``d``::
+
+        typical = mean(l)
+        spread = max(0, mean((l - typical)^2 - noise))        # how far the pixels truly differ
+        std = exp((typical + spread / (spread + noise) (l - typical)) / 2)
+
+    Many images, or pixels that differ much, leave each pixel its own ``exp(l / 2)``, which is ``s (1 + 1 / (2 d))`` and
+    nears ``s``. A pixel that did not vary (``s`` at most 2^-21 of its mean or of the pooled deviation) keeps its ``s``,
+    and is not among the others: it is constant (clause N7).
 
     Args:
         record: statistics in which at least one entry has seen more than ``ddof`` values.
         ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
-        level: ``"image"`` or ``"pixel"``, for the error message.
+        level: ``"image"`` or ``"pixel"``, also for the error message. Maps with ``"image"`` have ``std = s``.
 
     Raises:
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
         InsufficientDataError: too few values for a deviation (clause S7).
+
+    Source of the shrinkage: Cui, Hwang, Qiu, Blades and Churchill (2005), Biostatistics 6, 59-75; the spread by its
+    moments, where pixels differ in ``d``.
     """
     xp = array_namespace(record.mean)
     require_count(level, counts_of(record), minimum=ddof + 1, most=int(xp.max(record.count)))
@@ -137,7 +155,25 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
     pooled_mean = xp.sum(weight * record.mean) / xp.sum(weight)
     pooled_variance = xp.sum(xp.where(known, record.m2, xp.zeros_like(record.m2))) / xp.sum(freedom)
     variance = xp.where(known, record.m2 / xp.where(known, freedom, xp.ones_like(freedom)), pooled_variance)
-    return xp.where(known, record.mean, pooled_mean), xp.sqrt(variance)
+    mean = xp.where(known, record.mean, pooled_mean)
+    if level == "pixel":
+        floor = STD_FLOOR * xp.maximum(xp.abs(mean), xp.sqrt(pooled_variance))
+        variance = _shrunk(variance, xp.where(variance > floor * floor, freedom, xp.zeros_like(freedom)))
+    return mean, xp.sqrt(variance)
+
+
+def _shrunk(variance: Array, freedom: Array) -> Array:
+    """Variances shrunk toward what is typical of them, but those without degrees of freedom (see `mean_std`)."""
+    xp = array_namespace(variance)
+    one, varies = xp.ones_like(variance), freedom > 0
+    half = xp.maximum(freedom, one) / 2
+    own = xp.log(xp.where(varies, variance, one)) - digamma(half, xp) + xp.log(half)
+    noise = trigamma(half, xp)
+    share = freedom / xp.maximum(xp.sum(freedom), xp.ones_like(xp.sum(freedom)))
+    typical = xp.sum(share * own)
+    difference = xp.sum(share * ((own - typical) ** 2 - noise))
+    spread = xp.maximum(difference, xp.zeros_like(difference))
+    return xp.where(varies, xp.exp(typical + spread / (spread + noise) * (own - typical)), variance)
 
 
 def standardize(

@@ -276,13 +276,13 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
 def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
     """The finalizer: mean and standard deviation of ``log(score)``. Outside a trace it checks the counts.
 
-    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
-    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+    See `anomnorm_core.cdf.mean_std` for the formulas: with ``level="pixel"`` deviations are shrunk toward what is
+    typical of the map.
 
     Args:
         record: statistics in which at least one entry has seen more than ``ddof`` values.
         ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
-        level: ``"image"`` or ``"pixel"``, for the error message.
+        level: ``"image"`` or ``"pixel"``, also for the error message.
 
     Raises:
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
@@ -291,12 +291,12 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
     """
     if not isinstance(record.count, Tracer):
         require_count(level, _counter.counts_of(record), minimum=ddof + 1, most=int(np.max(record.count)))
-    moments: tuple[Array, Array] = _mean_std(record, ddof)
+    moments: tuple[Array, Array] = _mean_std(record, ddof, level == "pixel")
     return moments
 
 
-@partial(jax.jit, static_argnames="ddof")
-def _mean_std(record: ScoreDistribution, ddof: int) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames=("ddof", "shrink"))
+def _mean_std(record: ScoreDistribution, ddof: int, shrink: bool) -> tuple[Array, Array]:
     dtype = record.mean.dtype
     known = record.count > ddof
     freedom = jnp.where(known, record.count - ddof, 0).astype(dtype)
@@ -304,7 +304,23 @@ def _mean_std(record: ScoreDistribution, ddof: int) -> tuple[Array, Array]:
     pooled_mean = jnp.sum(weight * record.mean) / jnp.sum(weight)
     pooled_variance = jnp.sum(jnp.where(known, record.m2, 0.0)) / jnp.sum(freedom)
     variance = jnp.where(known, record.m2 / jnp.maximum(freedom, 1.0), pooled_variance)
-    return jnp.where(known, record.mean, pooled_mean), jnp.sqrt(variance)
+    mean = jnp.where(known, record.mean, pooled_mean)
+    if shrink:
+        floor = STD_FLOOR * jnp.maximum(jnp.abs(mean), jnp.sqrt(pooled_variance))
+        variance = _shrunk(variance, jnp.where(variance > floor * floor, freedom, 0.0))
+    return mean, jnp.sqrt(variance)
+
+
+def _shrunk(variance: Array, freedom: Array) -> Array:
+    """Variances shrunk toward what is typical of them, but those without degrees of freedom."""
+    varies = freedom > 0
+    half = jnp.maximum(freedom, 1.0) / 2.0
+    own = jnp.log(jnp.where(varies, variance, 1.0)) - jax.scipy.special.digamma(half) + jnp.log(half)
+    noise = jax.scipy.special.zeta(2.0, half)  # trigamma, which JAX has less accurate as a polygamma
+    share = freedom / jnp.maximum(jnp.sum(freedom), 1.0)
+    typical = jnp.sum(share * own)
+    spread = jnp.maximum(jnp.sum(share * (jnp.square(own - typical) - noise)), 0.0)
+    return jnp.where(varies, jnp.exp(typical + spread / (spread + noise) * (own - typical)), variance)
 
 
 @jax.jit

@@ -150,13 +150,13 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
 def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Tensor, Tensor]:
     """The finalizer: mean and standard deviation of ``log(score)``. Waits for the device: call it once per stage.
 
-    ``std = sqrt(m2 / (count - ddof))``. A pixel that saw no more than ``ddof`` valid values (a border that is always
-    zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels, and their mean.
+    See `anomnorm_core.cdf.mean_std` for the formulas: with ``level="pixel"`` deviations are shrunk toward what is
+    typical of the map.
 
     Args:
         record: statistics in which at least one entry has seen more than ``ddof`` values.
         ddof: degrees of freedom taken off the count; 1 makes the variance unbiased.
-        level: ``"image"`` or ``"pixel"``, for the error message.
+        level: ``"image"`` or ``"pixel"``, also for the error message.
 
     Raises:
         NotFittedError: no value was seen, or only invalid ones (clauses N8, S6).
@@ -169,7 +169,23 @@ def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") 
     pooled_mean = (weight * record.mean).sum() / weight.sum()
     pooled_variance = torch.where(known, record.m2, 0.0).sum() / freedom.sum()
     variance = torch.where(known, record.m2 / freedom.clamp(min=1), pooled_variance)
-    return torch.where(known, record.mean, pooled_mean), variance.sqrt()
+    mean = torch.where(known, record.mean, pooled_mean)
+    if level == "pixel":
+        floor = core.STD_FLOOR * torch.maximum(mean.abs(), pooled_variance.sqrt())
+        variance = _shrunk(variance, torch.where(variance > floor.square(), freedom, 0))
+    return mean, variance.sqrt()
+
+
+def _shrunk(variance: Tensor, freedom: Tensor) -> Tensor:
+    """Variances shrunk toward what is typical of them, but those without degrees of freedom."""
+    varies, freedom = freedom > 0, freedom.to(variance.dtype)
+    half = freedom.clamp(min=1.0) / 2
+    own = torch.where(varies, variance, 1.0).log() - torch.special.digamma(half) + half.log()
+    noise = torch.special.polygamma(1, half)
+    share = freedom / freedom.sum().clamp(min=1.0)
+    typical = (share * own).sum()
+    spread = (share * ((own - typical).square() - noise)).sum().clamp(min=0.0)
+    return torch.where(varies, (typical + spread / (spread + noise) * (own - typical)).exp(), variance)
 
 
 def standardize(
