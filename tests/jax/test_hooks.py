@@ -926,12 +926,13 @@ def test_a_wrong_option_is_an_error_where_the_hook_is_made(
             "center='corner' is not an option; use one of 'image', 'pixel'",
         ),
         (lambda: CdfNormalizationHook(source="test"), "source='test' is not an option"),
+        (lambda: CdfNormalizationHook(source="auto"), 'say what they are, "train" or "validation"'),
         (lambda: CdfNormalizationHook(progress="no"), "progress='no' is not an option; use True or False"),
         (lambda: MinMaxNormalizationHook(shared_range=1), "shared_range=1 is not an option; use one of False, True"),
         (lambda: NormalizationHook("three-slope"), "method='three-slope' is unknown; there are 'min-max', 'two-slope'"),
         (lambda: NormalizationHook("cdf", options={"range": 1}), "range=1 is not an option of cdf normalization"),
     ],
-    ids=["center", "source", "progress", "shared_range", "method", "options"],
+    ids=["center", "source", "auto", "progress", "shared_range", "method", "options"],
 )
 def test_a_wrong_option_of_a_method_is_an_error(make: Any, message: str) -> None:
     with pytest.raises(OptionError) as caught:
