@@ -173,7 +173,7 @@ def expected_one(**options: Any) -> FitCheck:
         {"skewness": 0.4, "normals": 10**5},
         {"mean": 0.5},
         {"mean": 5.0, "std": 1.0, "normals": 4},  # as one outlier would be
-        {"std": 0.0, "normals": 7},
+        {"std": 0.0, "mean": 0.3, "normals": 7},
         {"mean": 1.5, "unseen": False},  # which a fit to themselves does not have
         {"std": 0.3, "unseen": False},
         {"skewness": 2.0, "normals": 7},

@@ -94,7 +94,7 @@ def test_what_the_first_validation_run_decides_stays(first: int, expected: str) 
 
 
 def test_loaders_without_labels_are_left_alone_beside_those_with_some() -> None:
-    module = Validated([labels(12), False], [labels(12), False])
+    module = Validated([False, labels(12)], [labels(12), False])
     callback = fit(module)
     assert_fits(module, VALIDATION[:12], VALIDATION[:12])
     assert callback.fitted_source == "validation"
