@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomnorm_core import AnomnormError, Center, OnInvalid, OptionError, Origin, Source, ThresholdRule, Units
+from anomnorm_core import (
+    AnomnormError,
+    Center,
+    OnInvalid,
+    OptionError,
+    Origin,
+    Source,
+    ThresholdRule,
+    Transform,
+    Units,
+)
 from anomnorm_core.options import may_exceed, parse_quantile, parse_threshold, parse_threshold_option
 
 _ENUMS: dict[Any, set[str]] = {
     OnInvalid: {"warn", "raise"},
     Center: {"image", "pixel"},
     Source: {"train", "validation"},
+    Transform: {"log", "identity"},
     ThresholdRule: {"adaptive", "normal_quantile", "image"},
     Units: {"raw", "sigmas", "normalized"},
     Origin: {"manual", "option", "module", "adaptive", "normal_quantile", "image", "unknown"},
