@@ -12,7 +12,14 @@ import pytest
 from expected import moments
 from flax import nnx, serialization
 
-from anomnorm_core import AnomnormError, InsufficientDataError, NotFittedError, OutputError, ResolutionError
+from anomnorm_core import (
+    AnomnormError,
+    InsufficientDataError,
+    NotFittedError,
+    OptionError,
+    OutputError,
+    ResolutionError,
+)
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook
 from anomnorm_jax.nnx import AnomalyScoreDistribution, Fitted, MinMax, Normalization, Statistics
 
@@ -78,6 +85,18 @@ def test_metrics_merge_reset_and_check() -> None:
         moments.compute()
     with pytest.raises(ResolutionError):
         AnomalyScoreDistribution((4, 4)).update(anomaly_maps=MAPS)
+
+
+@pytest.mark.clause("S1", "N3b")
+def test_a_metric_of_scores_of_any_sign() -> None:
+    whole, other = AnomalyScoreDistribution(transform="identity"), AnomalyScoreDistribution(None, "identity")
+    whole.update(pred_scores=-SCORES[:5])
+    other.update(pred_scores=-SCORES[5:])
+    whole.merge(other)
+    expected = -SCORES.astype("f8").mean(), SCORES.astype("f8").std(ddof=1)
+    np.testing.assert_allclose(whole.compute()["image"], expected, rtol=1e-5)
+    with pytest.raises(OptionError, match="the other one has transform='log', and this one 'identity'"):
+        whole.merge(AnomalyScoreDistribution())
 
 
 @pytest.mark.clause("L5")

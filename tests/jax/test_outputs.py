@@ -356,8 +356,10 @@ def test_extras_of_a_hook_are_in_what_tests_and_predictions_return(kind: Any) ->
             NormalizationHook("cdf", capacity=9, options={"center": "pixel"}),
             "NormalizationHook('cdf', capacity=9, options={'center': 'pixel'})",
         ),
+        (CdfNormalizationHook(transform="identity"), "CdfNormalizationHook(transform='identity')"),
+        (CdfNormalizationHook(transform="log"), "CdfNormalizationHook()"),
     ],
-    ids=["defaults", "options of its own", "a rule and a number", "names", "any method", "options"],
+    ids=["defaults", "options of its own", "a rule and a number", "names", "any method", "options", "identity", "log"],
 )
 def test_a_hook_shows_the_call_that_makes_it(hook: NormalizationHook, text: str) -> None:
     assert repr(hook) == text
