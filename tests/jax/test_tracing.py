@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -188,8 +189,9 @@ def test_nothing_on_the_per_batch_path_calls_the_host(hook: NormalizationHook) -
 
 @pytest.mark.clause("N8")
 def test_under_a_trace_finalizers_of_nothing_give_nan_and_no_error() -> None:
-    mean, std = jax.jit(cdf.mean_std)(cdf.init())
-    assert np.isnan([mean, std]).all()
+    for level, record in (("image", cdf.init()), ("pixel", cdf.init((2, 3)))):
+        moments = jax.jit(partial(cdf.mean_std, level=level))(record)
+        assert np.isnan(moments).all()
     low, high = jax.jit(min_max.bounds)(min_max.init())
     assert np.isnan(min_max.normalize(jnp.ones(2), 0.0, low, high)).all()
 
@@ -419,6 +421,14 @@ def test_pixel_statistics_work_under_strict_dtype_promotion() -> None:
     with jax.numpy_dtype_promotion("strict"):
         record = cdf.update(cdf.init(SHAPE[2:]), jnp.asarray(SCORES))
         cdf.mean_std(cdf.merge(record, record), level="pixel")
+
+
+@pytest.mark.clause("N7")
+def test_constant_maps_are_fitted_without_a_nan_on_the_way() -> None:
+    record = cdf.update(cdf.init((2, 3)), jnp.full((3, 2, 3), 20.0))
+    with jax.disable_jit(), jax.debug_nans(True):
+        _, std = cdf.mean_std(record, level="pixel")
+    assert np.asarray(std).tolist() == np.zeros((2, 3)).tolist()
 
 
 def test_pixel_statistics_work_under_strict_rank_promotion() -> None:
