@@ -29,9 +29,11 @@ from torch.utils.data import (
     default_collate,
 )
 
+import anomnorm_torch.callback
 from anomnorm_core import AnomnormError
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationMixin
 from anomnorm_torch.inference_model import take_buffers
+from anomnorm_torch.normal_data import ENOUGH_NORMALS
 
 KINDS = {"min-max": MinMaxNormalizationCallback, "cdf": CdfNormalizationCallback}
 TRAINING, VALIDATION, CALIBRATION = 21, 11, 13  # odd, so that a sampler for two processes repeats the first one
@@ -164,6 +166,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     size = 1 if sparse or "skipped" in options else 3
     calibrated = {"calibration_loader": calibration(options["calibration"])} if "calibration" in options else {}
     callback = KINDS[options["kind"]](**options.get("callback", {}), **calibrated)
+    anomnorm_torch.callback.ENOUGH_NORMALS = options.get("enough", ENOUGH_NORMALS)
     strategy: Any = options["strategy"]
     if devices > 1:
         method = "spawn" if strategy == "ddp_spawn" else "popen"

@@ -1,6 +1,9 @@
 """What thresholds and moments have to be, in NumPy float64 and by trying every candidate."""
 
+from typing import Any
+
 import numpy as np
+from scipy import stats
 from scipy.special import digamma, polygamma
 
 
@@ -32,3 +35,13 @@ def shrunk(std: np.ndarray, freedom: np.ndarray | int) -> np.ndarray:
     spread = max(0.0, np.average((own - typical) ** 2 - noise, weights=freedom))
     result: np.ndarray = np.exp((noise * typical + spread * own) / (spread + noise) / 2)
     return result
+
+
+def fit_check(z: np.ndarray, fitted_on: int, *, unseen: bool = True) -> dict[str, Any]:
+    """The fields of a `FitCheck` of the z-scores of normal samples."""
+    beyond = {f"{side}_{limit}": int((sign * z > limit).sum()) for side, sign in SIDES.items() for limit in (2, 3)}
+    shape = {"mean": z.mean(), "std": z.std(ddof=1), "skewness": stats.skew(z)}
+    return {"fitted_on": fitted_on, "normals": len(z), **beyond, **shape, "unseen": unseen}
+
+
+SIDES = {"above": 1, "below": -1}

@@ -80,6 +80,7 @@ def test_the_warning_counts_each_cause_and_says_what_follows_and_what_to_do() ->
     assert message.startswith("of 200 image-level values 60 are zero and 33 negative. They were left out")
     assert "have no logarithm: all of them are normalized to 0 and never flagged" in message
     assert {name for name, remedy in REMEDIES.items() if remedy in message} == {"zeros", "negative"}
+    assert 'give the CDF transform="identity", which is method "normal"' in message
     with pytest.warns(InvalidScoreWarning, match="of 10 image-level values 1 is zero, 1 NaN and 1 infinite") as caught:
         report_invalid({"image": Counts(7, 1, 0, 1, 1)}, OnInvalid.WARN, method=CDF, source=Source.VALIDATION)
     assert 'source="validation"' in message

@@ -24,7 +24,7 @@ STD = np.linspace(0.25, 0.75, 6).reshape(2, 3)
 
 def fit(method: str = "min-max", **options: Any) -> Fit:
     """Without thresholds, as in the middle of a validation run."""
-    if method == "cdf":
+    if method in ("cdf", "normal"):
         levels = LevelFit((np.float64(0.5), np.float64(0.25))), LevelFit((MEAN, STD))
     else:
         levels = LevelFit((np.float64(0.0), np.float64(4.0))), LevelFit((np.float64(-1.0), np.float64(9.0)))
@@ -254,6 +254,68 @@ def test_the_sample_that_defines_found_sigmas_is_flagged(mean: float, std: float
             assert below < z - oracle.z_bound(z, std, "float32", 0.0) + 1e-9 * (1 + abs(z))
             plain = base.placed("image", z, "sigmas", Origin.OPTION).threshold("image")
             assert float(plain.raw) == pytest.approx(math.exp(mean + std * z), rel=1e-12)
+
+
+NARROW = [(0.0, 1.0), (4.1, 0.3), (-1200.3, 12.1), (1e6 / 3, 3.3), (-0.7, 1e3)]
+
+
+@pytest.mark.clause("N4a", "T3", "N3b")
+@pytest.mark.parametrize(("mean", "std"), NARROW)
+@pytest.mark.parametrize("method", ["cdf", "normal"])
+def test_parameters_of_float32_keep_samples_on_their_side(method: str, mean: float, std: float) -> None:
+    """Scores of float32 are standardized with parameters of float32, and thresholds placed with those of float64."""
+    if method == "cdf" and abs(mean) + 4 * std > 80:
+        pytest.skip("no logarithms of float32")
+    raw, kept = RNG.normal(mean, std, 100), [oracle.rounded(value, "float32") for value in (mean, std)]
+    draws = (raw if method == "normal" else np.exp(raw)).astype(np.float32).astype(np.float64).tolist()
+    base = Fit(METHODS[method].method, LevelFit((np.float64(mean), np.float64(std))))
+    exact = oracle.raw_z_score if method == "normal" else oracle.z_score
+    for x in draws:
+        z = oracle.rounded(float(exact(x, *kept)), "float32")
+        at = base.placed("image", z, "sigmas", Origin.MODULE, found=True).threshold("image").raw
+        assert np.float32(at) <= x, (x, z)
+        assert float(exact(float(at), mean, std)) == pytest.approx(z, abs=1e-6 * abs(z) + 2.0**-22 * abs(mean) / std)
+        pixels = replace(base, pixel=LevelFit(tuple(np.full((1, 1), value) for value in (mean, std))))
+        choices = choose(options(0.0, ThresholdRule.NORMAL_QUANTILE), pixels)
+        above = place(pixels, choices, {"pixel": z}).threshold("pixel")
+        assert np.float32(above.raw) > x, (x, z)
+        assert float(exact(float(above.raw[0, 0]), mean, std)) == pytest.approx(
+            z, abs=1e-5 + 2.0**-21 * abs(mean) / std
+        )
+
+
+@pytest.mark.clause("N3b", "T1", "T2", "T3")
+def test_a_search_among_scores_of_any_sign() -> None:
+    scores = np.append(RNG.normal(-1200, 10, 40), [-1185.0, -1170.0, -1160.0])
+    labels = np.repeat([NORMAL, ANOMALOUS], [40, 3])
+    z = np.linspace(-4.0, 3.0, 200)
+    gathered = Gathered(scores, labels, update(init(), z))
+    for rule in (ThresholdRule.ADAPTIVE, ThresholdRule.NORMAL_QUANTILE):
+        choices = choose(options(rule), fit("normal"))
+        placed = place(fit("normal"), choices, search(gathered, choices, 1.0, positive=False, where="here"))
+        t = float(placed.threshold("image").raw)
+        if rule is ThresholdRule.ADAPTIVE:
+            assert t == best_threshold(scores, labels == ANOMALOUS)
+        else:
+            assert t == np.nextafter(scores[:40].max(), np.inf)
+        assert np.all(placed.threshold("pixel").raw > 0.5 + STD * 3.0)
+
+
+@pytest.mark.clause("N3b", "N7")
+def test_raw_thresholds_of_scores_of_any_sign() -> None:
+    kernels = METHODS["normal"]
+    assert kernels.raw_threshold is not None
+    for mean in (0.0, -1.5, 2.0**-130, -1200.0, 3e7):
+        for std in (0.0, 2.0**-130, 1e-30, abs(mean) * 2.0**-21, 0.3, 80.0):
+            for center in (mean, -0.25):
+                for sigmas in (-3.0, -1e-3, 0.0, 0.1, 2.5):
+                    given = [np.float64(value) for value in (mean, std, center)]
+                    found = float(kernels.raw_threshold(sigmas, *given))
+                    wanted = oracle.raw_threshold_of_raw_scores(sigmas, mean, std, center)
+                    if abs(wanted) < 2.0**-126:  # which some devices take for zero
+                        wanted = 2.0**-126 if wanted > 0 else 0.0
+                    assert found == pytest.approx(wanted, rel=1e-15, abs=0.0)
+                    assert found == 0 or abs(found) >= 2.0**-126
 
 
 @pytest.mark.clause("N4a", "T1")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from anomnorm_core import FileFormatError, Normalizer, __version__, cdf, file, min_max
+from anomnorm_core import FileFormatError, Normalizer, __version__, cdf, file, min_max, normal
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out of the statistics")  # counts are in the files
 
@@ -47,6 +47,12 @@ MADE: dict[str, Callable[[], Normalizer]] = {
     "cdf pixel center": lambda: cdf_normalizer(center="pixel"),
     "cdf of images": lambda: Normalizer.cdf((0.25, 0.5), threshold=2.0),
     "cdf of mixed dtypes": lambda: Normalizer.cdf((0.25, 0.5), (MAPS[0], MAPS[1]), threshold=2.0),
+    "normal": lambda: Normalizer.cdf(
+        normal.update(normal.init(), np.append(-SCORES, np.float32(np.inf))),
+        normal.update(normal.init((3, 4)), 2 - MAPS),
+        threshold=-1.5,
+        transform="identity",
+    ),
     "min-max of float32": lambda: Normalizer.min_max((np.float32(0.1), np.float32(2.7)), threshold=0.3),
     "two slopes": lambda: Normalizer.of("two-slope", (0.1, 2.7), (0.0, 3.0), threshold=0.3).with_threshold(0.4),
     "shared range": lambda: Normalizer.of("min-max", (0, 3), (0, 3), threshold=1, options={"shared_range": True}),
@@ -262,7 +268,7 @@ BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
     "odd field": (about(**{"\ud800\x1b": 1}), r"\\x1b"),
     "long method": (about(method="x" * 20_000), r"method='x{70,80}\.\.\. is"),
     "long number": ('{"format_version": ' + "9" * 10_000 + "}", "damaged|newer"),
-    "other method": (about(method="magic"), "method='magic' is unknown; there are min-max, two-slope, cdf"),
+    "other method": (about(method="magic"), "method='magic' is unknown; there are min-max, two-slope, cdf, normal"),
     "method of another package": (about(method="magic", method_package="anomnorm-magic"), "'anomnorm-magic': pip inst"),
     "package of odd name": (about(method="magic", method_package="\x1b[2J"), r"method_package='\\x1b"),
     "method list": (about(method=[]), "method=\\[\\]"),

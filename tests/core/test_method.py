@@ -16,12 +16,14 @@ OTHER = replace(min_max.KERNELS, method=replace(min_max.METHOD, name="other", pa
 
 def test_the_methods_of_the_package() -> None:
     # Others may be registered in this process.
-    assert list(METHODS)[:3] == ["min-max", "two-slope", "cdf"]
-    assert len(METHODS) >= 3
+    assert list(METHODS)[:4] == ["min-max", "two-slope", "cdf", "normal"]
+    assert len(METHODS) >= 4
     assert "cdf" in METHODS
     assert "magic" not in METHODS
     assert METHODS["cdf"] is cdf.KERNELS
-    with pytest.raises(OptionError, match="method='magic' is unknown; there are 'min-max', 'two-slope', 'cdf'"):
+    with pytest.raises(
+        OptionError, match="method='magic' is unknown; there are 'min-max', 'two-slope', 'cdf', 'normal'"
+    ):
         METHODS["magic"]
     for wrong, meant in (("minmax", "min-max"), ("CDF", "cdf"), ("two_slope", "two-slope")):
         with pytest.raises(OptionError, match=f"Did you mean '{meant}'"):

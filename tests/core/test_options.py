@@ -8,13 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomnorm_core import AnomnormError, Center, OnInvalid, OptionError, Origin, Source, ThresholdRule, Units
-from anomnorm_core.options import Per, Transform, may_exceed, parse_quantile, parse_threshold, parse_threshold_option
+from anomnorm_core import (
+    AnomnormError,
+    Center,
+    OnInvalid,
+    OptionError,
+    Origin,
+    Source,
+    ThresholdRule,
+    Transform,
+    Units,
+)
+from anomnorm_core.options import Per, may_exceed, parse_quantile, parse_threshold, parse_threshold_option
 
 _ENUMS: dict[Any, set[str]] = {
     OnInvalid: {"warn", "raise"},
     Center: {"image", "pixel"},
-    Source: {"train", "validation"},
+    Source: {"train", "validation", "auto"},
     Per: {"pixel", "image"},
     ThresholdRule: {"adaptive", "normal_quantile", "false_alarm_rate", "image"},
     Transform: {"log", "identity"},

@@ -30,18 +30,24 @@ LABELS = np.concatenate([RNG.random(280) < 0.4, np.zeros(20, dtype=bool)]).astyp
 TEST = np.concatenate([np.exp(RNG.normal(1.2 + 0.7 * LABELS[:280], 0.4)), TRAIN[:20]]).astype(np.float32)
 
 
-KINDS = ["min-max", "two-slope", "cdf", "cdf-raw", "cdf-pixel"]
+KINDS = ["min-max", "two-slope", "cdf", "cdf-raw", "cdf-pixel", "normal-pixel"]
+
+
+def scores_of(kind: str, *values: np.ndarray) -> list[np.ndarray]:
+    """Scores of any sign for the method that takes them so."""
+    return [np.log(each) - 3 for each in values] if kind.startswith("normal") else list(values)
 
 
 def fitted(package: str, kind: str) -> Any:
     library, asarray = PACKAGES[package], MAKE[package]
     method = kind.removesuffix("-raw").removesuffix("-pixel")
     kernels = library.methods.METHODS[method]
-    image = kernels.update(kernels.init(()), asarray(TRAIN))
-    pixel = kernels.update(kernels.init((16, 12)), asarray(TRAIN_MAPS))
-    units = None if kind in ("cdf", "cdf-pixel") else "raw"
-    threshold = library.threshold.adaptive(asarray(TEST), asarray(LABELS)) if units else 2.0
-    options = {"center": "pixel" if kind == "cdf-pixel" else "image"} if method == "cdf" else {}
+    train, train_maps, test = map(asarray, scores_of(kind, TRAIN, TRAIN_MAPS, TEST))
+    image = kernels.update(kernels.init(()), train)
+    pixel = kernels.update(kernels.init((16, 12)), train_maps)
+    units = None if kind in ("cdf", "cdf-pixel", "normal-pixel") else "raw"
+    threshold = library.threshold.adaptive(test, asarray(LABELS)) if units else 2.0
+    options = {"center": "pixel" if "pixel" in kind else "image"} if kernels.method.sigmas else {}
     made = library.Normalizer.of(method, image, pixel, threshold=threshold, units=units, options=options)
     return made.with_threshold(pixel_threshold=2.5)
 
@@ -56,9 +62,10 @@ def test_a_file_gives_the_same_labels_and_scores_in_another_package(
     normalizer.save(tmp_path / "n.safetensors")
     loaded = PACKAGES[reader].Normalizer.load(tmp_path / "n.safetensors")
     assert loaded.summary() == normalizer.summary()
-    extra = ["z"] if kind.startswith("cdf") else ["margin"]
-    own = normalizer(MAKE[writer](TEST), MAKE[writer](TEST_MAPS), extras=extra)
-    other = loaded(MAKE[reader](TEST), MAKE[reader](TEST_MAPS), extras=extra)
+    extra = ["z"] if kind.startswith(("cdf", "normal")) else ["margin"]
+    test = scores_of(kind, TEST, TEST_MAPS)
+    own = normalizer(*map(MAKE[writer], test), extras=extra)
+    other = loaded(*map(MAKE[reader], test), extras=extra)
     assert set(own) == set(other)
     for name in ("pred_scores", "anomaly_maps"):
         difference = np.abs(np.asarray(own[name], np.float64) - np.asarray(other[name], np.float64))
@@ -71,7 +78,7 @@ def test_a_file_gives_the_same_labels_and_scores_in_another_package(
     # On again, and back: nothing is lost on the way but what the reader's floats cannot hold.
     loaded.save(tmp_path / "again.safetensors")
     again = PACKAGES[writer].Normalizer.load(tmp_path / "again.safetensors")
-    back = again(MAKE[writer](TEST), MAKE[writer](TEST_MAPS))
+    back = again(*map(MAKE[writer], test))
     for name, value in back.items():
         assert np.array_equal(np.asarray(value), np.asarray(own[name])), name
     fit, first = again.to_fit(), normalizer.to_fit()

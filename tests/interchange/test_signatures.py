@@ -4,7 +4,13 @@ import inspect
 from typing import Any
 
 import pytest
-from conformance.backend import CDF_FUNCTIONS, DECISION_FUNCTIONS, HISTOGRAM_FUNCTIONS, MIN_MAX_FUNCTIONS
+from conformance.backend import (
+    CDF_FUNCTIONS,
+    DECISION_FUNCTIONS,
+    HISTOGRAM_FUNCTIONS,
+    MIN_MAX_FUNCTIONS,
+    NORMAL_FUNCTIONS,
+)
 
 import anomnorm_core
 import anomnorm_jax
@@ -14,6 +20,7 @@ FUNCTIONS = {
     "min_max": MIN_MAX_FUNCTIONS,
     "two_slope": MIN_MAX_FUNCTIONS,
     "cdf": CDF_FUNCTIONS,
+    "normal": NORMAL_FUNCTIONS,
     "threshold": (*DECISION_FUNCTIONS, *HISTOGRAM_FUNCTIONS),
 }
 NAMES = [f"{module}.{name}" for module, names in FUNCTIONS.items() for name in names]

@@ -9,10 +9,17 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from expected import moments
+from expected import moments as expected_moments
 from flax import nnx, serialization
 
-from anomnorm_core import AnomnormError, InsufficientDataError, NotFittedError, OutputError, ResolutionError
+from anomnorm_core import (
+    AnomnormError,
+    InsufficientDataError,
+    NotFittedError,
+    OptionError,
+    OutputError,
+    ResolutionError,
+)
 from anomnorm_jax import CdfNormalizationHook, MinMaxNormalizationHook, NormalizationHook
 from anomnorm_jax.nnx import AnomalyScoreDistribution, Fitted, MinMax, Normalization, Statistics
 
@@ -44,17 +51,17 @@ def assert_equal(found: Any, expected: Any) -> None:
 @pytest.mark.clause("S1")
 def test_metrics_inside_nnx_jit_equal_the_functions() -> None:
     @nnx.jit
-    def step(ranges: MinMax, distribution: AnomalyScoreDistribution, outputs: Any) -> None:
+    def step(ranges: MinMax, moments: AnomalyScoreDistribution, outputs: Any) -> None:
         ranges.update(**outputs)
-        distribution.update(**outputs)
+        moments.update(**outputs)
 
-    ranges, distribution = MinMax(), AnomalyScoreDistribution((2, 3))
+    ranges, moments = MinMax(), AnomalyScoreDistribution((2, 3))
     for outputs in BATCHES:
-        step(ranges, distribution, outputs)
+        step(ranges, moments, outputs)
     assert [float(value) for value in ranges.compute()["image"]] == [SCORES.min(), SCORES.max()]
     assert [float(value) for value in ranges.compute()["pixel"]] == [MAPS.min(), MAPS.max()]
     for level, values in (("image", SCORES), ("pixel", MAPS)):
-        (mean, std), wanted = distribution.compute()[level], moments(values)
+        (mean, std), wanted = moments.compute()[level], expected_moments(values)
         np.testing.assert_allclose(mean, wanted[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(std, wanted[1], rtol=1e-5)
 
@@ -78,6 +85,18 @@ def test_metrics_merge_reset_and_check() -> None:
         moments.compute()
     with pytest.raises(ResolutionError):
         AnomalyScoreDistribution((4, 4)).update(anomaly_maps=MAPS)
+
+
+@pytest.mark.clause("S1", "N3b")
+def test_a_metric_of_scores_of_any_sign() -> None:
+    whole, other = AnomalyScoreDistribution(transform="identity"), AnomalyScoreDistribution(None, "identity")
+    whole.update(pred_scores=-SCORES[:5])
+    other.update(pred_scores=-SCORES[5:])
+    whole.merge(other)
+    expected = -SCORES.astype("f8").mean(), SCORES.astype("f8").std(ddof=1)
+    np.testing.assert_allclose(whole.compute()["image"], expected, rtol=1e-5)
+    with pytest.raises(OptionError, match="the other one has transform='log', and this one 'identity'"):
+        whole.merge(AnomalyScoreDistribution())
 
 
 @pytest.mark.clause("L5")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from expected import moments
+from expected import best_threshold, moments
 
 from anomnorm_core import (
     AnomnormError,
@@ -87,6 +87,40 @@ def _assert_near(found: Any, expected: np.ndarray, rtol: float = 0.0, atol: floa
 
 def _assert_z(found: Any, expected: np.ndarray) -> None:
     _assert_near(found, expected, rtol=1e-5, atol=1e-5)  # moments are within 1e-5 (clause S4)
+
+
+@pytest.mark.clause("N3b", "L3", "L4", "T2")
+@pytest.mark.parametrize("by_name", [False, True])
+def test_log_likelihoods_from_validation_to_labels(by_name: bool) -> None:
+    """The negative log-likelihood of a Gaussian is a score of any sign: here it is negative throughout."""
+
+    def score(x: np.ndarray) -> np.ndarray:
+        return (0.5 * (x**2).sum(-1) + 8 * math.log(math.sqrt(2 * math.pi) * 1e-3)).astype(np.float32)
+
+    rng, labels = np.random.default_rng(8), np.repeat([0, 1], [6, 3])
+    train = [{"pred_scores": score(rng.normal(size=(3, 8)))} for _ in range(4)]
+    scores = np.concatenate([score(rng.normal(size=(6, 8))), score(2 * rng.normal(size=(3, 8)))])
+    steps = [
+        {"pred_scores": part, "label": truth}
+        for part, truth in zip(scores.reshape(3, 3), labels.reshape(3, 3), strict=True)
+    ]
+    assert max(_all(train, "pred_scores").max(), scores.max()) < 0
+    options = {"progress": False, "capacity": 9}
+    hook = NormalizationHook("normal", **options) if by_name else CdfNormalizationHook(transform="identity", **options)
+    run = hook.on_validation_epoch_start(hook.setup(steps[0]), dict, train)
+    mean, std = _all(train, "pred_scores").mean(), _all(train, "pred_scores").std(ddof=1)
+    for outputs in steps:
+        run, seen = hook.on_validation_batch_end(run, outputs)
+        _assert_z(seen["pred_scores"], (outputs["pred_scores"] - mean) / std)
+    normalizer = hook.on_validation_epoch_end(run)
+    np.testing.assert_allclose(_parameters(normalizer), [mean, std], rtol=1e-5)
+    t = best_threshold(scores, labels == 1)
+    for outputs in steps:
+        found = hook.on_predict_batch_end(normalizer, outputs)
+        assert found["pred_labels"].tolist() == (outputs["pred_scores"] >= t).tolist()
+        _assert_near(found["pred_scores"], _phi((outputs["pred_scores"] - t) / std), atol=1e-5)
+    with pytest.raises(AnomnormError, match="a normalizer of this hook"):
+        CdfNormalizationHook(**options).on_predict_batch_end(normalizer, steps[0])
 
 
 # Min-max
@@ -926,12 +960,13 @@ def test_a_wrong_option_is_an_error_where_the_hook_is_made(
             "center='corner' is not an option; use one of 'image', 'pixel'",
         ),
         (lambda: CdfNormalizationHook(source="test"), "source='test' is not an option"),
+        (lambda: CdfNormalizationHook(source="auto"), 'say what they are, "train" or "validation"'),
         (lambda: CdfNormalizationHook(progress="no"), "progress='no' is not an option; use True or False"),
         (lambda: MinMaxNormalizationHook(shared_range=1), "shared_range=1 is not an option; use one of False, True"),
         (lambda: NormalizationHook("three-slope"), "method='three-slope' is unknown; there are 'min-max', 'two-slope'"),
         (lambda: NormalizationHook("cdf", options={"range": 1}), "range=1 is not an option of cdf normalization"),
     ],
-    ids=["center", "source", "progress", "shared_range", "method", "options"],
+    ids=["center", "source", "auto", "progress", "shared_range", "method", "options"],
 )
 def test_a_wrong_option_of_a_method_is_an_error(make: Any, message: str) -> None:
     with pytest.raises(OptionError) as caught:
@@ -957,6 +992,8 @@ def test_hooks_of_other_options_and_types_differ() -> None:
     assert CdfNormalizationHook(1.0) != CdfNormalizationHook(1.0, center="pixel")
     assert CdfNormalizationHook(1.0, center="pixel") == CdfNormalizationHook(1.0, center=Center.PIXEL)
     assert MinMaxNormalizationHook(1.0) != CdfNormalizationHook(1.0)
+    assert CdfNormalizationHook(1.0) == CdfNormalizationHook(1.0, transform="log")
+    assert CdfNormalizationHook(1.0) != CdfNormalizationHook(1.0, transform="identity")
 
 
 @pytest.mark.clause("N9")

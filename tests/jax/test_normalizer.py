@@ -29,6 +29,7 @@ def normalizers() -> dict[str, Normalizer]:
         "cdf": Normalizer.cdf((0.1, 0.4), (MEAN, STD), threshold=2.0, pixel_threshold=1.0),
         "cdf raw": Normalizer.cdf((0.1, 0.4), (MEAN, STD), threshold=2.0, units="raw"),
         "two-slope": Normalizer.of("two-slope", (0.1, 4.0), (0.0, 6.0), threshold=1.5),
+        "normal": Normalizer.cdf((0.1, 0.4), (MEAN, STD), threshold=2.0, transform="identity"),
     }
 
 
@@ -52,7 +53,9 @@ def test_it_is_a_pytree_whose_values_compile_nothing_anew(kind: str) -> None:
     first = normalizers()[kind]
     moved = first.with_threshold(1.25, units="raw")
     sharper = first.with_threshold(0.75, 0.6, units="normalized")
-    refitted = Normalizer.of(first.method, (0.2, 0.5), (MEAN, STD) if "cdf" in kind else (0.2, 0.9), threshold=1.0)
+    refitted = Normalizer.of(
+        first.method, (0.2, 0.5), (MEAN, STD) if first.method in ("cdf", "normal") else (0.2, 0.9), threshold=1.0
+    )
     for normalizer in (first, moved, sharper, refitted):
         assert same(score(normalizer, SCORES, MAPS), normalizer(SCORES, MAPS))
     assert traces == 1
@@ -106,9 +109,8 @@ def test_thresholds_are_kept_to_the_last_bit_of_what_decides(kind: str) -> None:
         assert found.raw == np.float64(np.float32(1.1))
     else:
         assert found.sigmas == 1.1
-        assert found.raw == np.float64(
-            np.float32(np.exp(np.float64(np.float32(0.1)) + np.float64(np.float32(0.4)) * 1.1))
-        )
+        place = np.float64(np.float32(0.1)) + np.float64(np.float32(0.4)) * 1.1
+        assert found.raw == np.float64(np.float32(place if kind == "normal" else np.exp(place)))
     assert str(found.origin) == "manual"
 
 
@@ -167,6 +169,7 @@ HOOKS = {
     "two-slope": NormalizationHook("two-slope", 1.5),
     "cdf": CdfNormalizationHook(1.0, progress=False),
     "cdf pixel": CdfNormalizationHook(1.0, pixel_threshold=0.5, center="pixel", progress=False),
+    "normal": CdfNormalizationHook(1.0, progress=False, transform="identity"),
 }
 
 
@@ -189,7 +192,7 @@ def test_the_normalizer_of_a_hook_is_saved_and_loaded(kind: str, maps: bool, tmp
     assert jax.tree.structure(loaded) == jax.tree.structure(hook.empty(batch))
     fit = loaded.to_fit()
     assert fit.fitted_with[0] == "anomnorm-jax"
-    pixels = 32 if "cdf" in kind else MAPS.size
+    pixels = 32 if "cdf" in kind or kind == "normal" else MAPS.size
     assert (fit.level("image").valid, fit.level("image").invalid) == (pixels if maps and "shared" in kind else 32, 0)
     if maps:
         assert fit.level("pixel").valid == pixels

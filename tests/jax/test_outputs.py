@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from expected import best_threshold, f1, moments
+from expected import best_threshold, f1, fit_check, moments
 from flax.core import FrozenDict
 
 from anomnorm_core import FitCheck, OptionError, OutputError, ThresholdWarning
@@ -91,9 +91,9 @@ def check_of_padded(kind: Any, normalizer: Normalizer, check: FitCheck | None) -
     for level, values in (("image", SCORE[normal]), ("pixel", MAP[normal])):
         for x, expected in zip(getattr(normalizer, level).parameters, moments(values), strict=True):
             np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
-    z = in_sigmas(SCORE, "image")[normal]
-    counts = [(z > 2).sum(), (z > 3).sum(), (z < -2).sum(), (z < -3).sum()]
-    assert check == FitCheck(int(normal.sum()), int(normal.sum()), *map(int, counts))
+    assert check is not None
+    found = fit_check(in_sigmas(SCORE, "image")[normal], normal.sum())
+    assert dataclasses.asdict(check) == pytest.approx(found, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.clause("L3", "S1", "S9", "T2", "T5")
@@ -356,8 +356,10 @@ def test_extras_of_a_hook_are_in_what_tests_and_predictions_return(kind: Any) ->
             NormalizationHook("cdf", capacity=9, options={"center": "pixel"}),
             "NormalizationHook('cdf', capacity=9, options={'center': 'pixel'})",
         ),
+        (CdfNormalizationHook(transform="identity"), "CdfNormalizationHook(transform='identity')"),
+        (CdfNormalizationHook(transform="log"), "CdfNormalizationHook()"),
     ],
-    ids=["defaults", "options of its own", "a rule and a number", "names", "any method", "options"],
+    ids=["defaults", "options of its own", "a rule and a number", "names", "any method", "options", "identity", "log"],
 )
 def test_a_hook_shows_the_call_that_makes_it(hook: NormalizationHook, text: str) -> None:
     assert repr(hook) == text

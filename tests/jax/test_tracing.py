@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from anomnorm_jax import (
     NormalizationHook,
     cdf,
     min_max,
+    normal,
     threshold,
     two_slope,
 )
@@ -187,8 +189,9 @@ def test_nothing_on_the_per_batch_path_calls_the_host(hook: NormalizationHook) -
 
 @pytest.mark.clause("N8")
 def test_under_a_trace_finalizers_of_nothing_give_nan_and_no_error() -> None:
-    mean, std = jax.jit(cdf.mean_std)(cdf.init())
-    assert np.isnan([mean, std]).all()
+    for level, record in (("image", cdf.init()), ("pixel", cdf.init((2, 3)))):
+        moments = jax.jit(partial(cdf.mean_std, level=level))(record)
+        assert np.isnan(moments).all()
     low, high = jax.jit(min_max.bounds)(min_max.init())
     assert np.isnan(min_max.normalize(jnp.ones(2), 0.0, low, high)).all()
 
@@ -288,6 +291,7 @@ def test_gradients_at_the_threshold_are_those_of_the_formula() -> None:
         (two_slope.normalize, (0.0, 4.0), [1 / (2 * 2.3), 1 / (2 * 1.7), 1 / (2 * 2.3)]),
         (cdf.normalize, (0.2, std), [1 / math.sqrt(2 * math.pi) / std / 1.7] * 3),
         (lambda z, t: cdf.normalize_standardized(z, t), (), [1 / math.sqrt(2 * math.pi)] * 3),
+        (normal.normalize, (0.2, std), [1 / math.sqrt(2 * math.pi) / std] * 3),
     ):
         gradient = jax.vmap(jax.grad(lambda x, f=function, a=arguments: f(x, t, *a)))(around)
         _assert_gradient(gradient, expected, rtol=1e-5)
@@ -327,6 +331,21 @@ def test_gradients_of_the_cdf_are_finite_everywhere(std: float, center: float | 
         assert not np.asarray(gradients[0])[np.asarray(finite) <= 0].any()  # flat where there is no logarithm
 
 
+@pytest.mark.clause("N6", "N7", "N3b")
+@pytest.mark.parametrize("std", [0.5, 0.0])
+def test_gradients_of_the_cdf_without_its_logarithm_are_finite_everywhere(std: float) -> None:
+    for function in (
+        lambda x, mean, std, t: normal.normalize(x, t, mean, std, 0.25),
+        lambda x, mean, std, t: jnp.clip(normal.standardize(x, mean, std, t), -9.0, 9.0),
+    ):
+        u, gradients = jax.vmap(jax.value_and_grad(function, argnums=(0, 1, 2, 3)), in_axes=(0, None, None, None))(
+            jnp.asarray(EDGES, dtype=jnp.float32), 0.25, std, 1.0
+        )
+        assert np.isfinite(u).all()
+        assert all(np.isfinite(gradient).all() for gradient in gradients)
+        assert np.asarray(gradients[0]).any() == (std > 0)
+
+
 def test_gradients_of_a_loss_over_a_map_with_bad_pixels_are_finite() -> None:
     maps = jnp.asarray(SCORES).at[0, 0, 0, :].set(jnp.asarray([0.0, -1.0, 2.0**-126]))
     mean, std = jnp.zeros((2, 3)), jnp.ones((2, 3)).at[0, 1].set(0.0)
@@ -344,6 +363,8 @@ def test_gradients_equal_finite_differences_in_both_modes() -> None:
         check_grads(lambda x, m, s, c: cdf.standardize(x, m, s, c), (x, *moments, jnp.asarray(-0.4)), order=1)
         check_grads(lambda z, t: cdf.normalize_standardized(z, t), (x - 1.0, jnp.asarray(0.05)), order=1)
         check_grads(lambda x, t, s: cdf.normalize(x, t, 0.2, s), (x, jnp.asarray(1.1), jnp.asarray(0.6)), order=2)
+        check_grads(lambda x, t, s: normal.normalize(x, t, 0.2, s), (x - 1, jnp.asarray(0.1), moments[1]), order=2)
+        check_grads(lambda x, c, s: normal.standardize(x, 0.2, s, c), (x - 1, *moments), order=1)
         check_grads(lambda x, t: two_slope.normalize(x, t, 0.0, 4.0), (x, 1.1), order=1)
 
 
@@ -400,6 +421,14 @@ def test_pixel_statistics_work_under_strict_dtype_promotion() -> None:
     with jax.numpy_dtype_promotion("strict"):
         record = cdf.update(cdf.init(SHAPE[2:]), jnp.asarray(SCORES))
         cdf.mean_std(cdf.merge(record, record), level="pixel")
+
+
+@pytest.mark.clause("N7")
+def test_constant_maps_are_fitted_without_a_nan_on_the_way() -> None:
+    record = cdf.update(cdf.init((2, 3)), jnp.full((3, 2, 3), 20.0))
+    with jax.disable_jit(), jax.debug_nans(True):
+        _, std = cdf.mean_std(record, level="pixel")
+    assert np.asarray(std).tolist() == np.zeros((2, 3)).tolist()
 
 
 def test_pixel_statistics_work_under_strict_rank_promotion() -> None:

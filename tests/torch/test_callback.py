@@ -94,7 +94,7 @@ def test_the_generic_callback_is_that_of_the_method(method: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "median"}, "method='median' is unknown; there are 'min-max', 'two-slope', 'cdf'"),
+        ({"method": "median"}, "method='median' is unknown; there are 'min-max', 'two-slope', 'cdf', 'normal'"),
         ({"options": {"center": "image"}}, "center='image' is not an option of two-slope normalization"),
         ({"source": "train"}, "source='train': two-slope normalization is fitted by each validation run"),
         ({"method": "cdf", "source": "test"}, "source='test' is not an option; use one of 'train', 'validation'"),
@@ -487,6 +487,8 @@ def test_a_callback_shows_what_it_was_told_and_what_it_found() -> None:
     assert repr(callback) == (
         "CdfNormalizationCallback(threshold=3.0, center='pixel', source='validation', extras=('z',))"
     )
+    assert repr(CdfNormalizationCallback(transform="identity")) == "CdfNormalizationCallback(transform='identity')"
+    assert repr(CdfNormalizationCallback(transform="log")) == "CdfNormalizationCallback()"
     assert repr(MinMaxNormalizationCallback()) == "MinMaxNormalizationCallback()"
     plain = MinMaxNormalizationCallback("adaptive", shared_range=True, log_prefix=None)
     assert repr(plain) == "MinMaxNormalizationCallback(threshold='adaptive', shared_range=True, log_prefix=None)"

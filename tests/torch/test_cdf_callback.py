@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from expected import moments
+from expected import best_threshold, moments
 from scripted_module import ScriptedModule, fitted, loader, parameters, predictions, samples, trainer
 
 from anomnorm_core import InvalidScoreError, InvalidScoreWarning, NotFittedError, ResolutionError
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback
+from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationCallback
 
 RNG = np.random.default_rng(11)
 
@@ -80,6 +80,44 @@ def test_unit_scores_labels_and_masks() -> None:
     assert found["pred_masks"].tolist() == (z_maps >= 4.0).tolist()
     assert found["pred_masks"].any()
     assert not found["pred_masks"].all()
+
+
+@pytest.mark.clause("N3b", "L3", "L4", "T2")
+@pytest.mark.parametrize("by_name", [False, True])
+def test_log_likelihoods_from_validation_to_labels(by_name: bool, tmp_path: Path) -> None:
+    """The negative log-likelihood of a Gaussian is a score of any sign: here it is negative throughout."""
+
+    def score(x: np.ndarray) -> np.ndarray:
+        return (0.5 * (x**2).sum(-1) + 8 * math.log(math.sqrt(2 * math.pi) * 1e-3)).astype("f4")  # of 8 variables
+
+    def make(threshold: float | None = None) -> Any:
+        if by_name:
+            return NormalizationCallback("normal", threshold)
+        return CdfNormalizationCallback(threshold, transform="identity")
+
+    rng, labels = np.random.default_rng(8), np.repeat([0, 1], [12, 6])
+    train, normal, anomalous = score(rng.normal(size=(30, 8))), rng.normal(size=(12, 8)), 2 * rng.normal(size=(6, 8))
+    scores = np.concatenate([score(normal), score(anomalous)])
+    assert max(train.max(), scores.max()) < 0
+    callback, module = make(), ScriptedModule()
+    run = trainer(callback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InvalidScoreWarning)  # nothing is left out
+        run.fit(module, loader(samples(train)), loader(samples(scores, labels=labels)))
+    wide = train.astype("f8")
+    np.testing.assert_allclose(parameters(module), [wide.mean(), wide.std(ddof=1)], rtol=1e-6)
+    z = torch.cat([entry["pred_scores"] for entry in module.emitted]).numpy()
+    np.testing.assert_allclose(z, (scores - wide.mean()) / wide.std(ddof=1), atol=Z_TOLERANCE)
+    with torch.no_grad():
+        module.gain.fill_(1.0)  # as it was in the validation
+    found = predictions(run, module, loader(samples(scores)))
+    t = best_threshold(scores, labels == 1)
+    assert found["pred_labels"].tolist() == (scores >= t).tolist()
+    np.testing.assert_allclose(found["pred_scores"], phi((scores - t) / wide.std(ddof=1)), atol=Z_TOLERANCE)
+    assert callback.fit_check is not None
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = predictions(trainer(make()), ScriptedModule(), loader(samples(scores)), ckpt_path=tmp_path / "a.ckpt")
+    assert again["pred_labels"].shape == scores.shape
 
 
 @pytest.mark.clause("L3")

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle  # noqa: TID251  # what spawned processes do with a module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,17 @@ def test_a_checkpoint_of_a_run_without_normalization_loads(kind: Any, tmp_path: 
     assert resumed.normalization_metrics.is_complete
 
 
+IDENTITY = partial(CdfNormalizationCallback, transform="identity")
+
+
 @pytest.mark.clause("L6")
 @pytest.mark.parametrize(
     ("first", "second", "name"),
     [
         (MinMaxNormalizationCallback, CdfNormalizationCallback, "min-max normalization, and this run uses cdf"),
         (CdfNormalizationCallback, MinMaxNormalizationCallback, "cdf normalization, and this run uses min-max"),
+        (CdfNormalizationCallback, IDENTITY, "cdf normalization, and this run uses normal"),
+        (IDENTITY, CdfNormalizationCallback, "normal normalization, and this run uses cdf"),
     ],
 )
 def test_a_checkpoint_of_the_other_method_is_a_clear_error(first: Any, second: Any, name: str, tmp_path: Path) -> None:

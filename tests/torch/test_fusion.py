@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._inductor import metrics
 from torch._inductor.utils import run_and_get_code
 
-from anomnorm_torch import Normalizer, cdf, min_max, threshold, two_slope
+from anomnorm_torch import Normalizer, cdf, min_max, normal, threshold, two_slope
 from anomnorm_torch._normal import ndtr
 
 pytestmark = pytest.mark.xdist_group("inductor")  # a process needs seconds to begin compiling
@@ -22,6 +22,7 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "two slopes": two_slope.normalize,
     "z": lambda x, _, mean, std: cdf.standardize(x, mean, std),
     "CDF": cdf.normalize,
+    "normal": normal.normalize,
 }
 EVERY_KERNEL = pytest.mark.parametrize(
     "kernel",

@@ -26,6 +26,13 @@ def cdf_slopes(x: np.ndarray, t: float, _mean: float, std: float, _center: float
     return [density / (x * std), -density / (t * std), 0.0 * z, -density * z / std, 0.0 * z]
 
 
+def normal_slopes(x: np.ndarray, t: float, _mean: float, std: float, _center: float) -> list[Any]:
+    with np.errstate(over="ignore"):
+        z = (x - t) / std
+        density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return [density / std, -density / std, 0.0 * z, -density * z / std, 0.0 * z]
+
+
 def min_max_slopes(x: np.ndarray, t: float, low: float, high: float) -> list[Any]:
     share = (x - t) / (high - low)
     inside = np.abs(share) <= 0.5
@@ -66,6 +73,7 @@ CASES = {
     "CDF": Case("cdf", (0.5, 0.25, 0.5), cdf_slopes),
     "CDF, wide": Case("cdf", (0.5, 1.25, 0.75), cdf_slopes),
     "CDF, very wide": Case("cdf", (0.5, 6.0, 0.5), cdf_slopes),
+    "normal": Case("normal", (0.5, 0.75, 0.5), normal_slopes),
 }
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -101,7 +109,7 @@ def close(found: Tensor, expected: Any, dtype: torch.dtype) -> None:
 
 @pytest.mark.clause("N1", "N1b", "N3")
 def test_every_method_of_ours_is_here() -> None:
-    assert {case.name for case in CASES.values()} == {"min-max", "two-slope", "cdf"} <= set(METHODS)
+    assert {case.name for case in CASES.values()} == {"min-max", "two-slope", "cdf", "normal"} <= set(METHODS)
 
 
 @pytest.mark.clause("N1", "N1b", "N3", "N6")
@@ -204,7 +212,7 @@ def test_ratios_beyond_all_numbers(t: float) -> None:
 @pytest.mark.clause("N7")
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("min-max", (1.0, 1.0)), ("cdf", (0.5, 0.0, 0.5)), ("cdf", (0.5, 1e-9, 0.5))],
+    [("min-max", (1.0, 1.0)), ("cdf", (0.5, 0.0, 0.5)), ("cdf", (0.5, 1e-9, 0.5)), ("normal", (0.5, 1e-9, 0.5))],
     ids=str,
 )
 def test_a_step_has_no_slope(name: str, arguments: tuple[float, ...]) -> None:
@@ -222,8 +230,12 @@ def test_a_step_has_no_slope(name: str, arguments: tuple[float, ...]) -> None:
 @pytest.mark.clause("N2", "N10")
 def test_z_and_margins_have_derivatives_too() -> None:
     x = torch.tensor([0.5, 1.5, 2.0, 0.0, -1.0, INF, -INF, NAN])
-    for name, extra, slope in (("cdf", "z", lambda v: 4 / v), ("min-max", "margin", lambda v: 0 * v + 0.25)):
-        arguments = CASES["CDF" if name == "cdf" else "min-max"].arguments
+    for name, extra, slope in (
+        ("cdf", "z", lambda v: 4 / v),
+        ("min-max", "margin", lambda v: 0 * v + 0.25),
+        ("normal", "z", lambda v: 0 * v + 4 / 3),
+    ):
+        arguments = CASES["CDF" if name == "cdf" else name].arguments
         given = [value.requires_grad_() for value in (x.clone(), *map(torch.tensor, (T, *arguments)))]
         value = METHODS[name].extras[extra](*given)
         usual = value.isfinite()

@@ -17,7 +17,7 @@ from scipy import special
 from torch import Tensor
 
 from anomnorm_core import two_slope as core_two_slope
-from anomnorm_torch import _kernels, cdf, min_max, two_slope
+from anomnorm_torch import _kernels, cdf, min_max, normal, two_slope
 from anomnorm_torch._normal import log_ratio, ndtr
 
 RNG = np.random.default_rng(97)
@@ -174,6 +174,7 @@ def test_a_step_is_one_beside_every_threshold(t: float) -> None:
     expected = np.where(x == np.float32(t), 0.5, (x > np.float32(t)).astype("f4"))
     cases: list[tuple[Any, tuple[float, ...]]] = [(min_max.KERNELS, (1.0, 1.0)), (min_max.KERNELS, (0.0, 0.0))]
     assert two_slope.normalize(torch.from_numpy(x), t, t, t).tolist() == expected.tolist()
+    cases += [(normal.KERNELS, (0.5, 0.0, 0.5)), (normal.KERNELS, (-3.0, 1e-7, 3.0)), (normal.KERNELS, (0.0, 0.0, 0.0))]
     if t > 0:
         cases += [(cdf.KERNELS, (0.5, 0.0, 0.5)), (cdf.KERNELS, (3.0, 1e-7, 3.0)), (cdf.KERNELS, (-80.0, 1e-5, 0.0))]
     for kernels, numbers in cases:
@@ -191,6 +192,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "CDF, wide": lambda x, t: cdf.normalize(x, t, 0.0, 1.25),
     "CDF, very wide": lambda x, t: cdf.normalize(x, t, 0.0, 2.0),
     "CDF, constant": lambda x, t: cdf.normalize(x, t, 0.0, 0.0),
+    "normal": lambda x, t: normal.normalize(x, t, 0.0, 1e-30),
+    "normal, wide": lambda x, t: normal.normalize(x, t, 0.0, 1e31),
+    "normal, constant": lambda x, t: normal.normalize(x, t, -9.0, 1e-7),
 }
 EVERY_FUNCTION = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 

@@ -254,6 +254,23 @@ def test_two_processes_synchronize_to_the_statistics_of_one(tmp_path: Path) -> N
         assert_same(numbers[2:], values(filled(kind, first))[2:])
 
 
+def test_moments_of_scores_of_any_sign() -> None:
+    whole, parts = AnomalyScoreDistribution("identity"), [AnomalyScoreDistribution(transform="identity") for _ in "ab"]
+    whole.update(-SCORES, MAPS - 2)
+    for part, rows in zip(parts, (slice(0, 3), slice(3, 8)), strict=True):
+        part.update(-SCORES[rows], MAPS[rows] - 2)
+    parts[0].merge_state(parts[1])
+    arrays = -SCORES.double().numpy(), (MAPS[:, 0] - 2).double().numpy()
+    wanted = [f(x) for x in arrays for f in (lambda v: v.mean(0), lambda v: v.std(0, ddof=1))]
+    for metric in (whole, parts[0], copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
+        assert_same(values(metric), wanted)
+        np.testing.assert_allclose(metric.image_std, wanted[1], rtol=1e-12)
+    normalizer = Normalizer.cdf(whole.record("image"), whole.record("pixel"), threshold=1.0, transform="identity")
+    assert normalizer.method.name == "normal"
+    with pytest.raises(ValueError, match="of cdf and normal normalization have no sum"):
+        whole.merge_state(AnomalyScoreDistribution())
+
+
 @METRICS
 def test_a_state_dict_restores_the_statistics_and_a_normalizer_takes_the_records(kind: Any) -> None:
     metric, again = filled(kind), kind()

@@ -34,6 +34,7 @@ def normalizers() -> dict[str, Normalizer]:
         "two slopes": Normalizer.of("two-slope", (0.1, 4.0), (0.0, 6.0), threshold=1.5, pixel_threshold=2.5),
         "cdf": Normalizer.cdf((0.1, 0.4), (MEAN, STD), threshold=2.0, pixel_threshold=1.0),
         "cdf pixel": Normalizer.cdf((0.1, 0.4), (MEAN, STD), threshold=2.0, units="raw", center="pixel"),
+        "normal": Normalizer.cdf((0.9, 0.4), (MEAN + 1, STD), threshold=1.5, transform="identity"),
     }
 
 
@@ -142,7 +143,7 @@ def test_it_moves_with_its_model() -> None:
 def test_a_call_does_not_wait_for_the_device(kind: str) -> None:
     # Reading a value of a tensor without data is an error.
     normalizer = normalizers()[kind].to("meta")
-    names = ("z", "raw") if "cdf" in kind else ("margin", "raw")
+    names = ("z", "raw") if normalizer.method.sigmas else ("margin", "raw")
     threshold = torch.zeros((), device="meta")
     result = normalizer(SCORES.to("meta"), MAPS.to("meta"), threshold=threshold, extras=names)
     assert len(result) == 4 + 2 * len(names)
@@ -234,6 +235,7 @@ CALLBACKS: dict[str, Any] = {
     "min-max shared": lambda: MinMaxNormalizationCallback(1.5, shared_range=True),
     "cdf": lambda: CdfNormalizationCallback(1.0, source="validation"),
     "cdf pixel": lambda: CdfNormalizationCallback(1.0, pixel_threshold=0.5, center="pixel", source="validation"),
+    "normal": lambda: CdfNormalizationCallback(1.0, source="validation", transform="identity"),
 }
 
 
@@ -367,7 +369,13 @@ IMAGES = torch.randn(6, 1, 4, 5, generator=G)
 @pytest.mark.clause("P4")
 @pytest.mark.parametrize(
     ("kind", "outputs"),
-    [("min-max", "named tuple"), ("two slopes", "tuple"), ("cdf pixel", "maps"), ("cdf", "scores")],
+    [
+        ("min-max", "named tuple"),
+        ("two slopes", "tuple"),
+        ("cdf pixel", "maps"),
+        ("cdf", "scores"),
+        ("normal", "tuple"),
+    ],
 )
 def test_appended_to_a_model_and_exported_to_onnx(kind: str, outputs: str, tmp_path: Path) -> None:
     model = normalizers()[kind].append_to(Detector(outputs=outputs)).eval()
@@ -465,7 +473,8 @@ def test_a_model_that_returns_nothing_to_normalize_is_refused(returned: Any, mes
 @pytest.mark.clause("L5", "N10", "N11")
 @KINDS
 def test_maps_with_channels_last_stay_so(kind: str) -> None:
-    normalizer, name = normalizers()[kind], "z" if "cdf" in kind else "margin"
+    normalizer = normalizers()[kind]
+    name = "z" if normalizer.method.sigmas else "margin"
     given = {"threshold": 1.25, "extras": (name, "raw", "invalid"), "valid": torch.arange(32) < 30}
     first, last = (normalizer(SCORES, maps, **given) for maps in (MAPS, MAPS.movedim(1, -1)))
     assert first.keys() == last.keys()

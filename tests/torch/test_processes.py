@@ -29,6 +29,9 @@ ONE_KIND_IS_ENOUGH = pytest.mark.parametrize("kind", [pytest.param("min-max", ma
 GATHERS = {"kind": "cdf", "callback": {"threshold": 1.0}, "gathers": True}
 OTHER_RUNS: dict[str, dict[str, Any]] = {
     "fitted on validation data": {"kind": "cdf", "callback": {"source": "validation"}, "subset": True},
+    # Of the seven normals each process has some: together they are too few, or enough.
+    "source that is not there": {"kind": "cdf", "callback": {"source": "auto"}},
+    "source that is there": {"kind": "cdf", "callback": {"source": "auto"}, "enough": 7},
     # Just above a score is elsewhere in float64.
     "float64": {
         "kind": "min-max",
@@ -182,6 +185,14 @@ def test_processes_that_lightning_starts(kind: str, strategy: str, one_process: 
 def test_other_runs_in_two_processes(name: str, one_process: OneProcess, two_processes: dict[str, Any]) -> None:
     assert_same_fit(two_processes[name], one_process(name))
     assert_same_predictions(two_processes[name], one_process(name))
+
+
+@pytest.mark.clause("L3", "L8")
+def test_all_processes_decide_alike_what_is_fitted_on(two_processes: dict[str, Any]) -> None:
+    for name, count, seed in (("is not", distributed_run.TRAINING, 0), ("is", distributed_run.VALIDATION, 1)):
+        normals = sum(int(each["label"]) == 0 for each in distributed_run.data(count, seed, sparse=False))
+        for state in two_processes[f"source that {name} there"].fitted:
+            assert about(state)["levels"]["image"]["valid"] == normals
 
 
 @pytest.mark.clause("L5", "L8")

@@ -458,6 +458,7 @@ def test_a_validation_logs_its_numbers_under_one_prefix(kind: Any, tmp_path: Pat
         for side in ("above", "below"):
             for limit in (2, 3):
                 expected[f"normals_{side}_{limit}"] = getattr(check, f"share_{side}_{limit}")
+        expected |= {f"normals_{name}": getattr(check, name) for name in ("mean", "std", "skewness")}
     assert found == {name: pytest.approx(float(value), rel=1e-6) for name, value in expected.items()}
 
 
@@ -479,8 +480,8 @@ def test_what_is_logged_can_be_named_otherwise_or_not_logged(kind: Any, tmp_path
         module = Own()
         module.computes = prefix == "c"
         row = logged(kind(log_prefix=prefix, **options), module, tmp_path / f"{prefix}", data)[-1]
-        others = ("_sigmas", "_2", "_3", "_rate")
-        names = {name for name in row.keys() - {"gain", "epoch", "step"} if not name.endswith(others)}
+        names = {name for name in row.keys() - {"gain", "epoch", "step"} if not name.endswith(("_sigmas", "_rate"))}
+        names = {name for name in names if "normals_" not in name}
         expected = {*NAMES[kind], *(() if prefix == "c" else ("image_threshold",))}
         assert names == (set() if prefix is None else {f"{prefix}/{name}".lstrip("/") for name in expected})
     with pytest.raises(OptionError, match="log_prefix=3 is no text"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anomnorm_core.checks import Counts, counts_of
-from anomnorm_torch import _tiles, cdf, min_max, threshold, two_slope
+from anomnorm_torch import _tiles, cdf, min_max, normal, threshold, two_slope
 
 RNG = np.random.default_rng(71)
 SHAPE = (5, 1, 7, 11)
@@ -32,6 +32,10 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "CDF, thresholds per pixel": lambda x: cdf.normalize(x, PER_PIXEL[0].exp()[None], 0.5, 0.25),
     "CDF, some pixels constant": lambda x: cdf.normalize(x, 1.5, PER_PIXEL[0], PER_PIXEL[1] * (PER_PIXEL[0] > 1)),
     "CDF of z": lambda x: cdf.normalize_standardized(x, PER_PIXEL[0]),
+    "normal": lambda x: normal.normalize(x, 1.5, 0.5, 0.25),
+    "normal, per pixel": lambda x: normal.normalize(x, PER_PIXEL[0], PER_PIXEL[0], PER_PIXEL[1], 0.5),
+    "normal, some pixels constant": lambda x: normal.normalize(x, 1.5, 1.0, PER_PIXEL[1] * (PER_PIXEL[0] > 1)),
+    "normal, z": lambda x: normal.standardize(x, PER_PIXEL[0], PER_PIXEL[1], 0.5),
 }  # fmt: skip
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
@@ -148,6 +152,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "CDF": (cdf.normalize, (1.5, 0.5, 0.25)),
     "CDF of z": (cdf.normalize_standardized, (1.5,)),
     "CDF backwards": (cdf.denormalize, (1.5, 0.5, 0.25)),
+    "normal": (normal.normalize, (1.5, 0.5, 0.25)),
+    "normal, z": (normal.standardize, (0.5, 0.25, 0.75)),
 }
 CASE = pytest.mark.parametrize(("kernel", "parameters"), CASES.values(), ids=CASES)
 
@@ -260,14 +266,16 @@ def test_moments_with_and_without_masks(size: int, tiles: Any, monkeypatch: pyte
     x = torch.from_numpy(np.exp(RNG.normal(3.0, 0.01, size=(9, 1, 40, 60))).astype("f4"))
     exact = np.log(x[:, 0].numpy().astype("f8"))
     tiles(size)
-    found = cdf.update(cdf.init((40, 60)), x)
-    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(found.m2, exact.var(0) * 9, rtol=1e-10)
+    records = {module: module.update(module.init((40, 60)), x) for module in (cdf, normal)}
     generally(monkeypatch)
-    expected = cdf.update(cdf.init((40, 60)), x)
-    assert found.count.tolist() == expected.count.tolist()
-    assert counts_of(found) == counts_of(expected) == Counts(9 * 40 * 60)
-    np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-10)
+    for (module, found), values in zip(records.items(), (exact, x[:, 0].numpy().astype("f8")), strict=True):
+        np.testing.assert_allclose(found.mean, values.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(found.m2, values.var(0) * 9, rtol=1e-10)
+        expected = module.update(module.init((40, 60)), x)
+        assert type(found) is type(expected)
+        assert found.count.tolist() == expected.count.tolist()
+        assert counts_of(found) == counts_of(expected) == Counts(9 * 40 * 60)
+        np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-10)
 
 
 @pytest.mark.clause("S6")
@@ -295,11 +303,12 @@ def test_one_bad_value_is_counted_and_left_out(
     assert counts_of(record) == Counts(23, **{cause: 1})
     assert record.zeros.tolist() == [[0, 0, int(bad == 0)], [0, 0, 0]]
     assert record.count.tolist() == [[4, 4, 3], [4, 4, 4]]
-    ranges = min_max.update(min_max.init(), x)
-    assert counts_of(ranges) == (Counts(24) if math.isfinite(bad) else Counts(23, **{cause: 1}))
+    for module, shape in ((min_max, ()), (normal, (2, 3))):
+        record = module.update(module.init(shape), x)
+        assert counts_of(record) == (Counts(24) if math.isfinite(bad) else Counts(23, **{cause: 1}))
     # A sample that does not take part is not counted at all.
     where = torch.tensor([True, False, True, True])
-    for module, shape in ((cdf, (2, 3)), (min_max, ())):
+    for module, shape in ((cdf, (2, 3)), (normal, (2, 3)), (min_max, ())):
         assert counts_of(module.update(module.init(shape), x, where=where)) == Counts(18)
 
 

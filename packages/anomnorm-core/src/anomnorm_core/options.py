@@ -50,6 +50,7 @@ class Source(_Option):
 
     TRAIN = "train"  # normal samples of the training data
     VALIDATION = "validation"  # normal samples of the validation data
+    AUTO = "auto"  # of callbacks: those of the validation data where they are enough, else of the training data
 
 
 class Per(_Option):

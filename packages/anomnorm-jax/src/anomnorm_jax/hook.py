@@ -126,6 +126,11 @@ class NormalizationHook:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
         object.__setattr__(self, "source", Source.parse(self.source or Source.TRAIN, "source"))
+        if self.source is Source.AUTO:
+            raise OptionError(
+                'source="auto" is for Lightning callbacks, which read the data themselves. Here the batches that '
+                'on_validation_epoch_start gets are what is fitted: say what they are, "train" or "validation".'
+            )
         if type(self.capacity) is not int or self.capacity < 1:
             raise OptionError(f"capacity={self.capacity!r} is no number of images; give a positive integer.")
         if type(self.progress) is not bool:
@@ -383,12 +388,16 @@ class NormalizationHook:
         return conclude(fit, choices, self._rules, _run.on_host(run), where="the step's outputs")
 
     def fit_check(self, run: Run) -> FitCheck | None:
-        """How a fit with sigmas does on the labelled normal samples of a validation run; None without any (S9)."""
+        """How a fit with sigmas does on the labelled normal samples of a validation run; None without any (S9).
+
+        Under ``source="validation"`` those are taken for the samples of the fit.
+        """
         self._require_run(run)
-        if run.normals is None or self.source == Source.VALIDATION:
+        if run.normals is None or run.moments is None:
             return None
-        normals, *beyond = (int(count) for count in to_host(run.normals))
-        return FitCheck(_counter.largest(to_host(run.image.count)), normals, *beyond) if normals else None
+        fitted_on, unseen = _counter.largest(to_host(run.image.count)), self.source != Source.VALIDATION
+        check = FitCheck.of(fitted_on, to_host(run.normals), to_host(run.moments), unseen=unseen)
+        return check if check.normals else None
 
     # Workers.
 
@@ -557,11 +566,8 @@ class NormalizationHook:
 
     def _ungathered(self, run: Run) -> Run:
         """The run without what its validation has shown."""
-        empty: tuple[Any, ...] = jax.tree.map(
-            jnp.zeros_like, (run.scores, run.labels, run.seen, run.pixels, run.normals)
-        )
-        scores, labels, seen, pixels, normals = empty
-        return replace(run, scores=scores, labels=labels, seen=seen, pixels=pixels, normals=normals)
+        names = ("scores", "labels", "seen", "pixels", "normals", "moments")
+        return replace(run, **{name: jax.tree.map(jnp.zeros_like, getattr(run, name)) for name in names})
 
     def _parameters(
         self, run: Run, on_invalid: OnInvalid | None, computed: Mapping[str, Any] | None = None

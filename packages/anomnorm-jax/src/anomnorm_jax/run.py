@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from anomnorm_core.errors import AnomnormError
-from anomnorm_core.fit_check import LIMITS, counted
+from anomnorm_core.fit_check import LIMITS, counted, moments
 from anomnorm_core.method import Kernels
 from anomnorm_core.threshold.choice import NORMAL, UNLABELLED, Gathered
 from anomnorm_jax import threshold
@@ -21,7 +21,7 @@ from anomnorm_jax.outputs import GroundTruth, Scores
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["image", "pixel", "scores", "labels", "maxima", "seen", "pixels", "normals"],
+    data_fields=["image", "pixel", "scores", "labels", "maxima", "seen", "pixels", "normals", "moments"],
     meta_fields=["method", "resolution"],
 )
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,11 @@ class Run:
     pixel: Any  # and of the maps; None where the steps return none
     scores: Array | None  # (capacity,) float32, or float64 for float64 scores: raw image scores; None: none are needed
     labels: Array | None  # (capacity,) uint8: NORMAL, ANOMALOUS, UNLABELLED or IGNORED
-    maxima: (
-        Array | None
-    )  # (capacity,) float32: largest pixel of each map, as the method has thresholds; None: not needed
+    maxima: Array | None  # (capacity,) float32: largest pixel of each map, in the units of its threshold; None: unused
     seen: Array  # () uint32: images so far; those beyond the capacity are counted and not kept
     pixels: threshold.ScoreHistogram | None  # pixels whose ground truth is known, or of normal images alone; None: none
     normals: Array | None  # with sigmas, (5,) uint32: normal validation samples, as `fit_check.counted` counts them
+    moments: Array | None  # and (4,), of the dtype of the scores: as `fit_check.moments` has them
     method: str
     resolution: tuple[int, int] | None  # height and width of the maps
 
@@ -74,6 +73,7 @@ def init(
         seen=jnp.zeros((), dtype=jnp.uint32),
         pixels=threshold.init() if pixels and resolution is not None else None,
         normals=jnp.zeros((1 + 2 * len(LIMITS),), dtype=jnp.uint32) if kernels.method.sigmas else None,
+        moments=jnp.zeros((4,), dtype=dtype) if kernels.method.sigmas else None,
         method=kernels.method.name,
         resolution=resolution,
     )
@@ -113,7 +113,8 @@ def gathered(
     images = scores.shape[0]
     valid = jnp.ones((images,), dtype=bool) if truth.valid is None else truth.valid
     known = jnp.full((images,), UNLABELLED, dtype=jnp.uint8) if truth.labels is None else truth.labels
-    kept, labels, maxima, pixels, normals = run.scores, run.labels, run.maxima, run.pixels, run.normals
+    kept, labels, maxima, pixels = run.scores, run.labels, run.maxima, run.pixels
+    normals, of_normals = run.normals, run.moments
     if kept is not None and labels is not None:
         after = jnp.cumsum(valid.astype(jnp.uint32), dtype=jnp.uint32)
         positions = jnp.where(valid, run.seen + after - jnp.uint32(1), jnp.uint32(kept.shape[0]))  # the last is dropped
@@ -128,11 +129,13 @@ def gathered(
             pixels = threshold.update(pixels, maps, truth.masks, where=valid)
         else:  # of an anomalous image the pixels are unknown; without any label all are taken for normal
             pixels = threshold.update(pixels, maps, where=valid if truth.labels is None else normal)
-    if normals is not None and z is not None and truth.labels is not None:
+    if normals is not None and of_normals is not None and z is not None and truth.labels is not None:
         flat = z.ravel()
         normals = normals + jnp.stack(counted(flat, lambda which: jnp.sum(which & normal, dtype=jnp.uint32)))
+        of_normals = _together(of_normals, moments(flat.astype(of_normals.dtype), normal))
     seen = run.seen + jnp.sum(valid, dtype=jnp.uint32)
-    return replace(run, scores=kept, labels=labels, maxima=maxima, seen=seen, pixels=pixels, normals=normals)
+    run = replace(run, scores=kept, labels=labels, maxima=maxima, seen=seen, pixels=pixels)
+    return replace(run, normals=normals, moments=of_normals)
 
 
 def merge(kernels: Kernels, a: Run, b: Run) -> Run:
@@ -154,7 +157,18 @@ def merge(kernels: Kernels, a: Run, b: Run) -> Run:
     if pixels is not None and b.pixels is not None:
         pixels = threshold.merge(pixels, b.pixels)
     normals = None if a.normals is None or b.normals is None else a.normals + b.normals
-    return Run(image, pixel, kept, labels, maxima, a.seen + b.seen, pixels, normals, a.method, a.resolution)
+    of_normals = None if a.moments is None or b.moments is None else _together(a.moments, b.moments)
+    return Run(image, pixel, kept, labels, maxima, a.seen + b.seen, pixels, normals, of_normals, a.method, a.resolution)
+
+
+def _together(a: Array, b: Array) -> Array:
+    """The `fit_check.moments` of the z-scores of both (Chan, Golub and LeVeque; Terriberry, for the cubes)."""
+    count = a[0] + b[0]
+    share = b[0] / jnp.maximum(count, 1)
+    apart = b[1] - a[1]
+    between = a[0] * share * apart**2
+    cubes = between * apart * (1 - 2 * share) + 3 * apart * ((1 - share) * b[2] - share * a[2])
+    return jnp.stack([count, a[1] + share * apart, a[2] + b[2] + between, a[3] + b[3] + cubes])
 
 
 def on_host(run: Run) -> Gathered | None:

@@ -37,7 +37,7 @@ from anomnorm_torch.inference_model import as_inference_model, create_inference_
 from anomnorm_torch.logged import logged
 from anomnorm_torch.methods import METHODS
 from anomnorm_torch.mixin import NormalizationMixin
-from anomnorm_torch.normal_data import CalibrationLoader, PassOptions, flattened
+from anomnorm_torch.normal_data import ENOUGH_NORMALS, CalibrationLoader, PassOptions, flattened
 from anomnorm_torch.normalizer import Normalizer
 from anomnorm_torch.outputs import GroundTruth, StepOutputs
 from anomnorm_torch.processes import OwnSamples, total
@@ -86,8 +86,10 @@ class Normalization:
             Of images, and of pixels with ``per="image"``.
         per: whether the rate of the anomaly maps is the share of flagged ``"pixel"`` s of normal images, or that of
             normal images with a flagged pixel, ``"image"``.
-        source: where a method with sigmas is fitted: ``"train"``, the default, or ``"validation"`` on the normal
-            samples of the validation data, which unlike the training data the detector has not seen before.
+        source: where a method with sigmas is fitted: ``"train"``, the default; ``"validation"`` on the normal samples
+            of the validation data, which unlike the training data the detector has not seen before; ``"auto"`` on those
+            if at least 10 are labelled, else on the training data, which the first validation run of a training decides
+            for all of it.
         calibration_loader: normal data for a method with sigmas, instead of the training data: a loader, batches, or a
             function that returns them anew for each fit.
         step: the step of the module that scores the normal data.
@@ -107,6 +109,8 @@ class Normalization:
     Attributes:
         thresholds: by level, with their origin, as of the last validation run or the start of a test or prediction.
         fit_check: how the fit does on the normal validation samples, of a method with sigmas; None without any.
+        fitted_source: what a method with sigmas was fitted on, ``"train"`` or ``"validation"``; None before that, for a
+            ``calibration_loader``, and where the statistics of a checkpoint stay.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -167,6 +171,7 @@ class Normalization:
         self.log_prefix = log_prefix
         self.thresholds: dict[str, Threshold] = {}
         self.fit_check: FitCheck | None = None
+        self.fitted_source: Source | None = None
         self._run: Run | None = None
         self._own: list[OwnSamples] = []  # of each validation loader
         self._user_hooks: UserHooks | None = None
@@ -196,6 +201,8 @@ class Normalization:
                 value = {key: each for key, each in self.options.items() if each != default[key]} or None
             if value != parameter.default and not (name == "source" and value is Source.TRAIN):
                 shown.append(f"{name}={str(value)!r}" if isinstance(value, StrEnum) else f"{name}={value!r}")
+        if self.source is Source.AUTO and self.fitted_source is not None:
+            shown.append(f"fitted_source={str(self.fitted_source)!r}")
         if self.thresholds:
             shown.append(f"thresholds={self.thresholds!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -237,7 +244,7 @@ class Normalization:
         vars(self).update(vars(self._rules))
         self._run = self._normalizer = self._undefined = self._validated_at = None
         self._reported = self._fit_reported = self._rate_reported = self._exchange_reported = False
-        self._user_hooks, self._runs = None, 0
+        self._user_hooks, self._runs, self.fitted_source = None, 0, None
         self._give_slot(pl_module)
         slot = slot_of(pl_module)
         slot.trainer, slot.in_state_dict, slot.is_restored = trainer, not is_sharded(trainer), False
@@ -416,7 +423,9 @@ class Normalization:
             )
         if self.method.sigmas and trainer.enable_validation:
             with self._inference_model(trainer, pl_module) as model:
-                self._pass(trainer, model, Records(self._kernels, self.options, pl_module.device)).try_out()
+                for source in (Source.AUTO, Source.TRAIN) if self.source is Source.AUTO else (self.source,):
+                    records = Records(self._kernels, self.options, pl_module.device)
+                    self._pass(trainer, model, records, source).try_out()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn of final weights that no validation run has seen, so that no fit belongs to them."""
@@ -480,15 +489,38 @@ class Normalization:
         A duplicate of the module that shares its weights scores the data batch by batch; only moments are kept.
         """
         slot = slot_of(pl_module)
-        records = Records(self._kernels, self.options, pl_module.device)
+        source = Source.TRAIN if self.fitted_source is Source.TRAIN else self.source
+        is_decided = source is not Source.AUTO or self.fitted_source is not None
         with self._inference_model(trainer, pl_module) as model:
             if trainer.world_size > 1:
                 take_buffers(model, trainer)
-            found = self._pass(trainer, model, records).collect(fitted=slot.fit.image is not None)
-        if found:
-            slot.draft = self._reporting_invalid(trainer, records)
-        else:  # the parameters are the same for all options
+            records = self._collected(trainer, pl_module, model, source, 0 if is_decided else ENOUGH_NORMALS)
+            if records is None and not is_decided:
+                source = Source.TRAIN
+                records = self._collected(trainer, pl_module, model, source)
+        if records is None:  # the parameters are the same for all options
             slot.draft = replace(slot.fit, options=self.options)
+            return
+        if self.calibration_loader is None:
+            self.fitted_source = Source.TRAIN if source is Source.TRAIN else Source.VALIDATION
+        slot.draft = self._reporting_invalid(trainer, records)
+
+    def _collected(
+        self, trainer: Trainer, pl_module: LightningModule, model: LightningModule, source: Source, enough: int = 0
+    ) -> Records | None:
+        """The statistics of a pass; None where there is no data, or not ``enough`` normal samples among them."""
+        records = Records(self._kernels, self.options, pl_module.device)
+        data = self._pass(trainer, model, records, source)
+        found = data.collect(fitted=slot_of(pl_module).fit.image is not None, enough=enough)
+        if enough:
+            logger.info(
+                'source="auto": %d validation samples are labelled normal, and statistics need %d: they are fitted on '
+                "the %s data.",
+                data.normals,
+                enough,
+                "validation" if found else "training",
+            )
+        return records if found else None
 
     @contextmanager
     def _inference_model(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[LightningModule]:
@@ -498,10 +530,10 @@ class Normalization:
         with as_inference_model(pl_module) as model:
             yield model
 
-    def _pass(self, trainer: Trainer, model: LightningModule, records: Records) -> Pass:
+    def _pass(self, trainer: Trainer, model: LightningModule, records: Records, source: Source) -> Pass:
         if self._user_hooks is None:
             self._user_hooks = UserHooks(trainer.callbacks, self)  # type: ignore[union-attr]
-        return Pass(trainer, model, records, self._user_hooks, self._pass_options())
+        return Pass(trainer, model, records, self._user_hooks, replace(self._pass_options(), source=source))
 
     def _pass_options(self) -> PassOptions:
         return PassOptions(
@@ -516,7 +548,7 @@ class Normalization:
 
     def _reporting_invalid(self, trainer: Trainer, records: Records) -> Fit:
         """What was fitted, with one warning in a training of what was left out."""
-        source = self._pass_options().known_source if self.method.sigmas else None
+        source = self.fitted_source  # None: a method without sigmas, or nobody knows
         if self.on_invalid is OnInvalid.RAISE:
             records.report_invalid(self.on_invalid, source)
         fit = records.finish()  # an unusable one is an error
@@ -599,8 +631,8 @@ class Normalization:
             fit = run.finish(choices, self._rules)
             self._rate_reported = self._rate_reported or fit.report_rate()
             check = None
-            if self.method.sigmas and self.source is Source.TRAIN:
-                check = run.fit_check(fit)
+            if self.method.sigmas:
+                check = run.fit_check(fit, unseen=self.fitted_source is not Source.VALIDATION)
                 # Weights that have changed since the fit explain what the check may find, and the user chose that.
                 if check is not None and not self._fit_reported and not self._is_stale:
                     self._fit_reported = check.report()

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ class Pass:
         self._batches = self._skipped = self._samples = 0  # of this process
         self._normal: Tensor | int = 0  # those of the samples that count
         self._has_maps = False
+        self._is_labelled = True  # whether the present loader tells which samples are normal
+        self.normals = 0  # those of all processes, after `collect`
         hooks.begin()
 
     def try_out(self) -> None:
@@ -118,14 +121,17 @@ class Pass:
                     "their statistics would be missing. Return them, or name another step with step=..."
                 )
 
-    def collect(self, *, fitted: bool) -> bool:
+    def collect(self, *, fitted: bool, enough: int = 0) -> bool:
         """Add the scores of the normal data to the records.
+
+        Those of ``source="auto"`` are the samples of the validation data that are labelled normal.
 
         Args:
             fitted: whether there are statistics of a checkpoint, which can stay where there is no data.
+            enough: how many normal samples there have to be, in all processes together.
 
         Returns:
-            False where there is no data but statistics that can stay.
+            False where there is no data but statistics that can stay, and where there are not enough normal samples.
 
         Raises:
             NotFittedError: there is no data to fit on, and nothing restored.
@@ -146,8 +152,11 @@ class Pass:
                     own = OwnSamples(loader)
                     length = self._data.length(loader)
                     wanted = self._data.limit(length)
+                    batches = self._data.read(loader, wanted, length, lambda: int(self._normal) >= least)
+                    self._is_labelled = True
                     progress = tqdm(
-                        self._data.read(loader, wanted, length, lambda: int(self._normal) >= least),
+                        # A loader without labels is not read to its end only to learn that.
+                        takewhile(lambda _: self._is_labelled, batches),
                         desc="Collecting normal scores",
                         total=length if wanted is None else wanted,
                         leave=False,
@@ -162,6 +171,9 @@ class Pass:
             group = data_group(trainer)
             self._records.merge_processes(group)
             arrived = total(arrived.to(trainer.strategy.root_device), group)
+        self.normals = int(arrived[-1])
+        if self.normals < enough:
+            return False
         self._require_normal(loaders, *arrived.tolist())
         return True
 
@@ -258,6 +270,8 @@ class Pass:
                 "the normal validation samples are to be fitted on, but neither the step's outputs nor the batch have "
                 "a 'label' or 'gt_label' that tells which those are. Return labels, 0 for normal."
             )
+        if normal is None and self._options.source is Source.AUTO:
+            self._is_labelled, normal = False, torch.zeros(len(scores), dtype=torch.bool)
         normal = None if normal is None else normal.to(scores.device)
         if valid is not None:
             normal = valid if normal is None else normal & valid

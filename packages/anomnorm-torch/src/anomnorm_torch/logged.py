@@ -1,5 +1,7 @@
 """The numbers that a validation run logs."""
 
+import math
+
 from anomnorm_core.fit import Fit
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.options import LEVELS, Origin
@@ -36,4 +38,6 @@ def logged(fit: Fit, check: FitCheck | None) -> dict[str, float]:
             "normals_below_2": check.share_below_2,
             "normals_below_3": check.share_below_3,
         }
+        moments = {"normals_mean": check.mean, "normals_std": check.std, "normals_skewness": check.skewness}
+        found |= {name: value for name, value in moments.items() if not math.isnan(value)}
     return found

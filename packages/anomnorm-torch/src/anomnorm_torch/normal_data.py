@@ -14,6 +14,11 @@ from anomnorm_core.options import OnInvalid, Source
 from anomnorm_torch.framework import Trainer, part
 from anomnorm_torch.loaders import Duplicates, NotRepeatable, begins_anew, read_all
 
+# With so many normal validation samples source="auto" fits on those. Of scores as the CDF supposes them, ten promise
+# 2.3% false alarms at two sigmas and give 4.5%, less than twice as many; five give 7.1%. Measured on detectors that
+# know their training data (k-NN, Mahalanobis, PCA) ten give 6%, five 8 to 9%, and the training data 12 to 63%.
+ENOUGH_NORMALS = 10
+
 CalibrationLoader = Iterable[Any] | Callable[[], Iterable[Any]]
 
 
@@ -43,7 +48,7 @@ class PassOptions:
     def other_data(self) -> str:
         """What to do about data that the pass cannot be made on."""
         there = "give other data with calibration_loader=..."
-        return there if self.source is Source.VALIDATION else f'{there}, or fit with source="validation"'
+        return f'{there}, or fit with source="validation"' if self.source is Source.TRAIN else there
 
     def __post_init__(self) -> None:
         if not isinstance(self.step, str):
@@ -61,8 +66,8 @@ class PassOptions:
             )
         if hasattr(type(given), "__next__") and not hasattr(given, "__dict__"):
             raise self.read_once()
-        if self.source is Source.VALIDATION:
-            raise OptionError('calibration_loader and source="validation" are two sources; give one of them.')
+        if self.source is not Source.TRAIN:
+            raise OptionError(f'calibration_loader and source="{self.source}" are two sources; give one of them.')
 
     def read_once(self) -> OptionError:
         """The error for an iterator as ``calibration_loader``."""
@@ -83,7 +88,7 @@ class NormalData:
     def __init__(self, trainer: Trainer, options: PassOptions) -> None:
         self._trainer: Any = trainer
         self._options = options
-        self._is_validation = options.source is Source.VALIDATION
+        self._is_validation = options.source is not Source.TRAIN
 
     def loaders(self, duplicates: Duplicates, *, fitted: bool) -> list[Any] | None:
         """What to iterate over: all samples, or the share of this process; None to keep what a checkpoint restored."""

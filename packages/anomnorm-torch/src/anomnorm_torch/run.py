@@ -11,7 +11,7 @@ from anomnorm_core.checks import counts_of, report_invalid, share_of_zeros
 from anomnorm_core.errors import AnomnormError, ResolutionError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit import Fit, LevelFit
-from anomnorm_core.fit_check import FitCheck, counted
+from anomnorm_core.fit_check import FitCheck, counted, moments
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS as CORE_METHODS
 from anomnorm_core.options import LEVELS, OnInvalid, Origin, Per, Rules, Source
@@ -240,13 +240,18 @@ class Run:
         found: np.ndarray = column.values()[self._labels.values() != _PADDING].cpu().numpy()
         return found
 
-    def fit_check(self, fit: Fit) -> FitCheck | None:
-        """How ``fit`` does on the normal samples of this run (clause S9); None without any."""
+    def fit_check(self, fit: Fit, *, unseen: bool = True) -> FitCheck | None:
+        """How ``fit`` does on the normal samples of this run (clause S9); None without any.
+
+        Args:
+            fit: with its parameters.
+            unseen: whether those are other samples than it was fitted on.
+        """
         scores, labels = self._samples(self._scores), self._samples(self._labels)
         normals = scores[labels == NORMAL].astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = CORE_METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
-        check = FitCheck(fit.level("image").valid, *map(int, counted(z)))
+        check = FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=unseen)
         return check if check.normals else None
 
 

@@ -119,21 +119,21 @@ def merge(a: ScoreDistribution, b: ScoreDistribution) -> ScoreDistribution:
 def mean_std(record: ScoreDistribution, *, ddof: int = 1, level: str = "image") -> tuple[Array, Array]:
     """The finalizer: mean and standard deviation of ``log(score)``.
 
-    ``s = sqrt(m2 / d)`` with ``d = count - ddof`` degrees of freedom. A pixel that saw no more than ``ddof`` valid values
-    (a border that is always zero, say) has no deviation of its own; it takes the pooled one of the level's other pixels,
-    and their mean.
+    ``s = sqrt(m2 / d)`` with ``d = count - ddof`` degrees of freedom. A pixel that saw no more than ``ddof`` valid
+    values (a border that is always zero, say) has no deviation of its own; it takes the pooled one of the level's other
+    pixels, and their mean.
 
-    With ``level="pixel"``, ``std`` is ``s`` shrunk toward what is typical of the map, because few images say little of
-    one pixel. ``l = log(s^2) - digamma(d / 2) + log(d / 2)`` estimates the pixel's ``log(sigma^2)`` without bias and with
-    the variance ``noise = trigamma(d / 2)``. With means over the pixels, weighted by ``d``::
+    With ``level="pixel"``, ``std`` is ``s`` shrunk toward what is typical of the map, because few images say little
+    about one pixel. ``own = log(s^2) - digamma(d / 2) + log(d / 2)`` estimates the logarithm of a pixel's variance
+    without bias, and varies by ``noise = trigamma(d / 2)``. With means over the pixels, weighted by ``d``::
 
-        typical = mean(l)
-        spread = max(0, mean((l - typical)^2 - noise))        # how far the pixels truly differ
-        std = exp((typical + spread / (spread + noise) (l - typical)) / 2)
+        typical = mean(own)
+        spread = max(0, mean((own - typical)^2 - noise))  # how much the pixels truly differ
+        std = exp((noise typical + spread own) / (noise + spread) / 2)
 
-    Many images, or pixels that differ much, leave each pixel its own ``exp(l / 2)``, which is ``s (1 + 1 / (2 d))`` and
-    nears ``s``. A pixel that did not vary (``s`` at most 2^-21 of its mean or of the pooled deviation) keeps its ``s``,
-    and is not among the others: it is constant (clause N7).
+    Many images, or pixels that differ much, leave each pixel its own: ``exp(own / 2)``, about ``s (1 + 1 / (2 d))``.
+    Constant pixels (``s`` at most 2^-21 of the mean, or of the pooled deviation) keep ``s`` and are not among the
+    others, so that clause N7 applies to them.
 
     Args:
         record: statistics in which at least one entry has seen more than ``ddof`` values.

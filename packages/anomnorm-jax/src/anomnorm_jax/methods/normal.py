@@ -176,7 +176,8 @@ def _unit(x: Array, t: Array, mean: Array, std: Array, center: Array) -> Array:
     flat, _ = cdf.constant(mean, std, center, LEAST_STD)
     finite = jnp.isfinite(x)
     distance, width = _scaled(jnp.where(finite, x, t), t, std, std)
-    u = cdf.phi(distance, jnp.where(flat, 1.0, width))
+    # A quotient that is infinite has no slope, and the result is 0 or 1 long before.
+    u = cdf.phi(jnp.clip(distance, -64.0 * width, 64.0 * width), jnp.where(flat, 1.0, width))
     limit = jnp.where(x < t, 0.0, jnp.where(x > t, 1.0, 0.5))
     u = jnp.where(flat | ~finite, jnp.where(jnp.isnan(x), x, limit), u)
     return jnp.where(jnp.isnan(mean) | jnp.isnan(std) | jnp.isnan(t), jnp.nan, u)
