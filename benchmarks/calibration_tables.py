@@ -71,6 +71,9 @@ def _rates(study: Study) -> dict[str, str]:
     exceeding = study.exceeding(Row("false_alarm_rate", "log", 0.01, "validation", 99), POSITIVE, study.data[0])
     found["exceeding_99"] = f"{100 * exceeding.value:.0f}%"
     same = pixel_alarms.RateRow(pixel_alarms.SAME, "image", 0.05, 20)
+    for name in pixel_alarms.FINALIZERS:
+        rates = study.pixels("squared errors, smoothed", pixel_alarms.SigmasRow(name, "pixel", 3.0, 5))
+        found[f"pixels_{name}_5"] = Mean(float(np.mean(rates)), np.nan).percent() + "%"
     found["same_image_20"] = study.pixel_rate(same).percent() + "%"
     return found
 

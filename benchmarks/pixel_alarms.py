@@ -16,8 +16,11 @@ SIGMAS = (2.0, 3.0)
 RATES = (0.05, 0.01)
 REDRAWS, RATE_REDRAWS = 5, 2  # a histogram takes longer
 Finalizer = Callable[[cdf.ScoreDistribution], tuple[np.ndarray, np.ndarray]]
-# What makes means and deviations of what was counted.
-FINALIZERS: dict[str, Finalizer] = {"own": partial(cdf.mean_std, level="image")}
+# What makes means and deviations of what was counted: each pixel's own deviation, and what the CDF takes.
+FINALIZERS: dict[str, Finalizer] = {
+    "own": partial(cdf.mean_std, level="image"),
+    "shrunken": partial(cdf.mean_std, level="pixel"),
+}
 SAME = "z, by the same normals"  # which are closer to their own mean than others: they are not exchangeable with those
 SCALES = ("raw", "z, by the training data", SAME)
 
