@@ -184,6 +184,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def calibration(session: nox.Session) -> None:
+    """Compare promised with observed false alarms on real data; writes docs/calibration.md, docs/which-method.md."""
+    environment = {"OMP_NUM_THREADS": "1"}  # it has a process for each core
+    session.run(_development(session), "benchmarks/calibration.py", *session.posargs, env=environment)
+
+
+@nox.session(venv_backend="none")
 def coverage(session: nox.Session) -> None:
     """Measure which lines and branches of the packages the tests reach; less than 95 percent is a failure."""
     python = _development(session, "pytest-cov")
