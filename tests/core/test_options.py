@@ -14,7 +14,7 @@ from anomnorm_core.options import may_exceed, parse_quantile, parse_threshold, p
 _ENUMS: dict[Any, set[str]] = {
     OnInvalid: {"warn", "raise"},
     Center: {"image", "pixel"},
-    Source: {"train", "validation"},
+    Source: {"train", "validation", "auto"},
     ThresholdRule: {"adaptive", "normal_quantile", "image"},
     Units: {"raw", "sigmas", "normalized"},
     Origin: {"manual", "option", "module", "adaptive", "normal_quantile", "image", "unknown"},
