@@ -138,9 +138,9 @@ def test_s3_deviations_of_pixels_are_shrunk_toward_the_typical_one(
 @pytest.mark.clause("S3", "N7")
 def test_s3_a_constant_pixel_stays_constant_and_out_of_the_others(backend: Backend, dtype: str) -> None:
     maps = _scores(dtype, (5, 2, 3))
-    maps[:, 0, 0], maps[:, 1, 2] = 20.0, oracle.rounded(0.1, dtype)
-    if dtype in ("float64", "float32"):
-        maps[3:, 0, 0] = oracle.next_up(20.0, "float32")  # rounding
+    maps[:, 0, 0], maps[:, 1, 2] = 20.0, 1.0
+    if dtype in ("float64", "float32"):  # rounding, that of a mean and that of a logarithm near 0
+        maps[3:, 0, 0], maps[4, 1, 2] = oracle.rounded(20.0 * (1.0 + 1.5e-6), "float32"), oracle.next_up(1.0, "float32")
     record = backend.cdf.update(backend.cdf.init((2, 3)), backend.asarray(maps, dtype))
     mean, std = backend.cdf.mean_std(record, level="pixel")
     for i, j in ((0, 0), (1, 2)):

@@ -277,7 +277,7 @@ def test_parameters_of_float32_keep_samples_on_their_side(method: str, mean: flo
         assert float(exact(float(at), mean, std)) == pytest.approx(z, abs=1e-6 * abs(z) + 2.0**-22 * abs(mean) / std)
         pixels = replace(base, pixel=LevelFit(tuple(np.full((1, 1), value) for value in (mean, std))))
         choices = choose(options(0.0, ThresholdRule.NORMAL_QUANTILE), pixels)
-        above = place(pixels, choices, {"pixel": z}).threshold("pixel")
+        above = place(pixels, choices, {"pixel": Found(np.float32(z))}).threshold("pixel")
         assert np.float32(above.raw) > x, (x, z)
         assert float(exact(float(above.raw[0, 0]), mean, std)) == pytest.approx(
             z, abs=1e-5 + 2.0**-21 * abs(mean) / std
@@ -292,7 +292,9 @@ def test_a_search_among_scores_of_any_sign() -> None:
     gathered = Gathered(scores, labels, update(init(), z))
     for rule in (ThresholdRule.ADAPTIVE, ThresholdRule.NORMAL_QUANTILE):
         choices = choose(options(rule), fit("normal"))
-        placed = place(fit("normal"), choices, search(gathered, choices, 1.0, positive=False, where="here"))
+        placed = place(
+            fit("normal"), choices, search(gathered, choices, Rules(), method=fit("normal").method, where="")
+        )
         t = float(placed.threshold("image").raw)
         if rule is ThresholdRule.ADAPTIVE:
             assert t == best_threshold(scores, labels == ANOMALOUS)

@@ -371,6 +371,9 @@ def test_scores_with_an_upper_bound_below_the_threshold_have_a_sentence_of_their
         for _ in range(50):  # of scores without a bound it says nothing, nor of few
             concluded(np.exp(rng.normal(size=80)), np.zeros(80, int), 4.0)
             concluded(rng.random(5) + 1e-3, np.zeros(5, int))
+        # And where all lie low, the fit is of another scale.
+        base = Fit(cdf.METHOD, LevelFit((np.float64(5.0), np.float64(1.0)), valid=99))
+        conclude(base, choose({"image": 2.0, "pixel": None}, base), Rules(), Gathered(uniform, 0 * labels), where="")
 
 
 @pytest.mark.clause("T7")

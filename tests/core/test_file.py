@@ -19,7 +19,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from anomnorm_core import FileFormatError, Normalizer, __version__, cdf, file, min_max, normal
+from anomnorm_core import (
+    FileFormatError,
+    Fit,
+    LevelFit,
+    Normalizer,
+    Origin,
+    Transform,
+    Units,
+    __version__,
+    cdf,
+    file,
+    min_max,
+    normal,
+)
+from anomnorm_core.methods import METHODS
+from anomnorm_core.threshold.false_alarms import Normals
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out of the statistics")  # counts are in the files
 
@@ -78,12 +93,21 @@ def test_a_saved_normalizer_is_the_same_when_loaded(kind: str, tmp_path: Path) -
         if getattr(old, level) is None:
             assert getattr(new, level) is None
             continue
-        one, other = old.level(level), new.level(level)
-        assert (one.valid, one.invalid) == (other.valid, other.invalid)
-        t, u = old.threshold(level), new.threshold(level)
-        assert (t.sigmas, t.origin, t.fixed) == (u.sigmas, u.origin, u.fixed)
-        for a, b in zip((*one.parameters, t.raw), (*other.parameters, u.raw), strict=True):
-            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+        assert_same_level(old.level(level), new.level(level))
+
+
+def assert_same_level(one: LevelFit, other: LevelFit) -> None:
+    """Bit for bit, where a share of zeros that is not known is none."""
+    assert (one.valid, one.invalid, one.normals) == (other.valid, other.invalid, other.normals)
+    t, u = one.threshold, other.threshold
+    assert t is not None
+    assert u is not None
+    for name in ("sigmas", "origin", "fixed", "false_alarm_rate", "guaranteed"):
+        assert getattr(t, name) == getattr(u, name)
+    for a, b in zip((*one.parameters, t.raw), (*other.parameters, u.raw), strict=True):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    mine, its = (np.zeros(one.parameters[0].shape) if each.zeros is None else each.zeros for each in (one, other))
+    np.testing.assert_array_equal(mine, its)
 
 
 NOTHING_KNOWN = {"false_alarm_rate": None, "guaranteed": False, "normals": None}
@@ -554,12 +578,36 @@ def test_version_1_scores() -> None:
     assert result["anomaly_maps"].ravel() == pytest.approx(phi(-1), rel=1e-12)
 
 
+def with_a_rate(method: str, image: LevelFit, pixel: LevelFit) -> Normalizer:
+    """A normalizer whose image threshold keeps a false-alarm rate."""
+    fit = Fit(METHODS[method].method, image, pixel, fitted_with=Normalizer._package)
+    placed = fit.placed("image", 1.75, Units.RAW, Origin.FALSE_ALARM_RATE, rate=2 / 41, guaranteed=True)
+    return Normalizer(placed.placed("pixel", 2.0, None, Origin.OPTION))
+
+
+def numbers(*values: float) -> tuple[np.ndarray, ...]:
+    return tuple(np.array(value) for value in values)
+
+
 VERSION_2: dict[str, Callable[[], Normalizer]] = {
     "min_max_v2": lambda: Normalizer.of("min-max", (0.25, 4.0), (-1.0, 6.5), threshold=1.5),
     "two_slope_v2": lambda: Normalizer.of("two-slope", (0.25, 4.0), (-1.0, 6.5), threshold=3.5).with_threshold(
         None, 2.0
     ),
     "cdf_v2": lambda: Normalizer.cdf((0.5, 0.25), (MAP / 2, MAP / [2, 4, 8]), threshold=2.0, center="pixel"),
+    "normal_v2": lambda: Normalizer.cdf(
+        (1.5, 0.25), (MAP / 2, MAP / [2, 4, 8]), threshold=2.0, center="pixel", transform="identity"
+    ),
+    "rate_v2": lambda: with_a_rate(
+        "min-max",
+        LevelFit(numbers(0.25, 4.0), None, 40, 2, None, Normals(40, 38, 0.5, 0.25, -0.125, Transform.LOG)),
+        LevelFit(numbers(-1.0, 6.5), None, 480),
+    ),
+    "zeros_v2": lambda: with_a_rate(
+        "cdf",
+        LevelFit(numbers(0.5, 0.25), None, 30, 10, np.array(0.25)),
+        LevelFit((MAP / 2, MAP / [2, 4, 8]), None, 30, 12, np.broadcast_to([0.0, 0.25, 0.5], MAP.shape).copy()),
+    ),
 }
 
 
@@ -571,6 +619,12 @@ def test_version_2_files(name: str) -> None:
     assert repr(normalizer) == repr(same)
     for field, value in same(GRID[:, 0, 0], GRID).items():
         np.testing.assert_array_equal(normalizer(GRID[:, 0, 0], GRID)[field], value)
+    assert repr(normalizer.thresholds) == repr(same.thresholds)
+    for level in ("image", "pixel"):
+        assert_same_level(normalizer.to_fit().level(level), same.to_fit().level(level))
+    if name in ("rate_v2", "zeros_v2"):
+        assert normalizer.thresholds["image"].guaranteed
+        return
     origins = [str(threshold.origin) for threshold in normalizer.thresholds.values()]
     assert origins == ["option", "manual" if name == "two_slope_v2" else "image"]
     moved = normalizer.with_threshold(1.75)

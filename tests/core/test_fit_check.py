@@ -11,6 +11,7 @@ from scipy import stats
 from anomnorm_core import FitCheck, FitWarning, fit_check
 from anomnorm_core.errors import AnomnormError
 from anomnorm_core.fit_check import counted, moments
+from anomnorm_core.options import Transform
 
 pytestmark = pytest.mark.clause("S9")
 
@@ -127,7 +128,7 @@ def test_a_fit_on_scores_that_the_detector_knows_is_found_out() -> None:
 
 
 # What is found, with the other numbers as the fit expects them: 40 normals of a fit to 100, or as many as are named.
-TRAINED, SCALE, SHAPE = "trained on lower than new data", "another scale", 'threshold="normal_quantile"'
+TRAINED, SCALE, SHAPE = "trained on lower than new data", "another scale", 'threshold="false_alarm_rate"'
 FINDINGS = {
     "higher": ({"mean": 0.9}, "more false alarms", TRAINED),
     "lower": ({"mean": -0.9}, "miss more anomalies", SCALE),
@@ -158,6 +159,17 @@ def test_what_is_found_is_said_with_its_consequence_and_its_remedy(name: str) ->
     assert f"mean {check.mean:.2g}, deviation {check.std:.2g} and skewness {check.skewness:.2g}" in message
     others = {"more false alarms", "miss more anomalies", TRAINED, SCALE, SHAPE} - {consequence, remedy}
     assert not [other for other in others if other in message and consequence not in other]
+
+
+@pytest.mark.parametrize("transform", [None, *Transform])
+def test_the_other_transform_is_suggested_where_the_skewness_is_of_its_side(transform: Transform | None) -> None:
+    for skewness, other in ((2.0, Transform.LOG), (-2.0, Transform.IDENTITY)):
+        with pytest.warns(FitWarning) as caught:
+            expected_one(skewness=skewness).report(transform)
+        message = str(caught[0].message)
+        suggested = transform is not None and transform is not other
+        assert ("transform=" in message) == suggested
+        assert (f'transform="{other}"' in message) == suggested
 
 
 def expected_one(**options: Any) -> FitCheck:

@@ -363,7 +363,7 @@ def test_gradients_equal_finite_differences_in_both_modes() -> None:
         check_grads(lambda x, m, s, c: cdf.standardize(x, m, s, c), (x, *moments, jnp.asarray(-0.4)), order=1)
         check_grads(lambda z, t: cdf.normalize_standardized(z, t), (x - 1.0, jnp.asarray(0.05)), order=1)
         check_grads(lambda x, t, s: cdf.normalize(x, t, 0.2, s), (x, jnp.asarray(1.1), jnp.asarray(0.6)), order=2)
-        check_grads(lambda x, t, s: normal.normalize(x, t, 0.2, s), (x - 1, jnp.asarray(0.1), moments[1]), order=2)
+        check_grads(lambda x, t, s: normal.normalize(x, t, 0.2, s), (x - 1, jnp.asarray(0.1), moments[1]), order=1)
         check_grads(lambda x, c, s: normal.standardize(x, 0.2, s, c), (x - 1, *moments), order=1)
         check_grads(lambda x, t: two_slope.normalize(x, t, 0.0, 4.0), (x, 1.1), order=1)
 

@@ -117,5 +117,5 @@ def test_a_fit_to_the_validation_normals_is_checked_for_their_shape(skewed: bool
     assert len(messages) == skewed
     if skewed:
         assert "more false alarms than they say. The scores are not distributed as the method supposes" in messages[0]
-        assert 'threshold="normal_quantile"' in messages[0]
+        assert 'threshold="false_alarm_rate"' in messages[0]
         assert "source=" not in messages[0]

@@ -9,6 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from anomnorm_core.errors import FitWarning, warn
+from anomnorm_core.options import Transform
 
 LIMITS = (2.0, 3.0)  # z-scores beyond which normal samples are counted, on either side
 
@@ -152,13 +153,21 @@ class FitCheck:
         is_high, is_low, _ = self._found()
         return is_high or is_low
 
-    def report(self) -> bool:
-        """Give a `FitWarning` where anything is surprising, and return whether it is."""
+    def report(self, transform: Transform | None = None) -> bool:
+        """Give a `FitWarning` where anything is surprising, and return whether it is.
+
+        Args:
+            transform: of the method: the warning suggests the other one where the skewness is of its side.
+        """
         is_high, is_low, are_others = self._found()
         shape = (
             "The scores are not distributed as the method supposes: let the threshold be found among the normals "
-            'themselves, with threshold="normal_quantile".'
+            'themselves, with threshold="false_alarm_rate".'
         )
+        if transform is Transform.LOG and self.skewness < 0:
+            shape += ' If the scores are less skewed than their logarithms, try transform="identity".'
+        if transform is Transform.IDENTITY and self.skewness > 0:
+            shape += ' If all scores are above zero, their logarithms may be less skewed: try transform="log".'
         found = []
         if is_high:
             seen = (

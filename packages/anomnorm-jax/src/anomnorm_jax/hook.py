@@ -30,7 +30,7 @@ from anomnorm_core.options import (
     Units,
     parse_threshold_option,
 )
-from anomnorm_core.threshold.choice import NORMAL, Choice, choose, conclude, place
+from anomnorm_core.threshold.choice import NORMAL, Choice, choose, conclude, place, transform_of
 from anomnorm_jax import _counter
 from anomnorm_jax import run as _run
 from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, to_host
@@ -331,7 +331,7 @@ class NormalizationHook:
         fit = self._ended(jax.tree.map(to_host, run), jax.tree.map(to_host, parameters), before)
         check = self.fit_check(run)
         # Once for each hook: its options stay, and so does what there is to say about them.
-        if check is not None and not hasattr(self, "_reported") and check.report():
+        if check is not None and not hasattr(self, "_reported") and check.report(transform_of(self._kernels.method)):
             object.__setattr__(self, "_reported", True)
         if not hasattr(self, "_rate_reported") and fit.report_rate():
             object.__setattr__(self, "_rate_reported", True)

@@ -29,7 +29,7 @@ from anomnorm_core.options import (
     Units,
     parse_threshold_option,
 )
-from anomnorm_core.threshold.choice import Choice, choose, place
+from anomnorm_core.threshold.choice import Choice, choose, place, transform_of
 from anomnorm_torch.batches import normalize_batch, standardize_batch
 from anomnorm_torch.collection import Pass
 from anomnorm_torch.framework import LightningModule, Trainer
@@ -635,7 +635,7 @@ class Normalization:
                 check = run.fit_check(fit, unseen=self.fitted_source is not Source.VALIDATION)
                 # Weights that have changed since the fit explain what the check may find, and the user chose that.
                 if check is not None and not self._fit_reported and not self._is_stale:
-                    self._fit_reported = check.report()
+                    self._fit_reported = check.report(transform_of(self.method))
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None
         self._validated_at = trainer.global_step

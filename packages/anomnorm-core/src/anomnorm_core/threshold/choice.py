@@ -143,6 +143,7 @@ def conclude(fit: Fit, choices: Mapping[str, Choice], rules: Rules, gathered: Ga
 
 
 _SURPRISING = 1e-3  # a probability
+_SCALE = 0.25  # a share
 
 
 def _report_bounded(fit: Fit, gathered: Gathered) -> None:
@@ -153,7 +154,8 @@ def _report_bounded(fit: Fit, gathered: Gathered) -> None:
     if threshold is None or not normals or not scores.size or scores.max() >= threshold.raw:
         return
     beyond = float(fit.false_alarm_rate(scores.max()))
-    if (1 - beyond) ** normals < _SURPRISING:
+    # Where many should lie beyond, the fit is of another scale, which the fit check says (clause S9).
+    if beyond < _SCALE and (1 - beyond) ** normals < _SURPRISING:
         report_bounded_scores(float(scores.max()), float(threshold.raw), beyond * normals, normals)
 
 

@@ -187,9 +187,8 @@ def _distance(x: Tensor, center: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def _unit(x: Tensor, t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
     flat, _ = cdf.constant(mean, std, center, core.LEAST_STD)
     distance, width = _scaled(x, t, std, std)
-    if is_differentiated(
-        distance, width
-    ):  # a quotient that is infinite has no slope, and the result is 0 or 1 long before
+    if is_differentiated(distance, width):
+        # An infinite quotient has no slope, and the result is 0 or 1 long before.
         distance = distance.clamp(-64.0 * width, 64.0 * width)
     return ndtr(torch.where(flat, side(x, t), distance / torch.where(flat, 1.0, width)) + mean * 0.0)
 
