@@ -15,6 +15,7 @@ from expected import best_threshold, moments
 from anomnorm_core import (
     AnomnormError,
     Center,
+    FitWarning,
     InsufficientDataError,
     InvalidScoreError,
     InvalidScoreWarning,
@@ -393,7 +394,8 @@ def test_cdf_of_zero_negative_and_nan_scores() -> None:
 )
 def test_cdf_of_a_constant_population_steps_at_its_value(sigmas: float, units: Any, flags: Any) -> None:
     hook = CdfNormalizationHook(threshold=sigmas, progress=False)
-    normalizer = _fitted(hook, [{"pred_scores": np.full(5, 1.0, np.float32)}] * 2)
+    with pytest.warns(FitWarning, match="all 10 image scores that were fitted are equal"):
+        normalizer = _fitted(hook, [{"pred_scores": np.full(5, 1.0, np.float32)}] * 2)
     found = hook.on_test_batch_end(normalizer, {"pred_scores": np.float32([0.9, 1.0, 1.1])})
     assert found["pred_scores"].tolist() == units
     assert found["pred_labels"].tolist() == flags

@@ -344,7 +344,7 @@ def test_source_validation_needs_labels_and_checks_their_shape() -> None:
     skewed = {"pred_scores": np.exp(RNG.gumbel(size=240)).astype("f4"), "label": np.zeros(240, int)}
     run = hook.on_validation_epoch_start(hook.setup({"pred_scores": SCORES}), dict, [skewed])
     run, _ = hook.on_validation_batch_end(run, skewed)
-    with pytest.warns(FitWarning, match='of 240 .* not distributed as the method supposes: .*"normal_quantile"'):
+    with pytest.warns(FitWarning, match='of 240 .* not distributed as the method supposes: .*"false_alarm_rate"'):
         hook.on_validation_epoch_end(run)
 
 
