@@ -81,10 +81,11 @@ def test_promised_false_alarms_are_compared_with_observed_ones() -> None:
     found, page = rows(tables.main_table(study)), rows(PAGE.with_name("calibration.md").read_text(encoding="utf-8"))
     assert len(found) > 15
     assert [row[:3] for row in found] == [row[:3] for row in page][: len(found)]
-    # By ranks, 1 of 21 new normals is above the largest of 20; what a detector was trained on says nothing.
+    # By ranks, 1 of 21 new normals is above the largest of 20, and 2 are above the second; such a mean over 30 samples
+    # varies by 0.01. What a detector was trained on says nothing.
     mean = study.mean(alarms.Row("false_alarm_rate", "log", 0.05, "validation", 20))
     assert mean.guaranteed
-    assert mean.value < 0.15
+    assert mean.value < 0.08
     trained_on = alarms.Row("sigmas", "log", alarms.TWO_SIGMAS, "training", alarms.ALL)
     assert study.mean(trained_on, ("Mahalanobis",)).value > 0.2
 
