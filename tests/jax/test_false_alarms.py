@@ -102,3 +102,13 @@ def test_workers_and_a_number_for_the_images() -> None:
     assert "false_alarm_rate=0.05, per='image'" in repr(hook)
     with pytest.raises(OptionError, match="false_alarm_rate=2 is not a share"):
         NormalizationHook("min-max", false_alarm_rate=2)
+
+
+def test_pixels_that_were_fitted_on_the_same_images_have_no_guarantee() -> None:
+    hook = CdfNormalizationHook("false_alarm_rate", false_alarm_rate=0.05, source="validation", progress=False)
+    run = hook.on_validation_epoch_start(hook.setup(VALIDATION[0]), lambda batch: batch, VALIDATION)
+    for batch in VALIDATION:
+        run, _ = hook.on_validation_batch_end(run, batch)
+    with pytest.warns(UserWarning, match="the false-alarm rate of the pixels is not guaranteed"):
+        normalizer = hook.on_validation_epoch_end(run)
+    assert [threshold.guaranteed for threshold in normalizer.thresholds.values()] == [True, False]

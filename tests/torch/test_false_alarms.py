@@ -124,3 +124,10 @@ def test_the_threshold_of_pixels_that_are_normal_in_anomalous_images_do_not_coun
     run(callback, data=samples(SCORES, maps, LABELS.astype(int), MASKS))
     assert float(callback.thresholds["pixel"].raw) < 100
     assert torch.isfinite(torch.as_tensor(callback.thresholds["pixel"].raw))
+
+
+def test_pixels_that_were_fitted_on_the_same_images_have_no_guarantee() -> None:
+    callback = CdfNormalizationCallback("false_alarm_rate", false_alarm_rate=0.05, source="validation")
+    with pytest.warns(UserWarning, match="the false-alarm rate of the pixels is not guaranteed"):
+        run(callback)
+    assert [threshold.guaranteed for threshold in callback.thresholds.values()] == [True, False]

@@ -306,6 +306,16 @@ def report_bounded_scores(largest: float, threshold: float, expected: float, nor
     )
 
 
+def report_fitted_pixels() -> None:
+    """Warn of a false-alarm rate of pixels whose statistics are of the same images (clause T7)."""
+    warn(
+        "the false-alarm rate of the pixels is not guaranteed: mean and deviation of each pixel are of the same images "
+        "that the threshold was found on, which look more normal than new ones. Fit on other normal images, with "
+        'source="train" or calibration_loader=..., or let the pixel threshold be "image".',
+        ThresholdWarning,
+    )
+
+
 def report_few_normals(
     rate: float, confidence: float | None, normals: int, least: float, needed: int, of: str = "samples"
 ) -> None:

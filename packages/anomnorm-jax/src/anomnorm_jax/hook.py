@@ -385,7 +385,8 @@ class NormalizationHook:
         fit = Fit(kernels.method, **levels, options=self._options, fitted_with=Normalizer._package)
         usable = before is not None and int(to_host(before.status)) == FITTED
         choices = self._choices(before.to_fit() if before is not None and usable else Fit(kernels.method))
-        return conclude(fit, choices, self._rules, _run.on_host(run), where="the step's outputs")
+        unseen = self.source is not Source.VALIDATION
+        return conclude(fit, choices, self._rules, _run.on_host(run), where="the step's outputs", unseen=unseen)
 
     def fit_check(self, run: Run) -> FitCheck | None:
         """How a fit with sigmas does on the labelled normal samples of a validation run; None without any (S9).

@@ -628,11 +628,12 @@ class Normalization:
             run.draft = self._reporting_invalid(trainer, run.records)
         choices = self._choices(pl_module, slot.fit)
         with reporting(trainer):
-            fit = run.finish(choices, self._rules)
+            unseen = self.fitted_source is not Source.VALIDATION
+            fit = run.finish(choices, self._rules, unseen=unseen)
             self._rate_reported = self._rate_reported or fit.report_rate()
             check = None
             if self.method.sigmas:
-                check = run.fit_check(fit, unseen=self.fitted_source is not Source.VALIDATION)
+                check = run.fit_check(fit, unseen=unseen)
                 # Weights that have changed since the fit explain what the check may find, and the user chose that.
                 if check is not None and not self._fit_reported and not self._is_stale:
                     self._fit_reported = check.report(transform_of(self.method))

@@ -216,12 +216,13 @@ class Run:
         if self._pixels is not None:
             self._pixels = threshold.ScoreHistogram(*(total(counts, group) for counts in self._pixels))
 
-    def finish(self, choices: Mapping[str, Choice], rules: Rules) -> Fit:
+    def finish(self, choices: Mapping[str, Choice], rules: Rules, *, unseen: bool = True) -> Fit:
         """The fit of this run, with its thresholds.
 
         Args:
             choices: where the thresholds come from, by level.
             rules: the numbers of the rules.
+            unseen: whether the run's normal samples are others than those that the draft was fitted on.
 
         Raises:
             NotFittedError, InsufficientDataError: there are too few valid values, or none to place a threshold by.
@@ -233,7 +234,8 @@ class Run:
         scores, labels = self._samples(self._scores), self._samples(self._labels)
         maxima = None if self._maxima is None else self._samples(self._maxima)
         gathered = Gathered(scores, labels, pixels, int(self._images), maxima)
-        return conclude(fit, choices, rules, gathered, where="the step's outputs or in the batch")
+        where = "the step's outputs or in the batch"
+        return conclude(fit, choices, rules, gathered, where=where, unseen=unseen)
 
     def _samples(self, column: "_Column") -> np.ndarray:
         """The values of the samples that do not pad."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from anomnorm_core.checks import (
     report_bounded_scores,
+    report_fitted_pixels,
     report_ignored,
     report_unknown_pixels,
     report_unlabelled,
@@ -117,7 +118,15 @@ class Gathered(NamedTuple):
     maxima: np.ndarray | None = None  # (N,) largest pixel of each map, in the method's units; NaN where there is none
 
 
-def conclude(fit: Fit, choices: Mapping[str, Choice], rules: Rules, gathered: Gathered | None, *, where: str) -> Fit:
+def conclude(
+    fit: Fit,
+    choices: Mapping[str, Choice],
+    rules: Rules,
+    gathered: Gathered | None,
+    *,
+    where: str,
+    unseen: bool = True,
+) -> Fit:
     """The fit of a validation run with its thresholds, and with what the run says about normal samples.
 
     Args:
@@ -126,6 +135,7 @@ def conclude(fit: Fit, choices: Mapping[str, Choice], rules: Rules, gathered: Ga
         rules: the numbers of the rules.
         gathered: from the whole run; None where it has kept nothing, because nothing is searched.
         where: in which outputs labels were looked for, for a warning.
+        unseen: whether the run's normal samples are others than those that were fitted.
 
     Raises:
         NotFittedError: there is no valid score to go by.
@@ -133,6 +143,11 @@ def conclude(fit: Fit, choices: Mapping[str, Choice], rules: Rules, gathered: Ga
     if gathered is None:
         return place(fit, choices, {})
     found = search(gathered, choices, rules, method=fit.method, where=where)
+    if not unseen and fit.method.per_pixel and "pixel" in found and found["pixel"].guaranteed:
+        # Each pixel's own parameters are of these images, whose z-scores new ones do not exchange with.
+        found["pixel"] = found["pixel"]._replace(guaranteed=False)
+        if choices["pixel"].origin is Origin.FALSE_ALARM_RATE:
+            report_fitted_pixels()
     if not fit.method.sigmas and fit.image is not None:
         normals = normals_of(gathered.scores[gathered.labels == NORMAL], None)
         fit = replace(fit, image=replace(fit.image, normals=normals if normals.valued > 1 else None))
