@@ -23,7 +23,7 @@ from anomnorm_core import (
     cdf,
 )
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import Rules, Transform
+from anomnorm_core.options import Rules, ThresholdRule, Transform, require_rule
 from anomnorm_core.threshold import (
     false_alarm_rate,
     init,
@@ -82,6 +82,7 @@ def test_all_normals_count_as_smallest_or_largest_where_they_have_no_place() -> 
     with pytest.warns(ThresholdWarning, match=r"2 of 39 normal validation scores are \+inf.*0.05 cannot be kept"):
         infinite = false_alarm_rate(np.append(np.ones(37), [math.inf] * 2), 0.05)
     assert not infinite.guaranteed
+    assert infinite.false_alarm_rate == 3 / 40
     assert np.isfinite(infinite.threshold)
     assert false_alarm_rate(np.append(np.ones(38), [math.inf]), 0.05).threshold == oracle.next_up(1.0, "float64")
     few = np.append(np.zeros(18), [1.0, 3.0])  # of which a tenth has a logarithm, and 10.9% is what 20 can guarantee
@@ -227,6 +228,49 @@ def test_pixels_count_their_images() -> None:
     assert np.all(np.diff(lower) >= 0)
 
 
+@pytest.mark.clause("T7", "T5")
+def test_infinite_pixels_are_the_largest() -> None:
+    maps = np.ones((100, 4), np.float32)
+    maps[:3, 0] = math.inf
+    found = streamed_false_alarm_rate(update(init(), maps), 0.05, 100)  # (3 + 4) / (101 * 4) is less
+    assert (float(found.threshold) < 1.01, found.guaranteed) == (True, True)
+    maps[:40, 0] = math.inf
+    with pytest.warns(ThresholdWarning, match=r"40 of 400 normal validation scores are \+inf"):
+        found = streamed_false_alarm_rate(update(init(), maps), 0.05, 100)
+    assert found[1:] == (44 / 404, False)
+    assert streamed_normal_quantile(update(init(), maps), images=100).false_alarm_rate == 44 / 404
+    with pytest.raises(NotFittedError, match="needs normal scores"):
+        streamed_false_alarm_rate(update(init(), maps * math.nan), 0.05, 100)
+
+
+@pytest.mark.clause("T7")
+def test_numbers_that_float32_or_a_cube_does_not_hold() -> None:
+    large = np.append(np.ones(30), [1e39] * 9)
+    with pytest.warns(ThresholdWarning, match=r"9 of 39 normal validation scores are \+inf"):
+        assert false_alarm_rate(large, 0.05)[1:] == (10 / 40, False)
+    with pytest.warns(ThresholdWarning, match="cannot guarantee"):
+        assert np.isfinite(false_alarm_rate(-np.arange(1.0, 9) * 1e150, 0.01, transform="identity").threshold)
+    with pytest.raises(NotFittedError, match="needs normal scores"):
+        false_alarm_rate([math.nan] * 30, 0.05)
+    # Of one that has a value nothing is predicted: it lies just above all of them.
+    with pytest.warns(ThresholdWarning, match="just above all of them, as fewer than two have a value"):
+        assert false_alarm_rate([3.0], 0.01)[1:] == (1 / 2, False)
+
+
+@pytest.mark.clause("T7")
+def test_scores_of_the_wrong_direction_are_noticed() -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(60) % 3 // 2
+    base = fitted("min-max")
+    choices = choose({"image": None, "pixel": None}, base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(200):
+            conclude(base, choices, Rules(), Gathered(rng.normal(size=60), labels), where="")
+    with pytest.warns(ThresholdWarning, match=r"smaller scores than the normal ones \(AUROC 0.0\d"):
+        conclude(base, choices, Rules(), Gathered(rng.normal(size=60) - 3 * labels, labels), where="")
+
+
 @pytest.mark.clause("T3", "T7")
 def test_the_quantile_says_what_it_promises() -> None:
     scores = np.arange(1.0, 21.0)
@@ -338,6 +382,7 @@ def test_sigmas_that_say_less_than_half_of_what_is_expected_warn() -> None:
     assert "of 5 values are uncertain: 0.071 of new normal samples" in text
     assert 'threshold="false_alarm_rate"' in text
     assert not warned(5, 40.0, "raw")
+    assert not warned(1000, 8.0)  # of which nobody counts any
 
 
 @pytest.mark.clause("N7", "T7")
@@ -346,6 +391,15 @@ def test_a_constant_population_has_a_sentence_of_its_own() -> None:
     with pytest.warns(FitWarning, match="all 30 image scores that were fitted are equal, up to rounding") as caught:
         normalizer = Normalizer.cdf(record, threshold=5.0, units="raw")
     assert len(caught) == 1
+    for c in (1.0, 6.0, 1e-3, 123.0):  # no sample reaches a threshold above it, and all of them reach it
+        flat = Fit(cdf.METHOD, LevelFit((np.log(np.float64(c)), np.float64(0.0)), valid=9))
+        placed = Normalizer(flat.placed("image", 2.0, "sigmas", Origin.OPTION))
+        assert placed.thresholds["image"].false_alarm_rate == 0.0
+        assert placed.false_alarm_rate(c) == 1.0
+    equal = normals_of(np.full(10, np.float32(0.7)), None)
+    assert equal.rate(np.array([0.7, 0.70001], np.float32)).tolist() == [1.0, 0.0]
+    spread = Fit(METHODS["normal"].method, LevelFit((np.float64(0.0), np.float64(1e-9)), valid=99))
+    assert not spread.is_constant
     for text in (normalizer.summary(), repr(normalizer.thresholds)):
         assert "threshold 5" in text or "raw=5" in text
         assert "e+38" not in text
@@ -388,3 +442,9 @@ def test_rates_between_0_and_1(value: Any) -> None:
             Rules(confidence=value)
     with pytest.raises(OptionError, match="per="):
         Rules(per="pixels")
+    with pytest.raises(OptionError, match=r"false_alarm_rate=5 .*, 0.05 for 5%"):
+        Rules(false_alarm_rate=5)
+    for given in ({"false_alarm_rate": 0.02}, {"confidence": 0.9}, {"per": "image"}):
+        with pytest.raises(OptionError, match='give threshold="false_alarm_rate" too'):
+            require_rule(Rules(**given), None, 3.0)
+        require_rule(Rules(**given), 3.0, ThresholdRule.FALSE_ALARM_RATE)

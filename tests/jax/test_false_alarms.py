@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from anomnorm_core import Normalizer as CoreNormalizer
-from anomnorm_core import OptionError
+from anomnorm_core import OptionError, OutputError
 from anomnorm_core.threshold import false_alarm_rate, init, streamed_false_alarm_rate, update
 from anomnorm_jax import CdfNormalizationHook, NormalizationHook, Normalizer
 
@@ -100,8 +100,12 @@ def test_workers_and_a_number_for_the_images() -> None:
     wanted = false_alarm_rate(MAPS[~LABELS].max((1, 2)), 0.05)
     assert float(normalizer.thresholds["pixel"].raw) == float(wanted.threshold)
     assert "false_alarm_rate=0.05, per='image'" in repr(hook)
-    with pytest.raises(OptionError, match="false_alarm_rate=2 is not a share"):
+    with pytest.raises(OptionError, match="false_alarm_rate=2 is no share"):
         NormalizationHook("min-max", false_alarm_rate=2)
+    with pytest.raises(OutputError, match="each needs its map"):
+        hook.on_validation_batch_end(run, {"pred_scores": jnp.ones(3), "label": jnp.zeros(3, int)})
+    with pytest.raises(OptionError, match='give threshold="false_alarm_rate" too'):
+        NormalizationHook("min-max", confidence=0.9)
 
 
 def test_pixels_that_were_fitted_on_the_same_images_have_no_guarantee() -> None:

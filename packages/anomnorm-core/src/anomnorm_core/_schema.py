@@ -72,11 +72,22 @@ def _is_share_or_none(value: Any) -> bool:
 _is_moments = _is_table(
     samples=_is_count,
     valued=lambda value: _is_count(value) and value > 1,
-    mean=_is_number,
-    std=lambda value: _is_number(value) and value >= 0,
+    mean=_is_number_or_none,
+    std=lambda value: _is_number(value) and 0 <= value <= LARGEST_FLOAT32,
     skewness=_is_number,
     transform=lambda value: value in tuple(Transform),
 )
+
+
+def _are_normals(value: Any) -> bool:
+    return (
+        _is_moments(value)
+        and value["mean"] is not None
+        and value["valued"] <= value["samples"]
+        and value["skewness"] ** 2 <= value["valued"]  # as of any so many numbers
+    )
+
+
 _PACKAGE = _is_table(package=_is_text, version=_is_text)
 _COUNTS = _is_by_level(_is_table(valid=_is_count, invalid=_is_count))
 _LEVELS = _is_by_level(
@@ -88,7 +99,7 @@ _LEVELS = _is_by_level(
         fixed=lambda value: value in (Units.RAW, Units.SIGMAS),
         false_alarm_rate=_is_share_or_none,
         guaranteed=lambda value: type(value) is bool,
-        normals=lambda value: value is None or (_is_moments(value) and value["valued"] <= value["samples"]),
+        normals=lambda value: value is None or _are_normals(value),
     )
 )
 

@@ -103,7 +103,8 @@ def _remedy(counts: Counts, *, unseen: bool = False) -> str:
         "zeros": (
             "A detector that compares samples with its training data gives exact zeros for those: "
             + ("" if unseen else 'fit on normals that it has not seen, with source="validation", or ')
-            + "use a method without a logarithm, min-max for example."
+            + 'find the threshold with "false_alarm_rate", which counts zeros, or use a method without a logarithm, '
+            "min-max for example."
         ),
         "negative": (
             "Scores of any sign (log-likelihoods, decision functions) have no logarithm: give the CDF "
@@ -285,8 +286,19 @@ def report_ignored(ignored: int) -> None:
         )
 
 
-def report_unknown_pixels() -> None:
-    """Warn where no pixel has a known ground truth, so that the pixel threshold follows that of the images."""
+def report_unknown_pixels(*, normals_alone: bool = False) -> None:
+    """Warn where no pixel has a known ground truth, so that the pixel threshold follows that of the images.
+
+    Under a false-alarm rate, only pixels of normal images are known (``normals_alone``).
+    """
+    if normals_alone:
+        warn(
+            "there is no map of a normal image in this validation run, so that nothing is known about false alarms of "
+            "pixels. The pixel threshold follows that of the images. Add normal images to the validation data, or say "
+            'so with pixel_threshold="image".',
+            ThresholdWarning,
+        )
+        return
     warn(
         "nothing is known about any pixel of this validation run: all images are anomalous and none has a mask. The "
         "pixel threshold follows that of the images. Return masks or normal images, or say so with "
@@ -306,6 +318,15 @@ def report_bounded_scores(largest: float, threshold: float, expected: float, nor
     )
 
 
+def report_inverted(auroc: float) -> None:
+    """Warn of anomalous samples that have smaller scores than normal ones."""
+    warn(
+        f"the anomalous samples of this validation run have smaller scores than the normal ones (AUROC {auroc:.2g}). A "
+        "larger score has to mean more anomalous: return the negative of a likelihood or of a similarity.",
+        ThresholdWarning,
+    )
+
+
 def report_fitted_pixels() -> None:
     """Warn of a false-alarm rate of pixels whose statistics are of the same images (clause T7)."""
     warn(
@@ -317,14 +338,26 @@ def report_fitted_pixels() -> None:
 
 
 def report_few_normals(
-    rate: float, confidence: float | None, normals: int, least: float, needed: int, of: str = "samples"
+    rate: float,
+    confidence: float | None,
+    normals: int,
+    least: float,
+    needed: int,
+    *,
+    of: str = "samples",
+    predicted: bool = True,
 ) -> None:
     """Warn where there are too few normals for a false-alarm rate to be guaranteed (clause T7)."""
     sure = "" if confidence is None else f" with a confidence of {confidence:g}"
+    how = (
+        "predicted from their mean, deviation and skewness, but above all of them, and nothing guarantees it"
+        if predicted
+        else "just above all of them, as fewer than two have a value to predict it from"
+    )
     warn(
         f"{normals} normal validation {of} cannot guarantee a false-alarm rate of {rate:g}{sure}: {least:.3g} is the "
-        f"smallest that they can, and it takes {needed} of them. The threshold is predicted from their mean, deviation "
-        "and skewness, and nothing guarantees it. Add normal samples to the validation data, or ask for a larger rate.",
+        f"smallest that they can, and it takes {needed} of them. The threshold is {how}. Add normal samples to the "
+        "validation data, or ask for a larger rate.",
         ThresholdWarning,
     )
 

@@ -55,6 +55,7 @@ class FitWarning(UserWarning):
 def warn(message: str, category: type[Warning]) -> None:
     """Give a warning that points at the line outside of these packages which led to it."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("anomnorm_"):
+    ours = ("anomnorm_", "numpy._core._ufunc_config", "contextlib")  # the latter two decorate functions here
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

@@ -15,6 +15,7 @@ from anomnorm_core.threshold.false_alarms import Normals
 
 SPECIFICATION_VERSION = "2"
 _SMALLEST = float(np.finfo(np.float32).tiny)
+_NOTABLE = 1e-6  # a false-alarm rate below which nobody counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Threshold:
     def __repr__(self) -> str:
         sigmas = "" if self.sigmas is None or abs(self.sigmas) == LARGEST_FLOAT32 else f", sigmas={self.sigmas:.6g}"
         rate = "" if self.false_alarm_rate is None else f", false_alarm_rate={self.false_alarm_rate:.3g}"
+        rate += ", guaranteed=True" if self.guaranteed else ""
         return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r}{rate})"
 
 
@@ -135,23 +137,36 @@ class Fit:
                 raise NotFittedError(
                     f"nothing is known about the {level}-level scores of normal samples: {self.method.name} "
                     "normalization keeps their moments of validation runs with labelled normal samples in which the "
-                    "image threshold was searched."
+                    "image threshold was searched. Validate with labels, 0 for normal, and no number as threshold."
                 )
             return fitted.normals.rate(raw)
         from scipy.special import ndtr, stdtr
 
-        mean, *others = (array.astype(np.float64) for array in fitted.parameters)
-        z, n = kernels.sigmas(raw, mean, *others, mean), fitted.valid
+        mean, std, *others = (array.astype(np.float64) for array in fitted.parameters)
+        z, n = kernels.sigmas(raw, mean, std, *others, mean), fitted.valid
         tail = stdtr(n - 1, -z / np.sqrt(1 + 1 / n)) if n > 1 else ndtr(-z)
+        # No sample of a constant population reaches the threshold that one sigma has there (clause N7).
+        flat = std <= np.maximum(2.0**-21 * np.abs(mean), 2.0**-24 if self.method.positive else _SMALLEST)
+        edge: np.ndarray = kernels.raw_threshold(1.0, mean, std, *others, mean)  # type: ignore[misc]
+        reached: np.ndarray = np.where(flat, (raw < edge).astype(np.float64), tail)
         share = 1.0 if fitted.zeros is None else 1.0 - fitted.zeros.astype(np.float64)
-        return np.where((raw <= 0) & self.method.positive, 1.0, share * tail)
+        return np.where((raw <= 0) & self.method.positive, 1.0, share * reached)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether a method with sigmas was fitted on image scores without a deviation (clause N7)."""
+        named = dict(zip(self.method.parameters, self.level("image").parameters, strict=True))
+        if not self.method.sigmas or "std" not in named:
+            return False
+        least = 2.0**-24 if self.method.positive else _SMALLEST
+        return bool(named["std"] <= max(2.0**-21 * abs(float(self.level("image").parameters[0])), least))
 
     def report_rate(self) -> bool:
         """Warn where the image threshold's sigmas say little: more than twice as many false alarms are expected.
 
         Likewise of a constant population, which has no deviations. Returns whether it has.
         """
-        if self._is_constant():
+        if self.is_constant:
             warn(
                 f"all {self.level('image').valid} image scores that were fitted are equal, up to rounding: there is no "
                 "deviation to count in, and every other score is normalized to 0 or 1. Look for scores that are "
@@ -165,21 +180,16 @@ class Fit:
         from scipy.special import ndtr
 
         said, expected = float(ndtr(-threshold.sigmas)), threshold.false_alarm_rate
-        if expected is None or expected <= 2 * said:
+        if expected is None or expected <= max(2 * said, _NOTABLE):
             return False
         warn(
             f"a threshold of {threshold.sigmas:g} sigmas says {said:.2g} of the normals, but mean and deviation of "
             f"{self.level('image').valid} values are uncertain: {expected:.2g} of new normal samples are expected to "
-            f'reach it. Fit on more normal samples, or give threshold="{ThresholdRule.FALSE_ALARM_RATE}".',
+            f"reach it. Fit on more normal samples, or let a callback or hook find the threshold, with "
+            f'threshold="{ThresholdRule.FALSE_ALARM_RATE}".',
             FitWarning,
         )
         return True
-
-    def _is_constant(self) -> bool:
-        named = dict(zip(self.method.parameters, self.level("image").parameters, strict=True))
-        if not self.method.sigmas or "std" not in named:
-            return False
-        return bool(named["std"] <= 2.0**-21 * max(abs(float(self.level("image").parameters[0])), 0.125))
 
     def arguments(self, level: str) -> tuple[np.ndarray, ...]:
         """What the method's kernels take beside values and threshold: its parameters and, with sigmas, the center."""

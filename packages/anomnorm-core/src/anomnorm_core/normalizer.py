@@ -249,7 +249,7 @@ class BaseNormalizer(ABC):
 
         Raises:
             NotFittedError: nothing is known about normal samples.
-            OptionError: a score is not finite, or none of a float32 score that could be flagged.
+            OptionError: a score in other units is not finite, or none of a float32 score that could be flagged.
         """
         return self.to_fit().false_alarm_rate(score, units, level)
 

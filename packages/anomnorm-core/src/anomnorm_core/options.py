@@ -137,7 +137,8 @@ def parse_rate(value: SupportsFloat, argument: str) -> float:
     """Return ``value`` as a float above 0 and below 1; raise `OptionError` for anything else."""
     number = parse_threshold(value, argument)
     if number is None or not 0.0 < number < 1.0:
-        raise OptionError(f"{argument}={value!r} is not a share of samples; give a number above 0 and below 1.")
+        percent = f", {number / 100:g} for {number:g}%" if number is not None and 1.0 <= number < 100.0 else ""
+        raise OptionError(f"{argument}={value!r} is no share of samples; give a number above 0 and below 1{percent}.")
     return number
 
 
@@ -177,3 +178,16 @@ def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float |
     if abs(number) > LARGEST_FLOAT32:
         raise OptionError(f"{argument}={number} is infinite in float32, which most scores are; give a smaller number.")
     return number
+
+
+def require_rule(rules: Rules, *thresholds: float | ThresholdRule | None) -> None:
+    """Raise `OptionError` for numbers of a false-alarm rate where no threshold is found by that rule."""
+    if ThresholdRule.FALSE_ALARM_RATE in thresholds:
+        return
+    usual = Rules()
+    for name in ("false_alarm_rate", "confidence", "per"):
+        value = getattr(rules, name)
+        if value != getattr(usual, name):
+            raise OptionError(
+                f'{name}={value!s} is of thresholds that are found by a rate; give threshold="false_alarm_rate" too.'
+            )

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from anomnorm_core.checks import Counts, report_invalid, require_count
-from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError
+from anomnorm_core.errors import AnomnormError, NotFittedError, OptionError, OutputError
 from anomnorm_core.fields import LEVEL, MAPS, SCORES, shaped_as
 from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.fit_check import FitCheck
@@ -29,6 +29,7 @@ from anomnorm_core.options import (
     ThresholdRule,
     Units,
     parse_threshold_option,
+    require_rule,
 )
 from anomnorm_core.threshold.choice import NORMAL, Choice, choose, conclude, place, transform_of
 from anomnorm_jax import _counter
@@ -124,6 +125,7 @@ class NormalizationHook:
             object.__setattr__(self, name, parse_threshold_option(getattr(self, name), name))
         for name, value in vars(self._rules).items():
             object.__setattr__(self, name, value)
+        require_rule(self._rules, self.threshold, self.pixel_threshold)  # type: ignore[arg-type]
         object.__setattr__(self, "on_invalid", OnInvalid.parse(self.on_invalid, "on_invalid"))
         object.__setattr__(self, "source", Source.parse(self.source or Source.TRAIN, "source"))
         if self.source is Source.AUTO:
@@ -331,7 +333,8 @@ class NormalizationHook:
         fit = self._ended(jax.tree.map(to_host, run), jax.tree.map(to_host, parameters), before)
         check = self.fit_check(run)
         # Once for each hook: its options stay, and so does what there is to say about them.
-        if check is not None and not hasattr(self, "_reported") and check.report(transform_of(self._kernels.method)):
+        told = check is None or fit.is_constant or hasattr(self, "_reported")
+        if check is not None and not told and check.report(transform_of(self._kernels.method)):
             object.__setattr__(self, "_reported", True)
         if not hasattr(self, "_rate_reported") and fit.report_rate():
             object.__setattr__(self, "_rate_reported", True)
@@ -558,6 +561,11 @@ class NormalizationHook:
             run = _run.fitted(kernels, run, values, truth.valid, shared=self._is_shared)
         normals_alone = self._is_for_normals(self._choices(Fit(kernels.method)))
         maps, scores = z.get(MAPS, values.maps), z.get(SCORES)
+        if normals_alone and run.pixels is not None and maps is None:
+            raise OutputError(
+                "the outputs have no maps, and those of others have: the false-alarm rate of pixels counts images, and "
+                "each needs its map. Return maps for each batch, or give another pixel_threshold."
+            )
         run = _run.gathered(run, values.scores, maps, scores, truth, normals_alone=normals_alone)
         return run, shaped_as(entries[MAPS].shape if MAPS in entries else None, z)
 

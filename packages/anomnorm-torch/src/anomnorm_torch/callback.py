@@ -28,6 +28,7 @@ from anomnorm_core.options import (
     ThresholdRule,
     Units,
     parse_threshold_option,
+    require_rule,
 )
 from anomnorm_core.threshold.choice import Choice, choose, place, transform_of
 from anomnorm_torch.batches import normalize_batch, standardize_batch
@@ -149,6 +150,7 @@ class Normalization:
         self.threshold = parse_threshold_option(threshold, "threshold")
         self.pixel_threshold = parse_threshold_option(pixel_threshold, "pixel_threshold")
         vars(self).update(vars(Rules(normal_quantile, false_alarm_rate, confidence, per)))
+        require_rule(self._rules, self.threshold, self.pixel_threshold)
         of_the_pass = {
             "source": (source, None),
             "calibration_loader": (calibration_loader, None),
@@ -241,6 +243,7 @@ class Normalization:
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
+        self.source = Source.parse(self.source, "source")
         vars(self).update(vars(self._rules))
         self._run = self._normalizer = self._undefined = self._validated_at = None
         self._reported = self._fit_reported = self._rate_reported = self._exchange_reported = False
@@ -635,7 +638,7 @@ class Normalization:
             if self.method.sigmas:
                 check = run.fit_check(fit, unseen=unseen)
                 # Weights that have changed since the fit explain what the check may find, and the user chose that.
-                if check is not None and not self._fit_reported and not self._is_stale:
+                if check is not None and not (self._fit_reported or self._is_stale or fit.is_constant):
                     self._fit_reported = check.report(transform_of(self.method))
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None

@@ -180,8 +180,11 @@ class Run:
         self._scores.add(arithmetic(scores).detach())
         self._labels.add(labels)
         if self._maxima is not None:
-            nothing = torch.full((len(labels),), torch.nan, device=labels.device)
-            self._maxima.add(nothing if units is None else largest_defined(arithmetic(units)).detach())
+            largest = torch.full((len(labels),), torch.nan, device=labels.device)
+            if units is not None:  # a map without a defined pixel is the smallest
+                largest = largest_defined(arithmetic(units)).detach()
+                largest = largest.masked_fill(largest.isnan(), -torch.inf)
+            self._maxima.add(largest)
         if units is None or self._pixels is None:
             return
         self._maps += 1

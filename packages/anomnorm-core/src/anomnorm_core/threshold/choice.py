@@ -10,6 +10,7 @@ from anomnorm_core.checks import (
     report_bounded_scores,
     report_fitted_pixels,
     report_ignored,
+    report_inverted,
     report_unknown_pixels,
     report_unlabelled,
     require_labelled,
@@ -142,6 +143,7 @@ def conclude(
     """
     if gathered is None:
         return place(fit, choices, {})
+    _report_inverted(gathered)
     found = search(gathered, choices, rules, method=fit.method, where=where)
     if not unseen and fit.method.per_pixel and "pixel" in found and found["pixel"].guaranteed:
         # Each pixel's own parameters are of these images, whose z-scores new ones do not exchange with.
@@ -157,6 +159,20 @@ def conclude(
     return placed
 
 
+def _report_inverted(gathered: Gathered) -> None:
+    """Warn where the ranks of anomalous samples are lower than chance allows (the test of Mann and Whitney)."""
+    known = np.isin(gathered.labels, (NORMAL, ANOMALOUS)) & ~np.isnan(gathered.scores)
+    order = np.argsort(gathered.scores[known], kind="stable")
+    positive = gathered.labels[known][order] == ANOMALOUS
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return
+    auroc = (float(np.flatnonzero(positive).sum()) - n * (n - 1) / 2) / (n * m)
+    if (0.5 - auroc) / np.sqrt((n + m + 1) / (12 * n * m)) > _SIGMAS:
+        report_inverted(auroc)
+
+
+_SIGMAS = 4.0  # one side: a chance of 3 in 100,000
 _SURPRISING = 1e-3  # a probability
 _SCALE = 0.25  # a share
 
@@ -167,6 +183,8 @@ def _report_bounded(fit: Fit, gathered: Gathered) -> None:
     scores = gathered.scores[np.isfinite(gathered.scores)]
     normals = int(np.sum(gathered.labels == NORMAL))
     if threshold is None or not normals or not scores.size or scores.max() >= threshold.raw:
+        return
+    if threshold.origin not in (Origin.MANUAL, Origin.OPTION, Origin.MODULE):  # it was found among the scores
         return
     beyond = float(fit.false_alarm_rate(scores.max()))
     # Where many should lie beyond, the fit is of another scale, which the fit check says (clause S9).
@@ -216,7 +234,7 @@ def _image_threshold(method: Method, gathered: Gathered, rule: Origin, rules: Ru
 def _pixel_threshold(method: Method, gathered: Gathered, rule: Origin, rules: Rules) -> Found | None:
     record, quantile, rate = gathered.pixels, rules.normal_quantile, rules.false_alarm_rate
     if record is None or not any(np.any(counts) for counts in record):
-        report_unknown_pixels()
+        report_unknown_pixels(normals_alone=rule is Origin.FALSE_ALARM_RATE)
         return None
     if rule is Origin.NORMAL_QUANTILE:
         return streamed_normal_quantile(record, quantile)

@@ -111,12 +111,14 @@ def normals_of(scores: np.ndarray, transform: Transform | None, weights: np.ndar
     valued, count = float(counts_of_x.sum()), float(counts.sum())
     if valued == 0:
         return Normals(int(count), 0, 0.0, 0.0, 0.0, transform)
-    mean = float((counts_of_x * x).sum() / valued)
-    deviation = x - mean
+    if x.min() == x.max():  # of which rounding would make a deviation
+        return Normals(int(count), int(valued), float(x[0]), 0.0, 0.0, transform)
+    mean = float((counts_of_x * (x / valued)).sum())
+    widest = float(np.abs(x - mean).max())
+    deviation = (x - mean) / widest  # whose cubes are finite
     second, third = (float((counts_of_x * deviation**power).sum() / valued) for power in (2, 3))
-    std = math.sqrt(second * valued / (valued - 1)) if valued > 1 else 0.0
-    skewness = third / second**1.5 if second > (1e-12 * max(abs(mean), 1e-300)) ** 2 else 0.0
-    return Normals(int(count), int(valued), mean, std, skewness, transform)
+    std = widest * math.sqrt(second * valued / (valued - 1))
+    return Normals(int(count), int(valued), mean, std, third / second**1.5, transform)
 
 
 def allowed(rate: float, normals: int, confidence: float | None) -> int:

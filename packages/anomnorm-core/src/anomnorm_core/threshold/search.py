@@ -25,9 +25,10 @@ from anomnorm_core.options import (
     parse_rate,
 )
 from anomnorm_core.threshold.false_alarms import allowed, least_rate, needed, normals_of
-from anomnorm_core.threshold.histogram import BINS, ScoreHistogram, lower_edge
+from anomnorm_core.threshold.histogram import BINS, BITS, ScoreHistogram, lower_edge
 
 _LARGE = 2**30
+_INFINITE = (0x7F800000 >> (32 - BITS)) + BINS // 2  # the bin of +inf, which a threshold at its edge flags
 
 
 class Found(NamedTuple):
@@ -106,7 +107,7 @@ def normal_quantile(scores: Array, quantile: float = 1.0, *, labels: Array | Non
     x, normal, _ = _samples(scores, labels)
     require_normal_samples(int(normal.sum()), int(np.isnan(x).sum()))
     threshold = _above_quantile(x, normal, share)
-    return Found(threshold, *_promised(x[normal], threshold))
+    return Found(threshold, _promised(x[normal], threshold), True)
 
 
 @quiet
@@ -154,22 +155,24 @@ def false_alarm_rate(
     transform = None if transform is None else Transform.parse(transform, "transform")
     x, marks = _marked(scores, labels)
     x = x[marks == 0]
-    require_normal_samples(x.size, 0)
+    require_normal_samples(int(np.sum(~np.isnan(x))), x.size)
     x = np.sort(np.where(np.isnan(x), -np.inf, x).astype(x.dtype))
     above = allowed(rate, x.size, confidence)
     least = np.finfo(x.dtype).smallest_normal if transform is Transform.LOG else -LARGEST_FLOAT32
+    threshold = np.maximum(_next_above(x[x.size - 1 - max(above, 0)]), x.dtype.type(least))
+    promised, reaching = _promised(x, threshold), int(np.sum(x >= threshold))
+    if reaching > max(above, 0):  # +inf, or a number that float32 takes for it
+        report_infinite_normals(rate, reaching, x.size)
+        return Found(threshold, promised)
     if above >= 0:
-        ranked = x[x.size - 1 - above]
-        threshold = np.maximum(_next_above(ranked), x.dtype.type(least))
-        if np.isposinf(ranked):
-            report_infinite_normals(rate, int(np.isposinf(x).sum()), x.size)
-            return Found(threshold, *_promised(x, threshold)[:1], False)
-        return Found(threshold, *_promised(x, threshold))
-    report_few_normals(rate, confidence, x.size, least_rate(x.size, confidence), needed(rate, confidence))
+        return Found(threshold, promised, True)
     normals = normals_of(x, transform)
-    predicted = normals.threshold(rate, confidence) if normals.valued > 1 else -np.inf
-    limited = np.clip(predicted, -LARGEST_FLOAT32, LARGEST_FLOAT32).astype(x.dtype)
-    return Found(np.maximum(np.maximum(_next_above(x[-1]), limited), x.dtype.type(least)), rate)
+    known = least_rate(x.size, confidence), needed(rate, confidence)
+    report_few_normals(rate, confidence, x.size, *known, predicted=normals.valued > 1)
+    if normals.valued < 2:
+        return Found(threshold, promised)
+    predicted = np.clip(normals.threshold(rate, confidence), -LARGEST_FLOAT32, LARGEST_FLOAT32).astype(x.dtype)
+    return Found(np.maximum(threshold, predicted), rate)
 
 
 def streamed_adaptive(record: ScoreHistogram, *, normal_quantile: float = 1.0) -> np.ndarray:
@@ -256,20 +259,20 @@ def streamed_false_alarm_rate(
     transform = None if transform is None else Transform.parse(transform, "transform")
     normal, _, invalid = _counts(record)
     total = int(normal.sum()) + int(invalid)
-    require_normal_samples(total if images else 0, int(invalid))
+    require_normal_samples(int(normal.sum()) if images else 0, total)
     reaching, pixels = _at_or_above(normal), total / images
     least = int(np.searchsorted(-reaching, -pixels * max(rate * (images + 1) * QUANTILE_SLACK - 1, 0.0)))
-    position = min(least, BINS - 1)
+    position = min(least, _INFINITE)
     threshold = lower_edge(position, threshold=True)
     if rate * (images + 1) * QUANTILE_SLACK >= 1:
-        guaranteed = least < BINS
+        guaranteed = least <= _INFINITE
         if not guaranteed:
-            report_infinite_normals(rate, int(normal[-1]), total)
+            report_infinite_normals(rate, int(normal[_INFINITE:].sum()), total)
         return Found(threshold, _promised_pixels(normal, int(invalid), position, images)[0], guaranteed)
-    report_few_normals(rate, None, images, least_rate(images, None), needed(rate, None), "images")
+    report_few_normals(rate, None, images, least_rate(images, None), needed(rate, None), of="images")
     present = np.flatnonzero(normal)
     values = np.asarray([lower_edge(int(position)) for position in present], dtype=np.float64)
-    values[present == 0], values[present == BINS - 1] = -np.inf, np.inf
+    values[present == 0], values[present >= _INFINITE] = -np.inf, np.inf
     moments = normals_of(np.append(values, np.nan), transform, np.append(normal[present], int(invalid)))
     # As sure as the images are many: the pixels are more, and depend on each other.
     moments = moments._replace(samples=images, valued=max(round(images * moments.share), 0))
@@ -314,9 +317,9 @@ def _marked(scores: Array, labels: Array | None) -> tuple[np.ndarray, np.ndarray
     return x.ravel(), np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
 
 
-def _promised(normals: np.ndarray, threshold: np.ndarray) -> tuple[float, bool]:
+def _promised(normals: np.ndarray, threshold: np.ndarray) -> float:
     """The false-alarm rate of a threshold that was chosen by the rank of a normal score, which guarantees it."""
-    return (int(np.sum(normals >= threshold)) + 1) / (normals.size + 1), True
+    return (int(np.sum(normals >= threshold)) + 1) / (normals.size + 1)
 
 
 def _promised_pixels(normal: np.ndarray, invalid: int, position: int, images: int | None) -> tuple[float | None, bool]:
@@ -380,5 +383,5 @@ def _quantile_bin(counts: np.ndarray, quantile: float) -> int:
 
 def _above_quantile_bin(normal: np.ndarray, quantile: float) -> int:
     require_normal_samples(int(normal.sum()), 0)
-    position: int = min(_quantile_bin(normal, quantile) + 1, BINS - 1)
+    position: int = min(_quantile_bin(normal, quantile) + 1, _INFINITE)
     return position
