@@ -27,7 +27,7 @@ def _decisions(backend: Backend, method: str) -> tuple[Normalize, list[float], l
         "min_max": (backend.min_max.normalize, ANY, ranges),
         "two_slope": (backend.two_slope.normalize, ANY, ranges),
         "cdf": (backend.cdf.normalize, POSITIVE, moments),
-        "normal": (backend.normal.normalize, ANY, [(0.3, 0.7), (-1200.0, 12.0), (0.0, 2.0**100), (2.0, 0.0)]),
+        "normal": (backend.normal.normalize, ANY[::3], [(0.3, 0.7), (-1200.0, 12.0), (0.0, 2.0**100), (2.0, 0.0)]),
         "sigmas": (backend.cdf.normalize_standardized, ANY, [()]),
     }[method]
 

@@ -24,6 +24,7 @@ MOMENTS = [
     (0.1, 1e-20),
     (-2e30, 3e30),
     (3e38, 3e37),
+    (-2e38, 2.5e38),
     (0.0, 2.0**-100),
 ]
 
@@ -46,7 +47,7 @@ def _scores(at: float, std: float, dtype: str) -> list[float]:
 def test_n3b_z_scores(backend: Backend, dtype: str) -> None:
     for given in MOMENTS:
         mean, std = _kept(dtype, *given)
-        for center in (None, 0.0, 1.25, -mean):  # None is at the mean; 0.0 is a center like any other
+        for center in (None, 0.0, -mean):  # None is at the mean; 0.0 is a center like any other
             at = mean if center is None else center
             if oracle.is_constant(mean, std, at, 2.0**-126):
                 continue
@@ -190,8 +191,8 @@ def test_n11_normal(backend: Backend, dtype: str) -> None:
 def test_s3_moments_of_scores_of_any_sign(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
     update, merge, init = (getattr(backend.normal, name) for name in ("update", "merge", "init"))
     rng, rtol = np.random.default_rng(5), backend.moments_rtol
-    # The last one has a deviation of a thousandth of its mean: what a difference of squares would lose.
-    for mean, std in ((0.0, 1.0), (-3.0, 10.0), (-1200.0, 1.2)):
+    # The last one has a deviation far below its mean: what a difference of squares would lose.
+    for mean, std in ((0.0, 1.0), (-3.0, 10.0), (-12000.0, 1.2)):
         batches = np.reshape(random_values(dtype, rng.normal(mean, std, size=60 * math.prod(shape))), (12, 5, *shape))
         stream, total = init(shape), init(shape)
         for batch in batches:

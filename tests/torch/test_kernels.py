@@ -223,6 +223,16 @@ def test_special_values(function: Any, dtype: torch.dtype, t: float, where: str)
         assert (u[3:-1] == 0.0).all()
 
 
+@pytest.mark.clause("N3b", "N13")
+def test_differences_beyond_the_largest_number(where: str) -> None:
+    x = torch.tensor([-LARGEST, -1e38, 0.0, 1e38, LARGEST])
+    for at, std in ((2e38, 3e38), (-3.4e38, 2.0**127)):
+        exact = (x.double().numpy() - float(np.float32(at))) / float(np.float32(std))
+        np.testing.assert_allclose(normal.standardize(x, at, std).numpy(), exact, rtol=4e-7)
+        u = normal.normalize(x, at, 0.0, std).numpy()
+        np.testing.assert_allclose(u, special.ndtr(exact), rtol=0, atol=UNIT)
+
+
 @pytest.mark.clause("N9")
 @EVERY_FUNCTION
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -369,13 +369,7 @@ IMAGES = torch.randn(6, 1, 4, 5, generator=G)
 @pytest.mark.clause("P4")
 @pytest.mark.parametrize(
     ("kind", "outputs"),
-    [
-        ("min-max", "named tuple"),
-        ("two slopes", "tuple"),
-        ("cdf pixel", "maps"),
-        ("cdf", "scores"),
-        ("normal", "tuple"),
-    ],
+    [("min-max", "named tuple"), ("two slopes", "tuple"), ("cdf pixel", "maps"), ("cdf", "scores")],
 )
 def test_appended_to_a_model_and_exported_to_onnx(kind: str, outputs: str, tmp_path: Path) -> None:
     model = normalizers()[kind].append_to(Detector(outputs=outputs)).eval()
