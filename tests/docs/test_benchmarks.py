@@ -155,3 +155,14 @@ def test_every_fault_applies() -> None:
         chosen = mutation.faults(package)
         assert len(chosen) >= 25
         assert len({fault.code() for fault in chosen}) == len(chosen)
+
+
+def test_deviations_of_pixels_are_studied_in_every_row_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixel_deviations = import_module("pixel_deviations")
+    monkeypatch.setattr(pixel_deviations, "HELD_OUT", 50)
+    monkeypatch.setattr(pixel_deviations, "SIZE", (16, 16))
+    found = rows(pixel_deviations.page(1))
+    published = rows(PAGE.with_name("pixel-deviations.md").read_text(encoding="utf-8"))
+    assert [row[:2] for row in found] == [row[:2] for row in published]
+    without, shrunk = map(float, next(row for row in found if row[:2] == ["all alike", "5"])[3].split(" → "))
+    assert shrunk < without / 3  # false alarms at 3 sigmas

@@ -316,11 +316,26 @@ def _shrunk(variance: Array, freedom: Array) -> Array:
     varies = freedom > 0
     half = jnp.maximum(freedom, 1.0) / 2.0
     own = jnp.log(jnp.where(varies, variance, 1.0)) - jax.scipy.special.digamma(half) + jnp.log(half)
-    noise = jax.scipy.special.zeta(2.0, half)  # trigamma, which JAX has less accurate as a polygamma
+    noise = _trigamma(half)
     share = freedom / jnp.maximum(jnp.sum(freedom), 1.0)
     typical = jnp.sum(share * own)
     spread = jnp.maximum(jnp.sum(share * (jnp.square(own - typical) - noise)), 0.0)
     return jnp.where(varies, jnp.exp(typical + spread / (spread + noise) * (own - typical)), variance)
+
+
+def _trigamma(x: Array) -> Array:
+    """The derivative of the digamma function, of numbers from 1/2 on, within 5e-10 of its size in float64.
+
+    JAX's polygamma would take half as long as all else in a validation batch, in which the finalizer is traced.
+
+    Source: Abramowitz and Stegun (1972), 6.4.6 and 6.4.12.
+    """
+    before = jnp.zeros_like(x)
+    for i in range(6):
+        before = before + 1.0 / jnp.square(x + i)
+    y = 1.0 / (x + 6.0)
+    square = y * y
+    return before + y * (1.0 + y * (0.5 + y * (1.0 / 6.0 - square * (1.0 / 30.0 - square * (1.0 / 42.0)))))
 
 
 @jax.jit
