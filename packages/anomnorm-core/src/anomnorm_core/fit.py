@@ -166,7 +166,7 @@ class Fit:
 
         Likewise of a constant population, which has no deviations. Returns whether it has.
         """
-        if self.is_constant:
+        if self.is_constant and self.level("image").valid:  # else somebody gave the moments, and knows
             warn(
                 f"all {self.level('image').valid} image scores that were fitted are equal, up to rounding: there is no "
                 "deviation to count in, and every other score is normalized to 0 or 1. Look for scores that are "
