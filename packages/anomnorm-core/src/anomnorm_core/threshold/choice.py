@@ -168,11 +168,12 @@ def _report_inverted(gathered: Gathered) -> None:
     if not n or not m:
         return
     auroc = (float(np.flatnonzero(positive).sum()) - n * (n - 1) / 2) / (n * m)
-    if (0.5 - auroc) / np.sqrt((n + m + 1) / (12 * n * m)) > _SIGMAS:
+    if auroc < _INVERTED and (0.5 - auroc) / np.sqrt((n + m + 1) / (12 * n * m)) > _SIGMAS:
         report_inverted(auroc)
 
 
 _SIGMAS = 4.0  # one side: a chance of 3 in 100,000
+_INVERTED = 0.2  # a detector that has not learned yet may be somewhat below 1/2
 _SURPRISING = 1e-3  # a probability
 _SCALE = 0.25  # a share
 
