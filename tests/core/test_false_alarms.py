@@ -396,6 +396,7 @@ def test_a_constant_population_has_a_sentence_of_its_own() -> None:
         placed = Normalizer(flat.placed("image", 2.0, "sigmas", Origin.OPTION))
         assert placed.thresholds["image"].false_alarm_rate == 0.0
         assert placed.false_alarm_rate(c) == 1.0
+        assert "expected false alarms below 0.0001%" in placed.summary()
     equal = normals_of(np.full(10, np.float32(0.7)), None)
     assert equal.rate(np.array([0.7, 0.70001], np.float32)).tolist() == [1.0, 0.0]
     spread = Fit(METHODS["normal"].method, LevelFit((np.float64(0.0), np.float64(1e-9)), valid=99))

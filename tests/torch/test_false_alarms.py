@@ -11,6 +11,7 @@ from scipy import stats
 from scripted_module import ScriptedModule, fitted, loader, parameters, samples, trainer
 
 from anomnorm_core import Normalizer as CoreNormalizer
+from anomnorm_core import NotFittedError, OptionError
 from anomnorm_core.threshold import false_alarm_rate, init, streamed_false_alarm_rate, update
 from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationCallback, Normalizer
 
@@ -131,3 +132,21 @@ def test_pixels_that_were_fitted_on_the_same_images_have_no_guarantee() -> None:
     with pytest.warns(UserWarning, match="the false-alarm rate of the pixels is not guaranteed"):
         run(callback)
     assert [threshold.guaranteed for threshold in callback.thresholds.values()] == [True, False]
+
+
+def test_too_few_normals_for_auto_and_no_training_data_say_so() -> None:
+    callback = CdfNormalizationCallback(1.0, source="auto")
+    with pytest.raises(
+        NotFittedError, match='source="auto": fewer than 10 validation samples are labelled normal, and'
+    ):
+        trainer(callback).validate(ScriptedModule(), loader(VALIDATION[:9], 3), verbose=False)
+
+
+def test_a_source_that_was_changed_afterwards_is_checked() -> None:
+    callback = CdfNormalizationCallback(1.0)
+    callback.source = "trian"  # type: ignore[assignment]
+    with pytest.raises(OptionError, match="source='trian' is not an option"):
+        run(callback)
+    callback.source = "train"  # type: ignore[assignment]
+    assert fitted(run(callback)).valid == len(TRAIN)
+    assert callback.fitted_source == "train"

@@ -389,8 +389,11 @@ def _placed(threshold: Threshold | None) -> str:
     sigmas = f" ({threshold.sigmas:.6g} sigmas)" if finite else ""
     origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
     rate = threshold.false_alarm_rate
-    rate_text = "" if rate is None else f", expected false alarms {100 * rate:.2g}%" + " at most" * threshold.guaranteed
-    return f"threshold {_range(threshold.raw)}{sigmas}, {origin}{rate_text}"
+    shown = ""
+    if rate is not None:
+        percent = "below 0.0001%" if rate < _NOTABLE else f"{100 * rate:.2g}%" if rate < 0.995 else "100%"
+        shown = f", expected false alarms {percent}{' at most' if threshold.guaranteed else ''}"
+    return f"threshold {_range(threshold.raw)}{sigmas}, {origin}{shown}"
 
 
 def _next_float32(value: np.ndarray) -> np.ndarray:

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from anomnorm_core.checks import report_undefined
-from anomnorm_core.errors import AnomnormError, FitWarning, InvalidScoreWarning, OptionError, ThresholdWarning, warn
+from anomnorm_core.errors import (
+    AnomnormError,
+    FitWarning,
+    InvalidScoreWarning,
+    NotFittedError,
+    OptionError,
+    ThresholdWarning,
+    warn,
+)
 from anomnorm_core.fields import LEVEL
 from anomnorm_core.fit import Fit, Threshold
 from anomnorm_core.fit_check import FitCheck
@@ -500,7 +508,11 @@ class Normalization:
             records = self._collected(trainer, pl_module, model, source, 0 if is_decided else ENOUGH_NORMALS)
             if records is None and not is_decided:
                 source = Source.TRAIN
-                records = self._collected(trainer, pl_module, model, source)
+                try:
+                    records = self._collected(trainer, pl_module, model, source)
+                except NotFittedError as error:
+                    few = f'source="auto": fewer than {ENOUGH_NORMALS} validation samples are labelled normal, and '
+                    raise NotFittedError(f"{few}{error}") from error
         if records is None:  # the parameters are the same for all options
             slot.draft = replace(slot.fit, options=self.options)
             return
