@@ -267,6 +267,9 @@ def test_scores_of_the_wrong_direction_are_noticed() -> None:
         warnings.simplefilter("error")
         for _ in range(200):
             conclude(base, choices, Rules(), Gathered(rng.normal(size=60), labels), where="")
+        conclude(
+            base, choices, Rules(), Gathered(np.ones(60), np.sort(labels)[::-1]), where=""
+        )  # equal ones say nothing
     with pytest.warns(ThresholdWarning, match=r"smaller scores than the normal ones \(AUROC 0.0\d"):
         conclude(base, choices, Rules(), Gathered(rng.normal(size=60) - 3 * labels, labels), where="")
 

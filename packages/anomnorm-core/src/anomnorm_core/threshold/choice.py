@@ -162,12 +162,13 @@ def conclude(
 def _report_inverted(gathered: Gathered) -> None:
     """Warn where the ranks of anomalous samples are lower than chance allows (the test of Mann and Whitney)."""
     known = np.isin(gathered.labels, (NORMAL, ANOMALOUS)) & ~np.isnan(gathered.scores)
-    order = np.argsort(gathered.scores[known], kind="stable")
-    positive = gathered.labels[known][order] == ANOMALOUS
+    positive = gathered.labels[known] == ANOMALOUS
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return
-    auroc = (float(np.flatnonzero(positive).sum()) - n * (n - 1) / 2) / (n * m)
+    _, which, counts = np.unique(gathered.scores[known], return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts + 1) / 2  # from 0; equal scores share one
+    auroc = (float(ranks[which][positive].sum()) - n * (n - 1) / 2) / (n * m)
     if auroc < _INVERTED and (0.5 - auroc) / np.sqrt((n + m + 1) / (12 * n * m)) > _SIGMAS:
         report_inverted(auroc)
 
