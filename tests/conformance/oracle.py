@@ -127,6 +127,7 @@ def raw_z_score(x: float, center: float, std: float) -> mpmath.mpf:
     return (mpmath.mpf(x) - mpmath.mpf(center)) / mpmath.mpf(std)
 
 
+@lru_cache(maxsize=2**16)
 def normal(x: float, threshold: float, std: float) -> float:
     """Clauses N3b, N6, N7, of a raw score and a raw threshold; a deviation of 0 is one that is rounding."""
     if math.isnan(x):

@@ -284,6 +284,13 @@ def test_parameters_of_float32_keep_samples_on_their_side(method: str, mean: flo
         )
 
 
+@pytest.mark.clause("T3", "N3b")
+def test_a_threshold_above_zero_is_no_subnormal_number() -> None:
+    base = Fit(METHODS["normal"].method, LevelFit((np.float64(0.0), np.float64(1.0))))
+    found = base.placed("image", 0.0, "sigmas", Origin.NORMAL_QUANTILE, above=True).threshold("image")
+    assert float(found.raw) == 2.0**-126
+
+
 @pytest.mark.clause("N3b", "T1", "T2", "T3")
 def test_a_search_among_scores_of_any_sign() -> None:
     scores = np.append(RNG.normal(-1200, 10, 40), [-1185.0, -1170.0, -1160.0])

@@ -397,9 +397,10 @@ def _placed(threshold: Threshold | None) -> str:
 
 
 def _next_float32(value: np.ndarray) -> np.ndarray:
-    """The float32 after the one nearest to ``value``: above every float32 that is below ``value``."""
+    """The float32 after that nearest to ``value``: above every float32 that is below ``value``, and not subnormal."""
     with np.errstate(over="ignore"):
-        return np.nextafter(value.astype(np.float32), np.float32(np.inf)).astype(np.float64)
+        up = np.nextafter(value.astype(np.float32), np.float32(np.inf)).astype(np.float64)
+    return np.where(np.abs(up) < _SMALLEST, np.where(up > 0, _SMALLEST, 0.0), up)
 
 
 def _range(array: np.ndarray) -> str:
