@@ -860,7 +860,9 @@ def test_what_cannot_be_fitted_is_named_with_what_follows_and_what_helps() -> No
         InvalidScoreWarning, match=rf'{lost}: fit .* with source="validation".*use min-max normalization'
     ):
         assert fitted(cdf, *zeros, *negative).to_fit().level("image").invalid == 80
-    with pytest.warns(InvalidScoreWarning, match=rf"{lost}: use a method without a logarithm"):
+    with pytest.warns(
+        InvalidScoreWarning, match=rf"{lost}: find the threshold with .false_alarm_rate., which counts zeros"
+    ):
         fitted(unseen, *zeros, *negative)
     with pytest.raises(InvalidScoreError, match=r"^60 of 100 .* \(60 are negative\): what is left does not describe"):
         fitted(cdf, *[-1.0] * 60)
