@@ -42,9 +42,7 @@ def describe(fit: Fit) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         tensors |= {f"{level}_{name}": a for name, a in zip(fit.method.parameters, fitted.parameters, strict=True)}
         tensors[f"{level}_threshold"] = threshold.raw
         if fit.method.positive:
-            first = fitted.parameters[0]
-            zeros = np.zeros(first.shape) if fitted.zeros is None else fitted.zeros
-            tensors[f"{level}_zeros"] = zeros.astype(first.dtype)
+            tensors[f"{level}_zeros"] = fitted.known_zeros.astype(fitted.parameters[0].dtype)
         normals = None if fitted.normals is None else fitted.normals._asdict()
         levels[level] = {
             "valid": fitted.valid,

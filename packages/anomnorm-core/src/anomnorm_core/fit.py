@@ -9,7 +9,7 @@ import numpy as np
 from anomnorm_core.checks import unfitted_level
 from anomnorm_core.errors import FitWarning, NotFittedError, OptionError, warn
 from anomnorm_core.method import Method
-from anomnorm_core.methods import METHODS
+from anomnorm_core.methods import METHODS, cdf, normal
 from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, ThresholdRule, Units, parse_threshold
 from anomnorm_core.threshold.false_alarms import Normals
 
@@ -32,6 +32,11 @@ class Threshold:
     guaranteed: bool = False  # whether the rule's holds for exchangeable samples of any distribution (clause T7)
 
     @property
+    def _are_sigmas_finite(self) -> bool:
+        """Whether there are sigmas to show: those of a constant population stand for infinity."""
+        return self.sigmas is not None and abs(self.sigmas) < LARGEST_FLOAT32
+
+    @property
     def value(self) -> float | np.ndarray:
         """What stays when statistics are fitted anew, in the units ``fixed``."""
         if self.fixed is Units.SIGMAS and self.sigmas is not None:
@@ -39,7 +44,7 @@ class Threshold:
         return float(self.raw) if self.raw.ndim == 0 else self.raw
 
     def __repr__(self) -> str:
-        sigmas = "" if self.sigmas is None or abs(self.sigmas) == LARGEST_FLOAT32 else f", sigmas={self.sigmas:.6g}"
+        sigmas = f", sigmas={self.sigmas:.6g}" if self._are_sigmas_finite else ""
         rate = "" if self.false_alarm_rate is None else f", false_alarm_rate={self.false_alarm_rate:.3g}"
         rate += ", guaranteed=True" if self.guaranteed else ""
         return f"Threshold(raw={_range(self.raw)}{sigmas}, origin={str(self.origin)!r}{rate})"
@@ -55,6 +60,11 @@ class LevelFit:
     invalid: int = 0  # values left out
     zeros: np.ndarray | None = None  # like the parameters: share of exact zeros, where those cannot be fitted (S10)
     normals: Normals | None = None  # of a method without sigmas: the normal image scores of the validation run
+
+    @property
+    def known_zeros(self) -> np.ndarray:
+        """The share of exact zeros, none where it is not known."""
+        return np.zeros(self.parameters[0].shape) if self.zeros is None else self.zeros
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,24 +152,30 @@ class Fit:
             return fitted.normals.rate(raw)
         from scipy.special import ndtr, stdtr
 
-        mean, std, *others = (array.astype(np.float64) for array in fitted.parameters)
-        z, n = kernels.sigmas(raw, mean, std, *others, mean), fitted.valid
+        parameters = [array.astype(np.float64) for array in fitted.parameters]
+        own = (*parameters, parameters[0])
+        z, n = kernels.sigmas(raw, *own), fitted.valid
         tail = stdtr(n - 1, -z / np.sqrt(1 + 1 / n)) if n > 1 else ndtr(-z)
         # No sample of a constant population reaches the threshold that one sigma has there (clause N7).
-        flat = std <= np.maximum(2.0**-21 * np.abs(mean), 2.0**-24 if self.method.positive else _SMALLEST)
-        edge: np.ndarray = kernels.raw_threshold(1.0, mean, std, *others, mean)  # type: ignore[misc]
-        reached: np.ndarray = np.where(flat, (raw < edge).astype(np.float64), tail)
-        share = 1.0 if fitted.zeros is None else 1.0 - fitted.zeros.astype(np.float64)
+        edge: np.ndarray = kernels.raw_threshold(1.0, *own)  # type: ignore[misc]
+        reached: np.ndarray = np.where(self._constant(level), (raw < edge).astype(np.float64), tail)
+        share = 1.0 - fitted.known_zeros.astype(np.float64)
         return np.where((raw <= 0) & self.method.positive, 1.0, share * reached)
 
     @property
     def is_constant(self) -> bool:
         """Whether a method with sigmas was fitted on image scores without a deviation (clause N7)."""
-        named = dict(zip(self.method.parameters, self.level("image").parameters, strict=True))
+        return bool(self._constant("image"))
+
+    def _constant(self, level: str) -> np.ndarray:
+        """Where a level's parameters are of scores without a deviation."""
+        parameters = [array.astype(np.float64) for array in self.level(level).parameters]
+        named = dict(zip(self.method.parameters, parameters, strict=True))
         if not self.method.sigmas or "std" not in named:
-            return False
-        least = 2.0**-24 if self.method.positive else _SMALLEST
-        return bool(named["std"] <= max(2.0**-21 * abs(float(self.level("image").parameters[0])), least))
+            return np.zeros(parameters[0].shape, dtype=bool)
+        least = cdf.LEAST_STD if self.method.positive else normal.LEAST_STD
+        flat: np.ndarray = cdf.constant(parameters[0], named["std"], parameters[0], least)[0]
+        return flat
 
     def report_rate(self) -> bool:
         """Warn where the image threshold's sigmas say little: more than twice as many false alarms are expected.
@@ -385,8 +401,7 @@ class Fit:
 def _placed(threshold: Threshold | None) -> str:
     if threshold is None:
         return "no threshold yet"
-    finite = threshold.sigmas is not None and abs(threshold.sigmas) < LARGEST_FLOAT32  # else a constant population's
-    sigmas = f" ({threshold.sigmas:.6g} sigmas)" if finite else ""
+    sigmas = f" ({threshold.sigmas:.6g} sigmas)" if threshold._are_sigmas_finite else ""
     origin = "that of the images" if threshold.origin is Origin.IMAGE else threshold.origin
     rate = threshold.false_alarm_rate
     shown = ""

@@ -432,14 +432,10 @@ def _level(fitted: LevelFit | None, *, positive: bool) -> Any:
         "sigmas": np.array([threshold.sigmas or 0.0], dtype=np.float64).view(np.uint32),
         "origin": np.array([1 + _ORIGINS.index(threshold.origin), fixed], dtype=np.uint8),
         "counts": _counter.of_ints(fitted.valid, fitted.invalid),
-        "zeros": _zeros(fitted).astype(dtype) if positive else None,
+        "zeros": fitted.known_zeros.astype(dtype) if positive else None,
         "expected": _expected(fitted),
     }
     return Level(**arrays)
-
-
-def _zeros(fitted: LevelFit) -> np.ndarray:
-    return np.zeros(fitted.parameters[0].shape) if fitted.zeros is None else fitted.zeros
 
 
 def _expected(fitted: LevelFit) -> np.ndarray:

@@ -229,8 +229,8 @@ def streamed_normal_quantile(record: ScoreHistogram, quantile: float = 1.0, *, i
     normal, _, invalid = _counts(record)
     require_normal_samples(int(normal.sum()), int(invalid))
     position = _above_quantile_bin(normal, share)
-    promise = _promised_pixels(normal, int(invalid), position, images)
-    return Found(lower_edge(position, threshold=True), *promise)
+    rate = _promised_pixels(normal, int(invalid), position, images) if images else None
+    return Found(lower_edge(position, threshold=True), rate, rate is not None)
 
 
 def streamed_false_alarm_rate(
@@ -268,7 +268,7 @@ def streamed_false_alarm_rate(
         guaranteed = least <= _INFINITE
         if not guaranteed:
             report_infinite_normals(rate, int(normal[_INFINITE:].sum()), total)
-        return Found(threshold, _promised_pixels(normal, int(invalid), position, images)[0], guaranteed)
+        return Found(threshold, _promised_pixels(normal, int(invalid), position, images), guaranteed)
     report_few_normals(rate, None, images, least_rate(images, None), needed(rate, None), of="images")
     present = np.flatnonzero(normal)
     values = np.asarray([lower_edge(int(position)) for position in present], dtype=np.float64)
@@ -322,13 +322,11 @@ def _promised(normals: np.ndarray, threshold: np.ndarray) -> float:
     return (int(np.sum(normals >= threshold)) + 1) / (normals.size + 1)
 
 
-def _promised_pixels(normal: np.ndarray, invalid: int, position: int, images: int | None) -> tuple[float | None, bool]:
+def _promised_pixels(normal: np.ndarray, invalid: int, position: int, images: int) -> float:
     """The same of pixels, for a threshold at the lower edge of a bin."""
-    if not images:
-        return None, False
     reaching = int(normal[position:].sum())
     pixels = (int(normal.sum()) + invalid) / images
-    return min((reaching + pixels) / ((images + 1) * pixels), 1.0), True
+    return min((reaching + pixels) / ((images + 1) * pixels), 1.0)
 
 
 def _counts(record: ScoreHistogram) -> list[np.ndarray]:
