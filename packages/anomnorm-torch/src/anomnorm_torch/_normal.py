@@ -42,7 +42,8 @@ def ndtr(z: Tensor) -> Tensor:
         p = s * p + coefficient
     tail = (s * p + 0.5) * torch.exp2(size * size * -_LOG2_E)
     below = 0.5 - torch.finfo(z.dtype).eps / 4  # 1 - below is 1/2
-    tail = torch.where(tail > below, below, tail)
+    limited = torch.where(tail > below, below, tail)
+    tail = tail + (limited - tail).detach() if is_differentiated(tail) else limited  # its derivative stays
     return torch.where(y > 0, tail, 1.0 - tail)
 
 
