@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from anomnorm_torch.methods import METHODS
 from anomnorm_torch.normalizer import Normalizer
 from anomnorm_torch.outputs import StepOutputs
 from anomnorm_torch.post_processor_callback import HeldNormalization, fields
-from anomnorm_torch.post_processor_slot import PostProcessorSlot, StockSlot, facts_of, stock_numbers
+from anomnorm_torch.post_processor_slot import PostProcessorSlot, StockSlot, facts_of, stock_numbers, stock_of
 
 try:
-    from anomalib.data import InferenceBatch
-    from anomalib.post_processing import PostProcessor
+    from anomalib.data import InferenceBatch  # pyright: ignore[reportMissingImports]
+    from anomalib.post_processing import PostProcessor  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
-    if error.name != "anomalib":
+    if error.name is None or error.name.partition(".")[0] != "anomalib":
         raise
     message = "anomnorm_torch.anomalib is for models of anomalib 2, which is not there: pip install anomalib"
     raise ModuleNotFoundError(message, name="anomalib") from error
@@ -37,7 +37,7 @@ _OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 _LABELS = {"pred_label": ("image", "pred_score"), "pred_mask": ("pixel", "anomaly_map")}  # with their level and values
 
 
-class NormalizationPostProcessor(PostProcessor):
+class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in the environment of mypy
     """Normalize the scores and maps of an anomalib model to [0, 1] with 0.5 at the threshold, by any method.
 
     It goes where anomalib's own post-processor goes: ``Padim(post_processor=CdfPostProcessor())``. Each validation run
@@ -111,6 +111,8 @@ class NormalizationPostProcessor(PostProcessor):
         self.normalization = {name: _plain(given[name]) for name in _OWN_OPTIONS}
         self.normalization["options"] = METHODS[method].method.parse_options(options or {})
         self._given = {name for name, default in _DEFAULTS.items() if _plain(given[name]) != _plain(default)}
+        if self._given & _ABOUT_THRESHOLDS:  # a rule and its numbers belong together
+            self._given |= _ABOUT_THRESHOLDS
         self._adopted = [method]  # methods that a checkpoint may have
         self._callback = self._made_callback()  # which checks the options
         self.normalization_metrics = self._made_slot()
@@ -154,6 +156,17 @@ class NormalizationPostProcessor(PostProcessor):
         if isinstance(slot, StockSlot):
             slot.facts, slot.matches = facts, self.enable_threshold_matching
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.normalization_metrics, StockSlot):
+            destination |= {prefix + name: value for name, value in self.normalization_metrics.entries().items()}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        self.normalization_metrics.take_stock(stock_of(state_dict, prefix), prefix, *lists)
+
     @property
     def state_key(self) -> str:
         """Of the state that Lightning keeps of callbacks: under min-max that of anomalib's own class."""
@@ -167,6 +180,24 @@ class NormalizationPostProcessor(PostProcessor):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._callback = self._made_callback()
+        self._refresh()
+
+    # `forward` has to have ready what it computes with: a program that is traced cannot make it.
+
+    def _refresh(self) -> None:
+        self._ready = None
+        if self.normalization_metrics.is_complete:
+            self._prepared()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._refresh()
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("image_sensitivity", "pixel_sensitivity") and self.__dict__.get("_ready") is not None:
+            self._refresh()
 
     # Lightning's hooks; `_HANDED_ON` are the others.
 
@@ -177,6 +208,7 @@ class NormalizationPostProcessor(PostProcessor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """Prepare for a run, with the options as they are now."""
         self._callback = self._made_callback()
+        self._refresh()
         if self._is_used:
             self._callback.setup(trainer, pl_module, stage)
 
@@ -389,6 +421,7 @@ _STOCK_OPTIONS = (
     "image_sensitivity",
     "pixel_sensitivity",
 )
+_ABOUT_THRESHOLDS = {"threshold", "pixel_threshold", "normal_quantile", "false_alarm_rate", "confidence", "per"}
 _DEFAULTS = {
     name: each.default
     for name, each in inspect.signature(NormalizationPostProcessor).parameters.items()
@@ -435,6 +468,7 @@ def _write_buffers(post_processor: NormalizationPostProcessor, *_: Any) -> None:
     with torch.no_grad():
         for name, value in stock_numbers(post_processor.normalization_metrics.fit).items():
             getattr(post_processor, name).copy_(value)
+    post_processor._refresh()
 
 
 def _cut(fit: Fit, level: str, score: float) -> Any:

@@ -38,16 +38,15 @@ class PostProcessorSlot(Slot):
         made = "CdfPostProcessor()" if name in ("cdf", "normal") else f"NormalizationPostProcessor('{name}')"
         return f"load_from_checkpoint(path, post_processor={made})"
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        metadata: dict[str, Any],
-        strict: bool,
-        *lists: list[str],
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
-        if _stock_of(state_dict, prefix):
+    def take_stock(self, own: Mapping[str, Tensor], prefix: str, *lists: list[str]) -> None:  # noqa: ARG002
+        """Take over the entries of a state dict for anomalib's buffers, or say that they are not used.
+
+        Args:
+            own: under their full names; none where the buffers hold no range.
+            prefix: of the post-processor.
+            lists: missing and unexpected keys, and errors, for what is found.
+        """
+        if own:
             warn(
                 "the checkpoint holds statistics of min-max normalization, which this post-processor of "
                 f"{self.fit.method.name} normalization does not use: validate the model to fit its own, or load with "
@@ -75,21 +74,19 @@ class StockSlot(PostProcessorSlot):
         """The six numbers of a complete fit; empty before the first one."""
         return stock_numbers(self.fit) if self.is_complete else {}
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix.removesuffix(f"{NAME}."), keep_vars)
+    def take_stock(self, own: Mapping[str, Tensor], prefix: str, *lists: list[str]) -> None:
+        """Take over the entries of a state dict for anomalib's buffers."""
+        if self.in_state_dict:
+            numbers = {key.removeprefix(prefix): value for key, value in own.items()}
+            self._take(numbers, prefix, *lists[1:], running=self._is_running)
+            self.facts = None
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        metadata: dict[str, Any],
-        strict: bool,
-        *lists: list[str],
-    ) -> None:
-        own = _stock_of(state_dict, prefix)
-        Slot._load_from_state_dict(self, own, prefix.removesuffix(f"{NAME}."), metadata, strict, *lists)
-        self.facts = None
-        lists[1].extend(key for key in state_dict if key.startswith(prefix))  # unexpected: those of another method
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Nothing: the post-processor saves `entries` in its buffers' place."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        unexpected: list[str] = arguments[-2]
+        unexpected.extend(key for key in state_dict if key.startswith(prefix))  # those of another method
 
     def _read(self, own: Mapping[str, Tensor]) -> tuple[Fit, set[str]]:
         numbers = {name: np.asarray(float(value)) for name, value in own.items()}
@@ -104,7 +101,7 @@ class StockSlot(PostProcessorSlot):
         """The fit of anomalib's own post-processor."""
         ranges = {level: tuple(numbers[name] for name in names[1:]) for level, names in STOCK.items()}
         levels = {level: LevelFit(bounds) for level, bounds in ranges.items() if np.all(np.isfinite(bounds))}
-        fit = Fit(self.fit.method, **levels, options=self.fit.options)
+        fit = Fit(self.fit.method, levels["image"], levels.get("pixel"), self.fit.options)
         found = {level: numbers[names[0]] for level, names in STOCK.items()}
         for level, other in zip(LEVELS, reversed(LEVELS), strict=True):
             known = [found[each] for each in ((level, other) if self.matches else (level,)) if np.isfinite(found[each])]
@@ -113,11 +110,10 @@ class StockSlot(PostProcessorSlot):
         return fit.following() if self.matches and np.isnan(found["pixel"]) and np.isfinite(found["image"]) else fit
 
 
-def _stock_of(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries of anomalib's buffers, of a slot with this prefix; empty where they hold no range."""
-    outer = prefix.removesuffix(f"{NAME}.")
-    found = {outer + name: state_dict[outer + name] for name in _NAMES if outer + name in state_dict}
-    known = all(math.isfinite(found.get(outer + name, math.nan)) for name in STOCK["image"][1:])
+def stock_of(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries of anomalib's buffers, of a post-processor with this prefix; empty where they hold no range."""
+    found = {prefix + name: state_dict[prefix + name] for name in _NAMES if prefix + name in state_dict}
+    known = all(math.isfinite(found.get(prefix + name, math.nan)) for name in STOCK["image"][1:])
     return found if known else {}
 
 
