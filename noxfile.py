@@ -165,12 +165,15 @@ def anomalib(session: nox.Session) -> None:
     packages = [argument for package in PACKAGES if "jax" not in package for argument in ("-e", package)]
     # What anomalib, timm and torchvision need but torch: the newest of those would bring another one.
     needs = (
+        "docstring-parser",
+        "einops",
         "freia",
         "huggingface_hub",
         "imagecodecs",
-        "jsonargparse[signatures]",
+        "jsonargparse[signatures]<4.47",
         "kornia",
         "lightning",
+        "matplotlib",
         "omegaconf",
         "onnx",
         "onnxruntime",
@@ -179,6 +182,7 @@ def anomalib(session: nox.Session) -> None:
         "openvino",
         "pandas",
         "pillow",
+        "platformdirs",
         "rich",
         "rich-argparse",
         "scikit-image",
@@ -186,7 +190,7 @@ def anomalib(session: nox.Session) -> None:
         "tifffile",
     )
     session.install(*CONSTRAINTS, *packages, *needs, "hypothesis", "pytest")
-    session.install(*CONSTRAINTS, "--no-deps", "anomalib>=2,<3", "timm", "torchvision")
+    session.install(*CONSTRAINTS, "--no-deps", "anomalib>=2.7,<3", "timm", "torchvision")
     session.run("python", "-c", "from importlib.metadata import version; print('anomalib', version('anomalib'))")
     session.run("python", "-m", "pytest", "tests/anomalib", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -3,12 +3,13 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Self, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from anomnorm_core.errors import OptionError
+from anomnorm_core.errors import AnomnormError, OptionError
 from anomnorm_core.fields import LEVEL
 from anomnorm_core.fit import Fit
 from anomnorm_core.fit_check import FitCheck
@@ -28,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "anomalib":
         raise
-    message = "anomnorm_torch.anomalib is for models of anomalib 2, which is not there: pip install anomalib"
+    message = "anomnorm_torch.anomalib is for models of anomalib 2, which is not there: pip install 'anomalib>=2.7'"
     raise ModuleNotFoundError(message, name="anomalib") from error
 
 __all__ = ["CdfPostProcessor", "MinMaxPostProcessor", "NormalizationPostProcessor"]
@@ -186,7 +187,7 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
 
     def _refresh(self) -> None:
         self._ready = None
-        if self.normalization_metrics.is_complete:
+        with suppress(AnomnormError):  # nothing was fitted, or with other options, which the next use says
             self._prepared()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -199,7 +200,7 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
         if name in ("image_sensitivity", "pixel_sensitivity") and self.__dict__.get("_ready") is not None:
             self._refresh()
 
-    # Lightning's hooks; `_HANDED_ON` are the others.
+    # Lightning's hooks; those that the callback has alone are below.
 
     @property
     def _is_used(self) -> bool:
@@ -320,7 +321,9 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
 
     def without_manual_threshold(self) -> Normalizer:
         """Let the next validation run replace the thresholds that were set manually; until then they stay."""
-        return self._callback.without_manual_threshold(self)
+        normalizer = self._callback.without_manual_threshold(self)
+        _write_buffers(self)
+        return normalizer
 
     @property
     def fit_check(self) -> FitCheck | None:

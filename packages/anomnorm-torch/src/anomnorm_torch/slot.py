@@ -21,7 +21,8 @@ from anomnorm_core.options import LEVELS, Origin
 from anomnorm_torch.normalizer import Normalizer
 
 NAME = "normalization_metrics"  # of the attribute, as in anomalib 0.3
-_LOAD = "load_"  # what the key of the text begins with
+_LOAD = "load_"  # what the key of the text begins with, whoever is to load it
+_ABOUT = f"{_LOAD}with_anomnorm_torch_NormalizationMixin"  # what torch lists where a module has not the mixin
 _RANGE = {"min", "max"}  # keys of anomalib 0.3
 _MOMENTS = {f"{level}_{name}" for level in LEVELS for name in ("mean", "std")}
 _HALF = (torch.float16, torch.bfloat16)
@@ -39,7 +40,7 @@ class Slot(nn.Module):
     """
 
     prefix = f"{NAME}."  # of its keys in the state dict of a LightningModule
-    about_key = f"{_LOAD}with_anomnorm_torch_NormalizationMixin"  # what torch lists where nothing takes them
+    about_key = _ABOUT  # of the text
 
     def __init__(self, fit: Fit | None = None) -> None:
         super().__init__()
