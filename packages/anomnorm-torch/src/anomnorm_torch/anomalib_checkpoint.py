@@ -1,0 +1,89 @@
+"""What a run of anomalib has fitted, read from its checkpoint: anomalib itself is not needed (clause L6)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from anomnorm_core.errors import NotFittedError, ThresholdWarning, warn
+from anomnorm_core.fit import Fit
+from anomnorm_core.methods import min_max
+from anomnorm_core.options import LEVELS, Origin
+from anomnorm_core.threshold.choice import Choice, place
+from anomnorm_torch.normalizer import Normalizer
+from anomnorm_torch.slot import NAME, Slot, fit_of_ranges
+
+_POST_PROCESSOR = "post_processor."
+
+
+def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
+    """The normalization of an anomalib run, to save as a file, to serve and to export.
+
+    It gives the scores that the run gave, within rounding. Known are the state dicts of
+
+    - anomalib 2.x: ``post_processor.image_min`` and so on;
+    - anomalib 1.2: ``normalization_metrics.pred_scores.min`` and so on;
+    - anomalib 0.3 to 1.1: ``normalization_metrics.min`` and ``max``, one range for both levels, or ``image_mean``,
+      ``image_std``, ``pixel_mean`` and ``pixel_std`` of the CDF, with thresholds in sigmas;
+    - the callbacks of this package.
+
+    Flagged is ``x >= threshold``, where anomalib 2.x has ``>``. The sensitivities of 2.x, which move the decision but
+    not the scores, are not taken over; a warning gives the line that does it.
+
+    Args:
+        checkpoint: what ``torch.load`` returns, or the state dict in it.
+
+    Returns:
+        A normalizer with the checkpoint's thresholds, on the CPU.
+
+    Raises:
+        NotFittedError: it holds no statistics, or no threshold.
+        RuntimeError: it holds statistics that cannot be used.
+    """
+    state = checkpoint.get("state_dict", checkpoint)
+    own = _under(f"{NAME}.", state)
+    post_processor = _under(_POST_PROCESSOR, state)
+    if not own and "image_min" not in post_processor:
+        raise NotFittedError(
+            f"the checkpoint has neither {_POST_PROCESSOR}image_min, as of anomalib 2.x with normalization, nor "
+            f"{NAME}.*, as of versions before: it holds no statistics. Run a validation with a normalization callback."
+        )
+    if own:
+        slot = Slot()
+        slot.take(own)
+        fit, thresholds = slot.fit, {level: state.get(f"{level}_threshold.value") for level in LEVELS}
+        if slot.is_complete:  # of this package, with thresholds that have an origin
+            return slot.normalizer
+    else:
+        arrays = {name: value.detach().cpu().numpy() for name, value in post_processor.items()}
+        fit = fit_of_ranges(arrays, Fit(min_max.METHOD), ("image_", "pixel_"))
+        thresholds = _matched(arrays, checkpoint.get("anomalib_post_processor_config", {}))
+    known = {level: value for level, value in thresholds.items() if value is not None and np.isfinite(float(value))}
+    choices = {level: Choice(Origin.UNKNOWN) for level in LEVELS}
+    choices |= {level: Choice(Origin.MODULE, float(value)) for level, value in known.items()}
+    fit = place(fit, choices)
+    return Normalizer(fit if "pixel" in known else fit.following())
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _matched(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The thresholds of a post-processor: its own, else that of the other level, else the middle of the range."""
+    own = {level: arrays[f"_{level}_threshold"] for level in LEVELS}
+    found = {}
+    for level, other in zip(LEVELS, reversed(LEVELS), strict=True):
+        middle = (arrays[f"{level}_min"] + arrays[f"{level}_max"]) / 2
+        matched = own[other] if config.get("enable_threshold_matching", True) else middle
+        found[level] = next((each for each in (own[level], matched) if np.isfinite(each)), middle)
+        sensitivity = config.get(f"{level}_sensitivity", 0.5)
+        if sensitivity != 0.5:
+            argument = "threshold" if level == "image" else "pixel_threshold"
+            warn(
+                f"the run flagged {level} scores above {1 - sensitivity:g} ({level}_sensitivity={sensitivity:g}), and "
+                "this normalizer has 0.5 at its threshold. To flag the same: "
+                f'normalizer.with_threshold({argument}={1 - sensitivity:g}, units="normalized").',
+                ThresholdWarning,
+            )
+    return found
