@@ -226,8 +226,8 @@ class Slot(nn.Module):
         if arrays.keys() >= _RANGE:
             return fit_of_ranges(arrays, present, ("", "")), _RANGE
         if f"{_RANGES[0]}min" in arrays:
-            known = {key for key in arrays if key.startswith((*_RANGES, _BOXES))}
-            return fit_of_ranges(arrays, present, _RANGES), known
+            fit = fit_of_ranges(arrays, present, _RANGES)
+            return fit, {key for key in arrays if key.startswith((*_RANGES, _BOXES))}
         if arrays.keys() >= {"image_mean", "image_std"}:
             present = self._fit if self._fit.method == core_cdf.METHOD else Fit(core_cdf.METHOD)
             return _fit_of_moments(arrays, present), _MOMENTS
