@@ -25,7 +25,7 @@ def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
     - anomalib 1.2: ``normalization_metrics.pred_scores.min`` and so on;
     - anomalib 0.3 to 1.1: ``normalization_metrics.min`` and ``max``, one range for both levels, or ``image_mean``,
       ``image_std``, ``pixel_mean`` and ``pixel_std`` of the CDF, with thresholds in sigmas;
-    - the callbacks of this package.
+    - the callbacks and post-processors of this package.
 
     Flagged is ``x >= threshold``, where anomalib 2.x has ``>``. The sensitivities of 2.x, which move the decision but
     not the scores, are not taken over; a warning gives the line that does it.
@@ -41,7 +41,7 @@ def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
         RuntimeError: it holds statistics that cannot be used.
     """
     state = checkpoint.get("state_dict", checkpoint)
-    own = _under(f"{NAME}.", state)
+    own = _under(f"{NAME}.", state) or _under(f"{_POST_PROCESSOR}{NAME}.", state)
     post_processor = _under(_POST_PROCESSOR, state)
     if not own and "image_min" not in post_processor:
         raise NotFittedError(

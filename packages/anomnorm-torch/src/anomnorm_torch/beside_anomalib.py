@@ -14,18 +14,17 @@ _ACTS = {
 }
 
 
-def require_alone(callbacks: Iterable[Any], post_processor: Any, name: str) -> None:
+def require_alone(beside: Iterable[Any], name: str) -> None:
     """Refuse a run in which anomalib normalizes or thresholds too.
 
     Args:
-        callbacks: of the trainer.
-        post_processor: of the module.
+        beside: the other callbacks of the trainer, and the post-processor of the module.
         name: of the callback of this package, for the message.
 
     Raises:
         AnomnormError: such a component is there; the message says what to write.
     """
-    for component in (*callbacks, post_processor):
+    for component in beside:
         names = {base.__name__ for base in type(component).__mro__ if base.__module__.startswith("anomalib.")}
         kind = type(component).__name__
         if not names.isdisjoint(_BEFORE_2):

@@ -250,7 +250,9 @@ class Normalization:
         if len(normalizing) > 1:
             names = ", ".join(type(callback).__name__ for callback in normalizing)
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
-        require_alone(callbacks, getattr(pl_module, "post_processor", None), type(self).__name__)
+        beside = [*callbacks, getattr(pl_module, "post_processor", None)]
+        listed = getattr(self, "_listed", self)  # a post-processor may hold this callback
+        require_alone([each for each in beside if each is not listed], type(self).__name__)
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
         self.source = Source.parse(self.source, "source")
