@@ -249,8 +249,10 @@ def test_a_module_of_anomalib_1_2_saves_and_restores_what_the_callback_fitted(tm
                 destination[f"{metric}_normalization_class"] = type(self.normalization_metrics[metric]).__name__
             super()._save_to_state_dict(destination, *arguments)
 
-    module, run = Saving(), trainer(CdfNormalizationCallback(), num_sanity_val_steps=0)
+    module, callback = Saving(), CdfNormalizationCallback()
+    run = trainer(callback, num_sanity_val_steps=0)
     run.fit(module, normal(), data())
+    callback.with_threshold(module, 0.5, 1.25)  # others than the module's own
     run.save_checkpoint(tmp_path / "new.ckpt")
     expected = predicted(run, module)
     found = predicted(trainer(CdfNormalizationCallback()), Saving(), ckpt_path=tmp_path / "new.ckpt")
