@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from anomnorm_core.errors import NotFittedError, ThresholdWarning, warn
 from anomnorm_core.fit import Fit
 from anomnorm_core.methods import min_max
 from anomnorm_core.options import LEVELS, Origin
 from anomnorm_core.threshold.choice import Choice, place
 from anomnorm_torch.normalizer import Normalizer
-from anomnorm_torch.slot import NAME, Slot, fit_of_ranges
+from anomnorm_torch.post_processor_slot import STOCK, StockSlot
+from anomnorm_torch.slot import NAME, Slot
 
 _POST_PROCESSOR = "post_processor."
 
@@ -48,20 +47,16 @@ def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
             f"the checkpoint has neither {_POST_PROCESSOR}image_min, as of anomalib 2.x with normalization, nor "
             f"{NAME}.*, as of versions before: it holds no statistics. Run a validation with a normalization callback."
         )
-    if own:
-        slot = Slot()
-        slot.take(own)
-        fit, thresholds = slot.fit, {level: state.get(f"{level}_threshold.value") for level in LEVELS}
-        if slot.is_complete:  # of this package, with thresholds that have an origin
-            return slot.normalizer
-    else:
-        arrays = {name: value.detach().cpu().numpy() for name, value in post_processor.items()}
-        fit = fit_of_ranges(arrays, Fit(min_max.METHOD), ("image_", "pixel_"))
-        thresholds = _matched(arrays, checkpoint.get("anomalib_post_processor_config", {}))
-    known = {level: value for level, value in thresholds.items() if value is not None and np.isfinite(float(value))}
-    choices = {level: Choice(Origin.UNKNOWN) for level in LEVELS}
-    choices |= {level: Choice(Origin.MODULE, float(value)) for level, value in known.items()}
-    fit = place(fit, choices)
+    if not own:
+        return _of_post_processor(post_processor, checkpoint.get("anomalib_post_processor_config", {}))
+    slot = Slot()
+    slot.take(own)
+    if slot.is_complete:  # of this package, with thresholds that have an origin
+        return slot.normalizer
+    found = {level: state.get(f"{level}_threshold.value") for level in LEVELS}
+    known = {level: float(value) for level, value in found.items() if value is not None}
+    choices = {level: Choice(Origin.MODULE, known.get(level)) for level in LEVELS}
+    fit = place(slot.fit, choices)
     return Normalizer(fit if "pixel" in known else fit.following())
 
 
@@ -69,14 +64,11 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _matched(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The thresholds of a post-processor: its own, else that of the other level, else the middle of the range."""
-    own = {level: arrays[f"_{level}_threshold"] for level in LEVELS}
-    found = {}
-    for level, other in zip(LEVELS, reversed(LEVELS), strict=True):
-        middle = (arrays[f"{level}_min"] + arrays[f"{level}_max"]) / 2
-        matched = own[other] if config.get("enable_threshold_matching", True) else middle
-        found[level] = next((each for each in (own[level], matched) if np.isfinite(each)), middle)
+def _of_post_processor(numbers: Mapping[str, Any], config: Mapping[str, Any]) -> Normalizer:
+    slot = StockSlot(Fit(min_max.METHOD))
+    slot.matches, slot.facts = config.get("enable_threshold_matching", True), config.get("_facts")
+    slot.take({name: numbers[name] for names in STOCK.values() for name in names})
+    for level in LEVELS:
         sensitivity = config.get(f"{level}_sensitivity", 0.5)
         if sensitivity != 0.5:
             argument = "threshold" if level == "image" else "pixel_threshold"
@@ -86,4 +78,4 @@ def _matched(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dic
                 f'normalizer.with_threshold({argument}={1 - sensitivity:g}, units="normalized").',
                 ThresholdWarning,
             )
-    return found
+    return slot.normalizer
