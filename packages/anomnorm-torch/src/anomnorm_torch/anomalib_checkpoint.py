@@ -47,8 +47,13 @@ def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
             f"the checkpoint has neither {_POST_PROCESSOR}image_min, as of anomalib 2.x with normalization, nor "
             f"{NAME}.*, as of versions before: it holds no statistics. Run a validation with a normalization callback."
         )
+    config = checkpoint.get("anomalib_post_processor_config", {})
+    _report_sensitivities(config)
     if not own:
-        return _of_post_processor(post_processor, checkpoint.get("anomalib_post_processor_config", {}))
+        stock = StockSlot(Fit(min_max.METHOD))
+        stock.matches, stock.facts = config.get("enable_threshold_matching", True), config.get("_facts")
+        stock.take({name: post_processor[name] for names in STOCK.values() for name in names})
+        return stock.normalizer
     slot = Slot()
     slot.take(own)
     if slot.is_complete:  # of this package, with thresholds that have an origin
@@ -64,18 +69,13 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _of_post_processor(numbers: Mapping[str, Any], config: Mapping[str, Any]) -> Normalizer:
-    slot = StockSlot(Fit(min_max.METHOD))
-    slot.matches, slot.facts = config.get("enable_threshold_matching", True), config.get("_facts")
-    slot.take({name: numbers[name] for names in STOCK.values() for name in names})
-    for level in LEVELS:
-        sensitivity = config.get(f"{level}_sensitivity", 0.5)
-        if sensitivity != 0.5:
-            argument = "threshold" if level == "image" else "pixel_threshold"
+def _report_sensitivities(config: Mapping[str, Any]) -> None:
+    for level, argument in zip(LEVELS, ("threshold", "pixel_threshold"), strict=True):
+        score = 1 - config.get(f"{level}_sensitivity", 0.5)
+        if score != 0.5:
             warn(
-                f"the run flagged {level} scores above {1 - sensitivity:g} ({level}_sensitivity={sensitivity:g}), and "
-                "this normalizer has 0.5 at its threshold. To flag the same: "
-                f'normalizer.with_threshold({argument}={1 - sensitivity:g}, units="normalized").',
+                f"the run flagged {level} scores above {score:g} ({level}_sensitivity={1 - score:g}), and this "
+                "normalizer has 0.5 at its threshold. To flag the same: "
+                f'normalizer.with_threshold({argument}={score:g}, units="normalized").',
                 ThresholdWarning,
             )
-    return slot.normalizer
