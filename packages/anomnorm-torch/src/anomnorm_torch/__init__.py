@@ -8,6 +8,7 @@ from anomnorm_torch.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
+    from anomnorm_torch.anomalib_checkpoint import from_anomalib
     from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationCallback
     from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
     from anomnorm_torch.mixin import NormalizationMixin
@@ -22,6 +23,7 @@ __all__ = [
     "Normalizer",
     "__version__",
     "cdf",
+    "from_anomalib",
     "min_max",
     "normal",
     "register",
@@ -36,6 +38,7 @@ _LAZY = {
     "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
     "NormalizationCallback": "anomnorm_torch.callbacks",
     "NormalizationMixin": "anomnorm_torch.mixin",
+    "from_anomalib": "anomnorm_torch.anomalib_checkpoint",
 }
 
 

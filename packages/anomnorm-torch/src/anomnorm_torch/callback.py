@@ -40,6 +40,7 @@ from anomnorm_core.options import (
 )
 from anomnorm_core.threshold.choice import Choice, choose, place, transform_of
 from anomnorm_torch.batches import normalize_batch, standardize_batch
+from anomnorm_torch.beside_anomalib import require_alone
 from anomnorm_torch.collection import Pass
 from anomnorm_torch.framework import LightningModule, Trainer
 from anomnorm_torch.inference_model import as_inference_model, create_inference_model, take_buffers
@@ -245,8 +246,8 @@ class Normalization:
         """Give the module its slot, ``normalization_metrics``, or adopt the one that is there.
 
         Raises:
-            AnomnormError: the module carries the fit of another method, the trainer has a second normalization
-                callback, or its strategy is not supported.
+            AnomnormError: the module carries the fit of another method, the trainer or the module has a second
+                normalization, of this package or of anomalib, or its strategy is not supported.
         """
         require_process_group(trainer, type(self).__name__)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[union-attr]
@@ -254,6 +255,8 @@ class Normalization:
         if len(normalizing) > 1:
             names = ", ".join(type(callback).__name__ for callback in normalizing)
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
+        beside = [*callbacks, getattr(pl_module, "post_processor", None)]
+        require_alone([each for each in beside if each is not self._listed], type(self).__name__)
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
         self.source = Source.parse(self.source, "source")

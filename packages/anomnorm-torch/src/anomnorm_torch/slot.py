@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +23,9 @@ from anomnorm_torch.normalizer import Normalizer
 NAME = "normalization_metrics"  # of the attribute, as in anomalib 0.3
 _LOAD = "load_"  # what the key of the text begins with, whoever is to load it
 _ABOUT = f"{_LOAD}with_anomnorm_torch_NormalizationMixin"  # what torch lists where a module has not the mixin
-_RANGE = {"min", "max"}  # keys of anomalib 0.3
+_RANGE = {"min", "max"}  # keys of anomalib 0.3 to 1.1
+_RANGES = ("pred_scores.", "anomaly_maps.")  # prefixes of those in anomalib 1.2, by level
+_BOXES = "box_scores."  # and of one that no level has
 _MOMENTS = {f"{level}_{name}" for level in LEVELS for name in ("mean", "std")}
 _HALF = (torch.float16, torch.bfloat16)
 _SIZE = 2048  # of the text, or a multiple of it
@@ -104,6 +106,10 @@ class Slot(nn.Module):
         self.device = fn(torch.empty(0, device=self.device)).device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def __iter__(self) -> Iterator[str]:
+        # A module of anomalib 1.2 iterates over the metrics that it expects here, to save their classes.
+        return iter(())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trainer": None}
@@ -220,10 +226,13 @@ class Slot(nn.Module):
                     "that averages state dicts. Leave their keys out of that, and of the state dict that is loaded"
                 )
             return fit, {key, *known}
+        # One range for both levels, or one for each; two-slope has it too.
+        present = self._fit if self._fit.method.parameters == ("min", "max") else Fit(METHODS["min-max"].method)
         if arrays.keys() >= _RANGE:
-            # One range for both levels; two-slope has it too.
-            present = self._fit if self._fit.method.parameters == ("min", "max") else Fit(METHODS["min-max"].method)
-            return _fit_of_range(arrays, present), _RANGE
+            return _fit_of_ranges(arrays, present, ("", "")), _RANGE
+        if f"{_RANGES[0]}min" in arrays:
+            fit = _fit_of_ranges(arrays, present, _RANGES)
+            return fit, {key for key in arrays if key.startswith((*_RANGES, _BOXES))}
         if arrays.keys() >= {"image_mean", "image_std"}:
             present = self._fit if self._fit.method == core_cdf.METHOD else Fit(core_cdf.METHOD)
             return _fit_of_moments(arrays, present), _MOMENTS
@@ -262,11 +271,19 @@ def digest_of(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str
     return digest.hexdigest()
 
 
-def _fit_of_range(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
-    """The fit of anomalib 0.3, which had one range for both levels and no thresholds."""
-    values = tuple(arrays[name] for name in present.method.parameters)
-    fitted = LevelFit(values) if np.all(np.isfinite(values)) else None  # else it was never fitted
-    return Fit(present.method, fitted, fitted, options=present.options)
+def _fit_of_ranges(arrays: Mapping[str, np.ndarray], present: Fit, prefixes: tuple[str, str]) -> Fit:
+    """The fit of a min-max normalization of anomalib, without thresholds.
+
+    Args:
+        arrays: with ``min`` and ``max``.
+        present: its method and options.
+        prefixes: of the keys of images, and of pixels.
+    """
+    levels: dict[str, LevelFit | None] = {}
+    for level, prefix in zip(LEVELS, prefixes, strict=True):
+        values = tuple(arrays[prefix + name] for name in present.method.parameters)
+        levels[level] = LevelFit(values) if np.all(np.isfinite(values)) else None  # it was never fitted
+    return Fit(present.method, levels["image"], levels["pixel"], options=present.options)
 
 
 def _fit_of_moments(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
