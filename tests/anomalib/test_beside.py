@@ -16,6 +16,7 @@ from scipy.special import ndtr
 
 from anomnorm_core import AnomnormError
 from anomnorm_torch import NormalizationMixin, from_anomalib
+from anomnorm_torch.anomalib import CdfPostProcessor, MinMaxPostProcessor
 from anomnorm_torch.lightning import CdfNormalizationCallback, MinMaxNormalizationCallback
 
 # Validation images are others than those that were trained on, which the fit check tells.
@@ -106,6 +107,19 @@ def test_one_that_does_nothing_is_not(data: Any, engine: Any) -> None:
     run.fit(module, datamodule=images)
     outputs = run.predict(module, images.val_dataloader())
     assert joined(outputs, "pred_label").tolist() == (joined(outputs, "pred_score").reshape(-1) >= 0.5).tolist()
+
+
+@pytest.mark.clause("L6")
+def test_one_of_this_package_is_refused_even_if_it_does_nothing(data: Any, engine: Any) -> None:
+    module = made("Padim", MinMaxPostProcessor(enable_normalization=False, enable_thresholding=False))
+    with pytest.raises(AnomnormError, match=r"post-processor \(MinMaxPostProcessor\) .*post_processor=False"):
+        engine(callbacks=[CdfNormalizationCallback()]).fit(module, datamodule=data())
+
+
+@pytest.mark.parametrize("of_the_model", [False, True, MinMaxPostProcessor()])
+def test_a_post_processor_belongs_to_the_model(of_the_model: Any, data: Any, engine: Any) -> None:
+    with pytest.raises(AnomnormError, match=r"CdfPostProcessor that is not the post_processor .* give it to the model"):
+        engine(callbacks=[CdfPostProcessor()]).fit(made("Padim", of_the_model), datamodule=data())
 
 
 class Loadable(NormalizationMixin, Padim):

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torchvision.transforms.v2 import Normalize
 
-from anomnorm_core import AnomnormError, FitWarning, NotFittedError
+from anomnorm_core import AnomnormError, FitWarning, NotFittedError, OptionError
 from anomnorm_torch.anomalib import CdfPostProcessor, MinMaxPostProcessor
 from anomnorm_torch.lightning import MinMaxNormalizationCallback
 
@@ -185,6 +185,16 @@ def test_sensitivities_cut_at_a_normalized_score(make, data, engine):
         assert (model.post_processor(InferenceBatch(pred_score=found.raw_scores)).pred_label == expected).all()
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), None, "high"])
+def test_sensitivities_that_are_no_share_are_refused(value):
+    with pytest.raises(OptionError, match=r"image_sensitivity=.* is not between 0 and 1"):
+        CdfPostProcessor(image_sensitivity=value)
+    post_processor = MinMaxPostProcessor()
+    with pytest.raises(OptionError, match="pixel_sensitivity"):
+        post_processor.pixel_sensitivity = value
+    assert post_processor.pixel_sensitivity == 0.5
+
+
 @pytest.mark.parametrize("make", [MinMaxPostProcessor, CdfPostProcessor])
 def test_switched_off_normalization_leaves_raw_scores_with_labels(make, data, engine):
     model, run = made("Padim", make(enable_normalization=False)), engine()
@@ -210,6 +220,30 @@ def test_switched_off_thresholds_put_the_middle_of_the_range_at_one_half(data, e
     mean, std = (float(value) for value in model.post_processor.normalizer.to_fit().image.parameters)
     expected = torch.distributions.Normal(0.0, 1.0).cdf((by_cdf.raw_scores.double().log() - mean) / std)
     torch.testing.assert_close(by_cdf.pred_score.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [MinMaxPostProcessor, CdfPostProcessor])
+def test_thresholds_that_are_switched_off(make, data, engine):
+    model, run, datamodule = made("Padim", make()), engine(), data(masks=False)
+    run.fit(model, datamodule=datamodule)
+    before = Predictions(model, run, datamodule)
+    model.post_processor.enable_thresholding = False  # as in anomalib, scores are the same without labels
+    after = Predictions(model, run, datamodule)
+    assert after.pred_label is None
+    assert torch.equal(after.pred_score, before.pred_score)
+    assert torch.equal(after.anomaly_map, before.anomaly_map)
+    model.eval()
+    x = torch.stack([item.image for item in datamodule.test_data])
+    torch.testing.assert_close(model(x).pred_score.squeeze(), before.pred_score, rtol=0, atol=1e-5)
+    # A validation run puts the middle in their place, and nothing is logged as a threshold.
+    results = run.validate(model, datamodule=datamodule, verbose=False)[0]
+    assert not [name for name in results if "threshold" in name]
+    fit = model.post_processor.normalizer.to_fit()
+    for level in (fit.image, fit.pixel):
+        expected = 0.0 if make is CdfPostProcessor else np.float32(sum(map(float, level.parameters)) / 2)
+        assert level.threshold.value == pytest.approx(expected, rel=1e-6)
+    found = Predictions(model, run, datamodule).pred_score
+    torch.testing.assert_close(model(x).pred_score.squeeze(), found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.clause("T6")

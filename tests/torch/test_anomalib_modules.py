@@ -305,12 +305,17 @@ def test_sensitivities_of_anomalib_2_are_a_threshold_that_the_warning_names() ->
     assert moved(torch.from_numpy(SCORES))["pred_labels"].tolist() == (unit > 0.375).tolist()
 
 
-def test_a_checkpoint_without_statistics_says_so() -> None:
-    with pytest.raises(NotFittedError, match=r"neither post_processor\.image_min.* nor normalization_metrics"):
-        from_anomalib({"state_dict": {"model.weight": torch.ones(2)}})
-    unfitted = dict.fromkeys(("image_min", "image_max", "pixel_min", "pixel_max"), NAN)
-    with pytest.raises(NotFittedError):
-        from_anomalib(stock(**unfitted))
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"state_dict": {"model.weight": torch.ones(2)}},
+        stock(image_min=NAN, image_max=NAN, pixel_min=NAN, pixel_max=NAN),
+        stock(image_min=NAN, image_max=NAN),
+    ],
+)
+def test_a_checkpoint_without_statistics_says_so(state: Any) -> None:
+    with pytest.raises(NotFittedError, match=r"neither a number in post_processor\.image_min.* nor norm"):
+        from_anomalib(state)
 
 
 def component(name: str, module: str, **options: Any) -> Any:

@@ -67,8 +67,9 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
             ``pred_score_raw`` and ``anomaly_map_raw``. See `NormalizationCallback`.
         options: of the method, by name.
         enable_normalization: False leaves raw scores and maps, beside labels.
-        enable_thresholding: False finds no thresholds and gives no labels; 0.5 is then in the middle of the range or,
-            of a method with sigmas, where those are zero.
+        enable_thresholding: False finds no thresholds in validation runs and gives no labels; where none was given as
+            a number, 0.5 is then in the middle of the range or, of a method with sigmas, where those are zero.
+            Thresholds that were found before, or come with a checkpoint, stay where 0.5 is.
         enable_threshold_matching: whether the pixels have the threshold of the images where a validation run that looks
             for the best F1 has no masks; else it is found on the pixels of normal images.
         image_sensitivity: labels are cut at the normalized score ``1 - image_sensitivity``, on the raw score that has
@@ -196,8 +197,11 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
+        is_sensitivity = name in ("image_sensitivity", "pixel_sensitivity")
+        if is_sensitivity and not (isinstance(value, SupportsFloat) and 0.0 <= float(value) <= 1.0):
+            raise OptionError(f"{name}={value!r} is not between 0 and 1; 0.5 is the threshold itself.")
         super().__setattr__(name, value)
-        if name in ("image_sensitivity", "pixel_sensitivity") and self.__dict__.get("_ready") is not None:
+        if is_sensitivity and self.__dict__.get("_ready") is not None:
             self._refresh()
 
     # Lightning's hooks; those that the callback has alone are below.

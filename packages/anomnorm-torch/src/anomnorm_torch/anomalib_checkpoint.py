@@ -9,7 +9,7 @@ from anomnorm_core.methods import min_max
 from anomnorm_core.options import LEVELS, Origin
 from anomnorm_core.threshold.choice import Choice, place
 from anomnorm_torch.normalizer import Normalizer
-from anomnorm_torch.post_processor_slot import STOCK, StockSlot
+from anomnorm_torch.post_processor_slot import StockSlot, stock_of
 from anomnorm_torch.slot import NAME, Slot
 
 _POST_PROCESSOR = "post_processor."
@@ -41,18 +41,19 @@ def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
     """
     state = checkpoint.get("state_dict", checkpoint)
     own = _under(f"{NAME}.", state) or _under(f"{_POST_PROCESSOR}{NAME}.", state)
-    post_processor = _under(_POST_PROCESSOR, state)
-    if not own and "image_min" not in post_processor:
+    stock_entries = stock_of(state, _POST_PROCESSOR)
+    if not own and not stock_entries:
         raise NotFittedError(
-            f"the checkpoint has neither {_POST_PROCESSOR}image_min, as of anomalib 2.x with normalization, nor "
-            f"{NAME}.*, as of versions before: it holds no statistics. Run a validation with a normalization callback."
+            f"the checkpoint has neither a number in {_POST_PROCESSOR}image_min, as of anomalib 2.x with "
+            f"normalization, nor {NAME}.*, as of versions before: it holds no statistics of image scores. Run a "
+            "validation with a normalization callback."
         )
     config = checkpoint.get("anomalib_post_processor_config", {})
     _report_sensitivities(config)
     if not own:
         stock = StockSlot(Fit(min_max.METHOD))
         stock.matches, stock.facts = config.get("enable_threshold_matching", True), config.get("_facts")
-        stock.take({name: post_processor[name] for names in STOCK.values() for name in names})
+        stock.take(_under(_POST_PROCESSOR, stock_entries))
         return stock.normalizer
     slot = Slot()
     slot.take(own)

@@ -257,6 +257,12 @@ class Normalization:
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
         beside = [*callbacks, getattr(pl_module, "post_processor", None)]
         require_alone([each for each in beside if each is not self._listed], type(self).__name__)
+        carrier = carrier_of(pl_module)
+        if carrier is not pl_module and carrier is not self._listed:  # even one that is switched off
+            raise AnomnormError(
+                f"the model's post-processor ({type(carrier).__name__}) has the place for what is fitted: give the "
+                f"model post_processor=False to use {type(self).__name__}."
+            )
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
         self.source = Source.parse(self.source, "source")

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from anomnorm_core.errors import OptionError
+from anomnorm_core.errors import AnomnormError, OptionError
 from anomnorm_core.fit import Fit
-from anomnorm_core.options import LEVELS, Origin, Source, ThresholdRule
+from anomnorm_core.options import Origin, Source, ThresholdRule
 from anomnorm_core.threshold.choice import Choice
 from anomnorm_torch.callback import Normalization
 from anomnorm_torch.framework import LightningModule, Trainer, part
@@ -40,7 +40,17 @@ class HeldNormalization(Normalization):
         return self.owner
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """See `Normalization`; also choose the data for a model with a memory bank, which knows its training data."""
+        """See `Normalization`; also choose the data for a model with a memory bank, which knows its training data.
+
+        Raises:
+            AnomnormError: the model has another post-processor.
+        """
+        if getattr(pl_module, "post_processor", None) is not self.owner:
+            raise AnomnormError(
+                f"the trainer has a {type(self).__name__} that is not the post_processor of its "
+                f"{type(pl_module).__name__}: give it to the model, not to the Engine, and take a new Engine for each "
+                "model, since one keeps the callbacks of the last."
+            )
         banks = "MemoryBankMixin" in {base.__name__ for base in type(pl_module).__mro__}
         if banks and self._is_default_source and self.source is Source.AUTO:
             self.source = Source.VALIDATION
@@ -77,8 +87,12 @@ class HeldNormalization(Normalization):
     def _choices(self, pl_module: LightningModule, fit: Fit, *, refuse: bool = False) -> dict[str, Choice]:
         choices = super()._choices(pl_module, fit, refuse=refuse)
         if not self.owner.enable_thresholding:
-            middles = {level: Choice(Origin.OPTION, middle(fit, level)) for level in LEVELS}
-            return {level: each if each.origin is Origin.MANUAL else middles[level] for level, each in choices.items()}
+            # Where no number was given, a validation run puts the middle at its end, and what is there stays otherwise.
+            at_end = self._run is None and not refuse
+            for level, each in choices.items():
+                if each.value is None:
+                    choices[level] = Choice(Origin.OPTION, middle(fit, level) if at_end else None)
+            return choices
         if choices["pixel"].origin is Origin.ADAPTIVE and self.owner.enable_threshold_matching and not self.saw_masks:
             choices["pixel"] = Choice(Origin.IMAGE)
         return choices
