@@ -248,16 +248,25 @@ def test_thresholds_that_are_switched_off(make, data, engine):
 
 @pytest.mark.clause("T6")
 @pytest.mark.parametrize("make", [MinMaxPostProcessor, CdfPostProcessor])
-def test_without_masks_the_pixels_have_the_images_threshold(make, data, engine):
-    model = made("Padim", make())
-    engine().fit(model, datamodule=data(masks=False))
-    thresholds = model.post_processor.normalizer.thresholds
-    assert str(thresholds["pixel"].origin) == "image"
-    assert thresholds["pixel"].sigmas == thresholds["image"].sigmas
-    if make is MinMaxPostProcessor:
-        assert torch.equal(model.post_processor.pixel_threshold, model.post_processor.image_threshold)
+def test_without_masks_the_pixels_have_the_images_raw_threshold(make, data, engine):
+    """As anomalib matches them, also under the CDF: then a map whose image is flagged has a pixel that is."""
+    model, run = made("Padim", make()), engine()
+    run.fit(model, datamodule=data(masks=False))
+
+    def is_matched() -> bool:
+        return torch.all(model.post_processor.pixel_threshold == model.post_processor.image_threshold)
+
+    assert is_matched()
+    found = Predictions(model, run, data())
+    assert found.pred_label.any()
+    assert torch.equal(found.pred_mask.flatten(1).any(1), found.pred_label)
+    model.post_processor.with_threshold(float(found.raw_scores.median()), units="raw")
+    assert is_matched()
+    run.validate(model, datamodule=data(), verbose=False)  # with masks, pixels have a threshold of their own
+    assert not is_matched()
     model = made("Padim", make(enable_threshold_matching=False))
     engine().fit(model, datamodule=data(masks=False))
+    assert not is_matched()
     assert str(model.post_processor.normalizer.thresholds["pixel"].origin) == "adaptive"
 
 

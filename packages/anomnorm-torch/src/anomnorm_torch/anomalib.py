@@ -56,7 +56,8 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
         method: its name, ``"min-max"``, ``"cdf"``, ``"normal"``, ``"two-slope"`` or that of a registered one.
         threshold: decision threshold, in sigmas where the method has them and else in raw units, or how to find it;
             None does as ``"adaptive"`` does. See `NormalizationCallback`.
-        pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does.
+        pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does. ``"image"`` is the raw score at
+            which images are flagged, under all methods, as anomalib matches thresholds.
         normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         source: where a method with sigmas is fitted, ``"train"``, ``"validation"`` or ``"auto"``, see
             `NormalizationCallback`. None is ``"auto"`` but, for a model with a memory bank, ``"validation"``: it knows
@@ -70,8 +71,8 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
         enable_thresholding: False finds no thresholds in validation runs and gives no labels; where none was given as
             a number, 0.5 is then in the middle of the range or, of a method with sigmas, where those are zero.
             Thresholds that were found before, or come with a checkpoint, stay where 0.5 is.
-        enable_threshold_matching: whether the pixels have the threshold of the images where a validation run that looks
-            for the best F1 has no masks; else it is found on the pixels of normal images.
+        enable_threshold_matching: whether the pixels have the raw threshold of the images where a validation run that
+            looks for the best F1 has no masks; else it is found on the pixels of normal images.
         image_sensitivity: labels are cut at the normalized score ``1 - image_sensitivity``, on the raw score that has
             it; 0.5 is the threshold itself.
         pixel_sensitivity: the same for masks.
@@ -320,6 +321,7 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
     ) -> Normalizer:
         """Set thresholds manually, for runs and exports from now on (clause T4). See `NormalizationCallback`."""
         normalizer = self._callback.with_threshold(self, threshold, pixel_threshold, units=units)
+        self.normalization_metrics.fit = normalizer.to_fit()  # with pixels that follow
         _write_buffers(self)
         return normalizer
 

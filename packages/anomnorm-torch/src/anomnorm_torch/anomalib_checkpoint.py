@@ -39,6 +39,8 @@ def from_anomalib(checkpoint: Mapping[str, Any]) -> Normalizer:
         NotFittedError: it holds no statistics, or no threshold.
         RuntimeError: it holds statistics that cannot be used.
     """
+    if not isinstance(checkpoint, Mapping):
+        raise TypeError(f"checkpoint is a {type(checkpoint).__name__}; give what torch.load(path) returns.")
     state = checkpoint.get("state_dict", checkpoint)
     own = _under(f"{NAME}.", state) or _under(f"{_POST_PROCESSOR}{NAME}.", state)
     stock_entries = stock_of(state, _POST_PROCESSOR)

@@ -27,6 +27,7 @@ from anomnorm_core.errors import (
 from anomnorm_core.fields import LEVEL
 from anomnorm_core.fit import Fit, Threshold
 from anomnorm_core.fit_check import FitCheck
+from anomnorm_core.normalizer import require_complete
 from anomnorm_core.options import (
     LEVELS,
     OnInvalid,
@@ -353,6 +354,8 @@ class Normalization:
             OptionError: a number is not finite, or not between 0 and 1 if normalized.
         """
         slot = slot_of(pl_module)
+        if slot.fit.image is None:
+            require_complete(slot.fit)  # which says so
         fit = self._placed(pl_module).with_threshold(threshold, pixel_threshold, units=units)
         slot.set_manually(_with_pixels(fit))
         self._normalizer = None

@@ -3,9 +3,10 @@
 from lightning.pytorch import Callback
 
 from anomnorm_torch.callback import Normalization
+from anomnorm_torch.mixin import NormalizationMixin
 from anomnorm_torch.named_callbacks import CdfNormalization, MinMaxNormalization
 
-__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback", "NormalizationCallback"]
+__all__ = ["CdfNormalizationCallback", "MinMaxNormalizationCallback", "NormalizationCallback", "NormalizationMixin"]
 
 
 class NormalizationCallback(Normalization, Callback):  # noqa: D101  # its docstring is copied

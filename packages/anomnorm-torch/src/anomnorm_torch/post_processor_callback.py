@@ -5,7 +5,7 @@ from typing import Any
 
 from anomnorm_core.errors import AnomnormError, OptionError
 from anomnorm_core.fit import Fit
-from anomnorm_core.options import Origin, Source, ThresholdRule
+from anomnorm_core.options import Origin, Source, ThresholdRule, Units
 from anomnorm_core.threshold.choice import Choice
 from anomnorm_torch.callback import Normalization
 from anomnorm_torch.framework import LightningModule, Trainer, part
@@ -24,7 +24,7 @@ class HeldNormalization(Normalization):
 
     def __init__(self, owner: Any, options: Mapping[str, Any], calibration_loader: Any = None) -> None:
         self.owner = owner
-        self.saw_masks = True  # whether the present or last validation run had masks
+        self.saw_masks: bool | None = None  # whether the present or last validation run had masks; None: without one
         self._is_default_source = options["source"] is None
         sigmas, given = METHODS[options["method"]].method.sigmas, dict(options)
         if given["threshold"] is None:  # a module of anomalib 2 has no threshold of its own
@@ -81,7 +81,7 @@ class HeldNormalization(Normalization):
         if outputs is None:
             return
         seen = fields(outputs)  # z-scores are written into this
-        self.saw_masks = self.saw_masks or seen["gt_mask"] is not None
+        self.saw_masks = bool(self.saw_masks) or seen["gt_mask"] is not None
         super().on_validation_batch_end(trainer, pl_module, seen, batch, batch_idx, dataloader_idx)
 
     def _choices(self, pl_module: LightningModule, fit: Fit, *, refuse: bool = False) -> dict[str, Choice]:
@@ -93,8 +93,15 @@ class HeldNormalization(Normalization):
                 if each.value is None:
                     choices[level] = Choice(Origin.OPTION, middle(fit, level) if at_end else None)
             return choices
-        if choices["pixel"].origin is Origin.ADAPTIVE and self.owner.enable_threshold_matching and not self.saw_masks:
-            choices["pixel"] = Choice(Origin.IMAGE)
+        if choices["pixel"].origin is Origin.ADAPTIVE and self.owner.enable_threshold_matching:
+            present = None if fit.pixel is None else fit.pixel.threshold
+            was_matched = present is not None and present.origin in (Origin.IMAGE, Origin.MODULE)
+            if was_matched if self.saw_masks is None else not self.saw_masks:
+                choices["pixel"] = Choice(Origin.IMAGE)
+        image = None if fit.image is None else fit.image.threshold
+        if choices["pixel"].origin is Origin.IMAGE and self.method.sigmas and image is not None and self._run is None:
+            # anomalib means the same raw score: the same sigmas may be beyond every pixel of a flagged image.
+            choices["pixel"] = Choice(Origin.MODULE, float(image.raw), Units.RAW)
         return choices
 
 
