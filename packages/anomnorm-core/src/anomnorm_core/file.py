@@ -85,12 +85,21 @@ def write(path: str | os.PathLike[str], fit: Fit) -> None:
         raise OptionError(f"the maps have more than {LARGEST_MAP} pixels, which no reader would take.")
     contiguous = {name: np.array(tensors[name], order="C") for name in sorted(tensors)}
     text = json.dumps(about | {"digest": _digest(about, contiguous)})
+    replace_file(target_of(path), save(contiguous, metadata={METADATA_KEY: text}))
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Where a file of this path is, links followed, if one can be there.
+
+    Raises:
+        OSError: the folder does not exist, or ``path`` is a pipe or device.
+    """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to save to does not exist", str(target.parent))
     if target.exists() and not (target.is_file() or target.is_dir()):  # it would be gone afterwards
         raise OSError(errno.EINVAL, "not a regular file, which a save would replace", str(target))
-    _replace(target, save(contiguous, metadata={METADATA_KEY: text}))
+    return target
 
 
 def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -102,7 +111,8 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file, which appears complete or not at all; an old one stays until then."""
     # Written beside its place and moved there, which on one file system happens at once.
     unfinished = path.with_name(f".anomnorm-{uuid.uuid4().hex}.tmp")
     try:

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, SupportsFloat
 
@@ -299,6 +299,38 @@ class BaseNormalizer(ABC):
     def summary(self) -> str:
         """Method, parameters and thresholds with their origins in a few lines for a person, and some raw scores."""
         return f"{type(self).__name__}: {self.to_fit().summary()}"
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        pred_scores: Any = None,
+        labels: Any = None,
+        *,
+        anomaly_maps: Any = None,
+        images: Any = None,
+        masks: Any = None,
+        names: Sequence[Any] | None = None,
+        title: str = "Normalization report",
+    ) -> None:
+        """Write a page for a browser about this normalizer and, where given, about scores. See `report.write_report`.
+
+        Example::
+
+            normalizer.report("report.html", scores, labels, names=files)
+        """
+        from anomnorm_core.report import write_report
+
+        write_report(
+            path,
+            self,
+            pred_scores,
+            labels,
+            anomaly_maps=anomaly_maps,
+            images=images,
+            masks=masks,
+            names=names,
+            title=title,
+        )
 
     def __repr__(self) -> str:
         try:
