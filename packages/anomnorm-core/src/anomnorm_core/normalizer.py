@@ -296,6 +296,21 @@ class BaseNormalizer(ABC):
         """The same numbers, which the next validation run may replace: none is manual any more."""
         return self.from_fit(self.to_fit().released())
 
+    def plot(self, pred_scores: Any, labels: Any = None, *, level: str = "image", ax: Any = None) -> Any:
+        """Histograms of raw scores and of the normalized ones, with threshold and statistics: `plot.scores`.
+
+        Other pictures of this normalizer: `plot.thresholds`, `plot.false_alarms` and `plot.maps`.
+
+        Args:
+            pred_scores, labels, level, ax: as there.
+
+        Returns:
+            The matplotlib figure and its two axes.
+        """
+        from anomnorm_core.plot import scores
+
+        return scores(self, pred_scores, labels, level=level, ax=ax)
+
     def summary(self) -> str:
         """Method, parameters and thresholds with their origins in a few lines for a person, and some raw scores."""
         return f"{type(self).__name__}: {self.to_fit().summary()}"
