@@ -27,6 +27,7 @@ def table(
     rows: Iterable[Sequence[Element | str]],
     *,
     texts: Container[int] = (0,),
+    marked: Container[int] = (),
 ) -> Element:
     """A table that scrolls in itself where the screen is too narrow for it.
 
@@ -35,6 +36,7 @@ def table(
         head: of each column.
         rows: cells; the first one names the row.
         texts: columns that hold words, which stand on the left; numbers stand on the right.
+        marked: rows that stand out.
     """
 
     def cells(row: Sequence[Element | str], *, is_head: bool) -> Element:
@@ -50,6 +52,9 @@ def table(
         return made
 
     body = [cells(row, is_head=False) for row in rows]
+    for position, row in enumerate(body):
+        if position in marked:
+            row.set("class", "marked")
     made = element(
         "table",
         element("caption", caption),

@@ -94,7 +94,7 @@ def thresholds(fit: Fit) -> Iterator[Element]:
     for level, threshold in fit.thresholds.items():
         rate = threshold.false_alarm_rate
         promised = "unknown" if rate is None else percent(rate) + (" at most" if threshold.guaranteed else "")
-        sigmas = [_sigmas(threshold)] if fit.method.sigmas else []
+        sigmas = [in_sigmas(threshold)] if fit.method.sigmas else []
         rows.append([level, span(threshold.raw), *sigmas, promised, _ORIGINS[threshold.origin]])
     head = ["Level", "Raw", *(["Sigmas"] if fit.method.sigmas else []), "Expected false alarms", "Origin"]
     yield table("Thresholds by level", head, rows, texts=(0, len(head) - 1))
@@ -102,7 +102,8 @@ def thresholds(fit: Fit) -> Iterator[Element]:
         yield element("p", _promise(fit, level, threshold))
 
 
-def _sigmas(threshold: Threshold) -> str:
+def in_sigmas(threshold: Threshold) -> str:
+    """A threshold in sigmas, where the method has them."""
     if threshold.sigmas is None:
         return "differ"
     return f"{threshold.sigmas:.6g}" if abs(threshold.sigmas) < LARGEST_FLOAT32 else "infinite"

@@ -149,3 +149,100 @@ def _single_channel(maps: np.ndarray) -> np.ndarray:
     """Maps (N, H, W), (N, 1, H, W) or (N, H, W, 1) as (N, H, W)."""
     maps = without_last_channel(maps)
     return maps[:, 0] if maps.ndim == 4 and maps.shape[1] == 1 else maps
+
+
+def outcomes(samples: Samples) -> Iterator[Element]:
+    """How many samples are flagged and, with labels, how right that is."""
+    labels, flagged = samples.labels, samples.flagged
+    groups = {"All": np.ones(flagged.shape, dtype=bool)}
+    if labels is not None:
+        groups |= {"Normal": labels == 0, "Anomalous": labels == 1, "Ignored": labels == -1}
+    groups["NaN, never flagged"] = np.isnan(samples.raw)
+    rows = [
+        [name, f"{np.sum(group)}", f"{np.sum(group & flagged)}", _percent_of(group & flagged, group)]
+        for name, group in groups.items()
+        if name in ("All", "Normal", "Anomalous") or np.any(group)
+    ]
+    yield table("Samples and how many of them are flagged", ["Samples", "Number", "Flagged", "Share"], rows)
+    outcome = samples.outcome
+    if outcome is None:
+        yield element("p", "No labels were given, so that nothing can be said about how right the decisions are.")
+        return
+    yield _metrics("Decisions at the threshold", {"Image": outcome} | _of_pixels(samples))
+    yield from _false_alarms(samples, outcome)
+    if outcome.normals and outcome.anomalies:
+        best = adaptive(samples.raw, labels)
+        there = Outcome.of(flag(samples.raw, best), np.asarray(labels))
+        yield element(
+            "p",
+            f"The best F1 of these samples is {shown(there.f1)}, with the threshold at {float(best):.6g}. It was "
+            "chosen by these samples, and new ones will do a little worse.",
+        )
+
+
+def _of_pixels(samples: Samples) -> dict[str, Outcome]:
+    if samples.maps is None or samples.masks is None:
+        return {}
+    threshold = samples.fit.threshold("pixel").raw
+    each = [Outcome.of(flag(own, threshold), mask) for own, mask in zip(samples.maps, samples.masks, strict=True)]
+    return {"Pixel": Outcome(*(sum(counts) for counts in zip(*each, strict=True)))}
+
+
+def _metrics(caption: str, outcomes: dict[str, Outcome]) -> Element:
+    head = ["Level", "F1", "Precision", "Recall", "False-alarm rate", "False alarms", "Hits", "Missed"]
+    rows = [
+        [
+            level,
+            *map(shown, (each.f1, each.precision, each.recall, each.false_alarm_rate)),
+            *map(str, (each.false_alarms, each.hits, each.anomalies - each.hits)),
+        ]
+        for level, each in outcomes.items()
+    ]
+    return table(caption, head, rows)
+
+
+def _false_alarms(samples: Samples, outcome: Outcome) -> Iterator[Element]:
+    """Promised against observed."""
+    if not outcome.normals:
+        return
+    from scipy.special import betaincinv
+
+    k, n = outcome.false_alarms, outcome.normals
+    # Clopper and Pearson (1934).
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
+    rate = samples.fit.thresholds["image"].false_alarm_rate
+    said = (
+        f"{k} of {n} normal samples are flagged, {percent(k / n)}; as far as so few can tell, the rate of new ones is "
+        f"from {percent(low)} to {percent(high)} (with 95% confidence). "
+    )
+    if rate is None:
+        yield element("p", said)
+    elif low <= rate <= high:
+        yield element("p", f"{said}The promised rate, {percent(rate)}, is among these.")
+    elif rate < low:
+        words = (
+            f"{said}That is more than the {percent(rate)} that was promised: these samples are not like those that "
+            "the normalizer was fitted on, or their scores have another distribution than it supposes."
+        )
+        yield element("p", words, class_="note")
+    else:
+        yield element("p", f"{said}That is less than the {percent(rate)} that was promised.")
+
+
+def _percent_of(part: np.ndarray, whole: np.ndarray) -> str:
+    return percent(float(np.sum(part) / np.sum(whole))) if np.any(whole) else "–"
+
+
+def listed(samples: Samples, positions: np.ndarray, caption: str) -> Element:
+    """Samples by name, with their scores."""
+    rows = [
+        [
+            samples.name(int(index)),
+            f"{float(samples.raw[index]):.6g}",
+            f"{float(samples.normalized[index]):.4f}",
+            "yes" if samples.flagged[index] else "no",
+        ]
+        for index in positions
+    ]
+    return table(caption, ["Sample", "Raw", "Normalized", "Flagged"], rows)
