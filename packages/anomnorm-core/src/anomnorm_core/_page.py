@@ -57,7 +57,7 @@ def table(
             row.set("class", "marked")
     made = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", cells(head, is_head=True)),
         element("tbody", *body),
     )
@@ -90,4 +90,5 @@ def page(title: str, *content: Element) -> bytes:
         element("style", css),
     )
     whole = element("html", head, element("body", element("main", *content)), lang="en")
-    return b"<!DOCTYPE html>\n" + tostring(whole, encoding="utf-8", method="html") + b"\n"
+    text: bytes = tostring(whole, encoding="utf-8", method="html")
+    return b"<!DOCTYPE html>\n" + text + b"\n"

@@ -2,12 +2,10 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element, fromstring
-
-import numpy as np
 
 from anomnorm_core import plot
 from anomnorm_core._page import element
@@ -16,11 +14,10 @@ from anomnorm_core.plot.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_SIZE = (5.0, 3.7)  # inches: on a phone its text is nearly as large as that of the page
+_SIZE = (4.7, 3.6)  # inches: on a phone its text is nearly as large as that of the page
 _XLINK = "{http://www.w3.org/1999/xlink}href"
-_SETTINGS: Mapping[str, Any] = {
+_SETTINGS: Any = {
     **plot.EITHER_GROUND,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "anomnorm",  # the same ids for the same picture
@@ -60,7 +57,7 @@ def map_chart(samples: Samples, index: int) -> Element:
 
     assert samples.maps is not None  # noqa: S101  # the caller has looked
     with _style():
-        figure = Figure(figsize=(5.0, 4.6), layout="constrained")
+        figure = Figure(figsize=(4.7, 4.4), layout="constrained")
         axes = figure.subplots(2, 2)
         own = slice(index, index + 1)
         images = samples.maps if samples.images is None else samples.images
@@ -76,7 +73,7 @@ def map_chart(samples: Samples, index: int) -> Element:
 def _style() -> Iterator[None]:
     from matplotlib import rc_context
 
-    with rc_context(dict(_SETTINGS)):
+    with rc_context(_SETTINGS):
         yield
 
 

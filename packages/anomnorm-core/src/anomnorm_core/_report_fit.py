@@ -59,7 +59,11 @@ def statistics(fit: Fit) -> Iterator[Element]:
     options = "".join(f", {name} {value}" for name, value in fit.options.items())
     yield element("p", f"{title[:1].upper()}{title[1:]}{options}.", *([f" {words}"] if words else []))
     package, version = fit.fitted_with
-    maps = "any size" if fit.resolution is None else "{} by {} pixels, each with its own statistics".format(*fit.resolution)
+    maps = (
+        "any size"
+        if fit.resolution is None
+        else "{} by {} pixels, each with its own statistics".format(*fit.resolution)
+    )
     yield element(
         "p",
         f"Fitted with {package or 'an unknown package'} {version}".rstrip() + ". ",
@@ -94,7 +98,7 @@ def thresholds(fit: Fit) -> Iterator[Element]:
     for level, threshold in fit.thresholds.items():
         rate = threshold.false_alarm_rate
         promised = "unknown" if rate is None else percent(rate) + (" at most" if threshold.guaranteed else "")
-        sigmas = [in_sigmas(threshold)] if fit.method.sigmas else []
+        sigmas = [_sigmas(threshold)] if fit.method.sigmas else []
         rows.append([level, span(threshold.raw), *sigmas, promised, _ORIGINS[threshold.origin]])
     head = ["Level", "Raw", *(["Sigmas"] if fit.method.sigmas else []), "Expected false alarms", "Origin"]
     yield table("Thresholds by level", head, rows, texts=(0, len(head) - 1))
@@ -102,8 +106,7 @@ def thresholds(fit: Fit) -> Iterator[Element]:
         yield element("p", _promise(fit, level, threshold))
 
 
-def in_sigmas(threshold: Threshold) -> str:
-    """A threshold in sigmas, where the method has them."""
+def _sigmas(threshold: Threshold) -> str:
     if threshold.sigmas is None:
         return "differ"
     return f"{threshold.sigmas:.6g}" if abs(threshold.sigmas) < LARGEST_FLOAT32 else "infinite"

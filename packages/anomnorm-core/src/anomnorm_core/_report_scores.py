@@ -60,7 +60,7 @@ def _share(part: int, whole: int) -> float:
 
 def shown(value: float) -> str:
     """A metric, or a dash where it is not defined."""
-    return "–" if np.isnan(value) else f"{value:.3f}"
+    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +94,8 @@ class Samples:
         raw, normalized, flagged = (
             result[name].reshape(-1) for name in ("pred_scores_raw", "pred_scores", "pred_labels")
         )
+        if not raw.size:
+            raise OptionError("pred_scores is empty; give at least one score.")
         maps = None if maps is None else _single_channel(maps)
         truth = None if labels is None else _numbers(labels, "labels").reshape(-1)
         shown = None if images is None else _numbers(images, "images")
@@ -136,13 +138,14 @@ class Samples:
                 "Normal samples with the highest scores": normal[:WORST],
                 "Anomalies with the lowest scores": anomalous[::-1][:WORST],
             }
-        return found | {"Samples whose score is NaN, which are never flagged": np.flatnonzero(np.isnan(self.raw))[:WORST]}
+        return found | {"Samples without a score: NaN, never flagged": np.flatnonzero(np.isnan(self.raw))[:WORST]}
 
 
 def _numbers(values: Any, argument: str) -> np.ndarray:
-    if isinstance(values, str | bytes) or getattr(np.asarray(values) if isinstance(values, list) else values, "dtype", None) is None:
-        raise OptionError(f"{argument} are of type {type(values).__name__}; an array of numbers is needed.")
-    return to_host(values)
+    try:
+        return to_host(values)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{argument}, of type {type(values).__name__}, hold no numbers: {error}") from error
 
 
 def _single_channel(maps: np.ndarray) -> np.ndarray:
@@ -168,7 +171,7 @@ def outcomes(samples: Samples) -> Iterator[Element]:
     if outcome is None:
         yield element("p", "No labels were given, so that nothing can be said about how right the decisions are.")
         return
-    yield _metrics("Decisions at the threshold", {"Image": outcome} | _of_pixels(samples))
+    yield _metrics("Decisions at the threshold", {"image": outcome} | _of_pixels(samples))
     yield from _false_alarms(samples, outcome)
     if outcome.normals and outcome.anomalies:
         best = adaptive(samples.raw, labels)
@@ -185,7 +188,7 @@ def _of_pixels(samples: Samples) -> dict[str, Outcome]:
         return {}
     threshold = samples.fit.threshold("pixel").raw
     each = [Outcome.of(flag(own, threshold), mask) for own, mask in zip(samples.maps, samples.masks, strict=True)]
-    return {"Pixel": Outcome(*(sum(counts) for counts in zip(*each, strict=True)))}
+    return {"pixel": Outcome(*(sum(counts) for counts in zip(*each, strict=True)))}
 
 
 def _metrics(caption: str, outcomes: dict[str, Outcome]) -> Element:
@@ -231,11 +234,11 @@ def _false_alarms(samples: Samples, outcome: Outcome) -> Iterator[Element]:
 
 
 def _percent_of(part: np.ndarray, whole: np.ndarray) -> str:
-    return percent(float(np.sum(part) / np.sum(whole))) if np.any(whole) else "–"
+    return percent(float(np.sum(part) / np.sum(whole))) if np.any(whole) else "-"
 
 
 def listed(samples: Samples, positions: np.ndarray, caption: str) -> Element:
-    """Samples by name, with their scores."""
+    """Samples at ``positions`` by name, with their scores."""
     rows = [
         [
             samples.name(int(index)),

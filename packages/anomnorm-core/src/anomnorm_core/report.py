@@ -10,9 +10,10 @@ import numpy as np
 from anomnorm_core import file
 from anomnorm_core._page import element, figures, page, table
 from anomnorm_core._report_charts import charts, map_chart
-from anomnorm_core._report_fit import MARKS, in_sigmas, meaning, percent, statistics, thresholds
+from anomnorm_core._report_fit import MARKS, meaning, percent, statistics, thresholds
 from anomnorm_core._report_scores import Samples, listed, outcomes, shown
 from anomnorm_core._version import __version__
+from anomnorm_core.errors import OptionError
 from anomnorm_core.fit import Fit
 from anomnorm_core.normalizer import BaseNormalizer
 from anomnorm_core.plot.style import require_matplotlib
@@ -58,7 +59,11 @@ def write_report(
     target = file.target_of(path)  # before any work
     fit = normalizer.to_fit()
     samples = None
-    if pred_scores is not None or anomaly_maps is not None:
+    if pred_scores is None and anomaly_maps is None:
+        for name, value in (("labels", labels), ("images", images), ("masks", masks), ("names", names)):
+            if value is not None:
+                raise OptionError(f"{name} are given, but neither pred_scores nor anomaly_maps; give those too.")
+    else:
         samples = Samples.read(
             fit, pred_scores, labels, anomaly_maps=anomaly_maps, images=images, masks=masks, names=names
         )
@@ -77,9 +82,7 @@ def write_report(
 def _most_important(fit: Fit, samples: Samples | None) -> Iterator[tuple[str, str]]:
     threshold = fit.thresholds["image"]
     yield "Method", fit.method.title or fit.method.name
-    yield "Threshold, raw", f"{float(threshold.raw):.4g}"
-    if fit.method.sigmas:
-        yield "In sigmas", in_sigmas(threshold)
+    yield "Raw threshold", f"{float(threshold.raw):.4g}"
     if threshold.false_alarm_rate is not None:
         yield "Expected false alarms", percent(threshold.false_alarm_rate)
     if samples is None:
@@ -94,7 +97,7 @@ def _most_important(fit: Fit, samples: Samples | None) -> Iterator[tuple[str, st
 
 def _meanings(fit: Fit, samples: Samples | None) -> Iterator[Element]:
     yield element("h2", "What normalized scores mean")
-    yield element("p", "0.5 is the threshold, and whatever has 0.5 or more is flagged. Other scores lie between 0 and 1:")
+    yield element("p", "Scores from 0 to 1, with 0.5 at the threshold: what has 0.5 or more is flagged.")
     for level in fit.thresholds:
         head, rows = meaning(fit, level)
         if level == "image" and samples is not None and samples.labels is not None:
@@ -102,7 +105,7 @@ def _meanings(fit: Fit, samples: Samples | None) -> Iterator[Element]:
                 own = samples.normalized[samples.labels == label]
                 if own.size:
                     head.append(name)
-                    rows = [[*row, percent(np.mean(own >= mark))] for mark, row in zip(MARKS, rows, strict=True)]
+                    rows = [[*row, percent(float(np.mean(own >= mark)))] for mark, row in zip(MARKS, rows, strict=True)]
         yield table(f"Normalized {level} scores, and who reaches them", head, rows, marked=(MARKS.index(0.5),))
     if fit.thresholds["image"].guaranteed:
         words = (
@@ -129,6 +132,6 @@ def _of_scores(samples: Samples) -> Iterator[Element]:
         if not positions.size:
             continue
         yield element("h3", caption)
-        yield listed(samples, positions, f"{caption}, the first {positions.size}")
+        yield listed(samples, positions, f"{positions.size} of {samples.raw.size} samples")
         if samples.maps is not None and can_draw:
             yield element("div", *(map_chart(samples, int(index)) for index in positions), class_="charts")
