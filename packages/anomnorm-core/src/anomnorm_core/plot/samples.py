@@ -21,7 +21,7 @@ class Samples(NamedTuple):
     def groups(self) -> dict[str, np.ndarray]:
         """The scores by the name of their group, without empty groups."""
         if not self.is_labelled:
-            return {"all": self.scores[self.normal]}
+            return {"all": self.scores}
         found = {"normal": self.scores[self.normal], "anomalous": self.scores[self.anomalous]}
         return {name: values for name, values in found.items() if values.size}
 
@@ -41,15 +41,19 @@ def read(pred_scores: Any, labels: Any = None) -> Samples:
     x = x if x.dtype == np.float64 else x.astype(np.float32 if x.dtype.kind == "f" else np.float64)
     if x.size == 0:
         raise OptionError("pred_scores is empty; give at least one score.")
+    x = x.ravel() if x.ndim == 2 and x.shape[1] == 1 else x
     if labels is None:
         every = np.ones(x.size, dtype=bool)
-        return Samples(x.ravel(), every, ~every, False)
+        return Samples(x.ravel(), every, ~every, is_labelled=False)
     marks = to_host(labels)
-    shape = x.shape[:1] if x.shape[1:] == (1,) else x.shape
-    marks = np.broadcast_to(marks.reshape(label_axes(_flat(marks.shape), shape)), shape).ravel()
-    return Samples(x.ravel(), marks == 0 if marks.dtype == bool else (marks >= 0) & ~(marks > 0), marks > 0, True)
+    marks = marks.ravel() if marks.ndim == 2 and marks.shape[1] == 1 else marks
+    marks = np.broadcast_to(marks.reshape(label_axes(marks.shape, x.shape)), x.shape).ravel()
+    return Samples(x.ravel(), marks == 0, marks > 0, is_labelled=True)
 
 
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Labels of shape (B, 1) as (B,)."""
-    return shape[:1] if len(shape) == 2 and shape[1] == 1 else shape
+def share_reaching(scores: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
+    """The share of scores at or above each threshold; NaN is never flagged, but counts."""
+    known = np.sort(scores[~np.isnan(scores)])
+    reaching = known.size - np.searchsorted(known, np.asarray(thresholds, dtype=scores.dtype))
+    found: np.ndarray = reaching / max(scores.size, 1)
+    return found
