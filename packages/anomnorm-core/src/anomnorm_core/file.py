@@ -89,6 +89,20 @@ def write(path: str | os.PathLike[str], fit: Fit) -> None:
         file.write(save(contiguous, metadata={METADATA_KEY: text}))
 
 
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Where a file of this path is, links followed, if one can be there.
+
+    Raises:
+        OSError: the folder does not exist, or ``path`` is a pipe or device.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder to save to does not exist", str(target.parent))
+    if target.exists() and not (target.is_file() or target.is_dir()):  # it would be gone afterwards
+        raise OSError(errno.EINVAL, "not a regular file, which a save would replace", str(target))
+    return target
+
+
 def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of everything in the file, against damage (not against intent)."""
     digest = hashlib.sha256(json.dumps({**about, "digest": None}, sort_keys=True).encode())
@@ -100,16 +114,12 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write, which appears at ``path`` when the block ends without an error, and an old one stays until then.
+    """A file to write, which appears at ``path`` when the block ends without an error; an old one stays until then.
 
     Raises:
         OSError: as `write`.
     """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the folder to save to does not exist", str(target.parent))
-    if target.exists() and not (target.is_file() or target.is_dir()):  # it would be gone afterwards
-        raise OSError(errno.EINVAL, "not a regular file, which a save would replace", str(target))
+    target = target_of(path)
     # Written beside its place and moved there, which on one file system happens at once.
     unfinished = target.with_name(f".anomnorm-{uuid.uuid4().hex}.tmp")
     try:

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, SupportsFloat
 
@@ -296,9 +296,56 @@ class BaseNormalizer(ABC):
         """The same numbers, which the next validation run may replace: none is manual any more."""
         return self.from_fit(self.to_fit().released())
 
+    def plot(self, pred_scores: Any, labels: Any = None, *, level: str = "image", ax: Any = None) -> Any:
+        """Histograms of raw scores and of the normalized ones, with threshold and statistics: `plot.scores`.
+
+        Other pictures of this normalizer: `plot.thresholds`, `plot.false_alarms` and `plot.maps`.
+
+        Args:
+            pred_scores, labels, level, ax: as there.
+
+        Returns:
+            The matplotlib figure and its two axes.
+        """
+        from anomnorm_core.plot import scores
+
+        return scores(self, pred_scores, labels, level=level, ax=ax)
+
     def summary(self) -> str:
         """Method, parameters and thresholds with their origins in a few lines for a person, and some raw scores."""
         return f"{type(self).__name__}: {self.to_fit().summary()}"
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        pred_scores: Any = None,
+        labels: Any = None,
+        *,
+        anomaly_maps: Any = None,
+        images: Any = None,
+        masks: Any = None,
+        names: Sequence[Any] | None = None,
+        title: str = "Normalization report",
+    ) -> None:
+        """Write a page for a browser about this normalizer and, where given, about scores. See `report.write_report`.
+
+        Example::
+
+            normalizer.report("report.html", scores, labels, names=files)
+        """
+        from anomnorm_core.report import write_report
+
+        write_report(
+            path,
+            self,
+            pred_scores,
+            labels,
+            anomaly_maps=anomaly_maps,
+            images=images,
+            masks=masks,
+            names=names,
+            title=title,
+        )
 
     def __repr__(self) -> str:
         try:

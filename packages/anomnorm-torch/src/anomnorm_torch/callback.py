@@ -3,14 +3,16 @@
 import inspect
 import logging
 import math
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, ClassVar, NoReturn, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -200,6 +202,8 @@ class Normalization:
         self._weights: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._exchange_reported = False  # whether this training had its warning that those differ
         self._validated_at: int | None = None  # optimizer steps before the last validation run of this training
+        # Of the last validation run: its fit, raw image scores (N,) and labels (N,), on the host. In no checkpoint.
+        self._validated: tuple[Fit, np.ndarray, np.ndarray | None] | None = None
 
     def __repr__(self) -> str:
         shown = []
@@ -314,6 +318,40 @@ class Normalization:
         normalizer = Normalizer(fit).to(pl_module.device)
         self._read(fit, slot_of(pl_module).fit_check)
         return normalizer
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        pl_module: LightningModule,
+        *,
+        names: Sequence[Any] | None = None,
+        title: str = "Normalization report",
+    ) -> None:
+        """Write a page for a browser about the last validation run, at the present thresholds.
+
+        It has the run's image scores and, where the run has read labels (a method with sigmas or a threshold that is
+        found does), those. Maps are not kept: give them to ``callback.normalizer(pl_module).report(...)``.
+
+        Args:
+            path: of the file, see `anomnorm_core.report.write_report`.
+            pl_module: the module that was validated.
+            names: of the samples, in the order of the validation loaders, in several processes process by process.
+            title: of the page.
+
+        Raises:
+            NotFittedError: nothing was fitted yet, or the module has another fit than that of the run.
+            OptionError: there are more or fewer names than samples.
+            OSError: the file cannot be written; an old one stays.
+        """
+        normalizer = self.normalizer(pl_module)
+        if self._validated is None or not _has_same_parameters(self._validated[0], slot_of(pl_module).fit):
+            raise NotFittedError(
+                "the module's fit is not that of a validation run of this callback, so that there are no scores for a "
+                "report: call trainer.validate(...) first. callback.normalizer(module).report(path) says what the fit "
+                "alone says."
+            )
+        _, scores, labels = self._validated
+        normalizer.report(path, scores, labels, names=names, title=title)
 
     def with_threshold(
         self,
@@ -654,7 +692,7 @@ class Normalization:
                     self._fit_reported = check.report(transform_of(self.method))
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None
-        self._validated_at = trainer.global_step
+        self._validated_at, self._validated = trainer.global_step, (fit, *run.samples())
         if self.log_prefix is not None and not trainer.barebones:
             prefix = self.log_prefix and f"{self.log_prefix}/"
             values = {prefix + name: value for name, value in logged(fit, check).items()}
@@ -798,6 +836,13 @@ def _never_validates(trainer: Trainer) -> bool:
     if between is None:  # the interval counts the batches of all epochs
         return interval > batches
     return min(interval, in_epoch) + (in_epoch * (between - 1) if between > 1 else 0) > batches
+
+
+def _has_same_parameters(a: Fit, b: Fit) -> bool:
+    """Whether two fits have the same statistics of image scores: a loaded checkpoint has others."""
+    if a.image is None or b.image is None:
+        return False
+    return all(map(np.array_equal, a.image.parameters, b.image.parameters))
 
 
 def _with_pixels(fit: Fit) -> Fit:

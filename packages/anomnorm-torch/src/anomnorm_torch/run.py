@@ -16,7 +16,7 @@ from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS as CORE_METHODS
 from anomnorm_core.options import LEVELS, OnInvalid, Origin, Per, Rules, Source
 from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
-from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude
+from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude, labels_of
 from anomnorm_torch import threshold
 from anomnorm_torch._kernels import evaluated
 from anomnorm_torch._tensors import arithmetic, largest_defined, wide
@@ -239,6 +239,10 @@ class Run:
         gathered = Gathered(scores, labels, pixels, int(self._images), maxima)
         where = "the step's outputs or in the batch"
         return conclude(fit, choices, rules, gathered, where=where, unseen=unseen)
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Raw image scores (N,) and their labels, see `labels_of`, on the host."""
+        return self._samples(self._scores), labels_of(self._samples(self._labels))
 
     def _samples(self, column: "_Column") -> np.ndarray:
         """The values of the samples that do not pad."""

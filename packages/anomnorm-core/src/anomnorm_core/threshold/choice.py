@@ -119,6 +119,21 @@ class Gathered(NamedTuple):
     maxima: np.ndarray | None = None  # (N,) largest pixel of each map, in the method's units; NaN where there is none
 
 
+def labels_of(marks: np.ndarray) -> np.ndarray | None:
+    """What a run has noted of its samples, as the labels that functions take.
+
+    Args:
+        marks: (N,) NORMAL, ANOMALOUS, UNLABELLED or IGNORED.
+
+    Returns:
+        (N,): 0 for normal, and for what has no label as it counts as normal; 1 for anomalous; -1 for what is ignored.
+        None where no sample has a label.
+    """
+    if np.all(marks == UNLABELLED):
+        return None
+    return np.select([marks == ANOMALOUS, marks == IGNORED], [1, -1], 0)
+
+
 def conclude(
     fit: Fit,
     choices: Mapping[str, Choice],
