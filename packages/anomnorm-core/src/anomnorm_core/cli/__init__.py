@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from anomnorm_core._version import __version__
 from anomnorm_core.cli import apply, fit, report, set_threshold, show
 from anomnorm_core.cli.table import UsageError
-from anomnorm_core.errors import AnomnormError
+from anomnorm_core.errors import AnomnormError, FitWarning, InvalidScoreWarning, ThresholdWarning
 
 _TEXT = """Normalize anomaly scores that are in files: 0.5 is the decision threshold.
 
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            warnings.filterwarnings("always", module="anomnorm_core")
+            for category in (FitWarning, InvalidScoreWarning, ThresholdWarning):
+                warnings.simplefilter("always", category)
             given.run(given)
     except (AnomnormError, OSError, KeyboardInterrupt) as error:
         if given.debug:

@@ -69,14 +69,15 @@ class NpyTable(Table):
             except ValueError as error:
                 raise TableError(f"{path}: this is no array of numbers in NumPy's format ({error}).") from None
         shape, names = self._header.shape, self._header.dtype.names
-        if len(shape) not in (1, 2) or (names and len(shape) > 1) or self._header.dtype.hasobject:
+        axes = len(shape)
+        if axes not in (1, 2) or (names and axes > 1) or self._header.dtype.hasobject:
             raise TableError(
                 f"{path}: it holds an array of shape {shape} and type {self._header.dtype}; scores are numbers of "
                 "shape (N,), or columns of shape (N, K)."
             )
         if self._header.by_column and not self._header.is_column:
             raise TableError(f"{path}: its columns are stored one after the other; save np.ascontiguousarray(...).")
-        width = 1 if len(shape) == 1 else shape[1]
+        width = 1 if axes == 1 else shape[1]
         self.rows = shape[0]
         super().__init__(path, wanted, names or list(map(str, range(1, width + 1))))
 
@@ -178,7 +179,7 @@ class _NpzWriter(Writer):
 
     def __init__(self, file: BinaryIO, source: Path | None, added: Sequence[str]) -> None:
         self._file, self._source = file, source
-        self._columns = {name: tempfile.TemporaryFile() for name in added}
+        self._columns = {name: tempfile.TemporaryFile() for name in added}  # noqa: SIM115
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._rows = 0
 

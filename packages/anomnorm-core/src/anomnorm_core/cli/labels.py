@@ -9,9 +9,21 @@ import numpy as np
 from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL
 
 NORMAL_WORDS = ("0", "false", "no", "normal", "good", "ok", "negative", "inlier")
-ANOMALOUS_WORDS = ("1", "true", "yes", "anomalous", "anomaly", "abnormal", "bad", "defect", "defective", "positive", "outlier")
+ANOMALOUS_WORDS = (
+    "1",
+    "true",
+    "yes",
+    "anomalous",
+    "anomaly",
+    "abnormal",
+    "bad",
+    "defect",
+    "defective",
+    "positive",
+    "outlier",
+)
 _MISSING = ("", "nan")
-_FEW = 100  # different words; more are sorted
+_FEW = 20  # different words; more are sorted
 
 
 class Coded(NamedTuple):
@@ -21,25 +33,28 @@ class Coded(NamedTuple):
     values: list[str]
 
 
-def coded(values: np.ndarray) -> Coded:
-    """Labels of any dtype. Those are few: comparing all with each is faster than sorting them."""
-    codes, known, rest = np.zeros(values.shape, dtype=np.int32), [], np.arange(values.size)
+def coded(values: np.ndarray, encoding: str = "utf-8") -> Coded:
+    """Labels of any dtype, bytes in this encoding. Those are few: comparing all with each is faster than sorting."""
+    codes = np.zeros(values.shape, dtype=np.int32)
+    rest = np.ones(values.shape, dtype=bool)
+    known: list[str] = []
     if values.dtype.kind == "f":  # NaN equals nothing
-        known, rest = [""], np.flatnonzero(~np.isnan(values))
-    while rest.size:
+        known, rest = [""], ~np.isnan(values)
+    while np.any(rest):
         if len(known) == _FEW:
             different, found = np.unique(values[rest], return_inverse=True)
             codes[rest] = found + len(known)
-            return Coded(codes, known + [_word(value) for value in different])
-        same = values[rest] == values[rest[0]]
-        codes[rest[same]] = len(known)
-        known.append(_word(values[rest[0]]))
-        rest = rest[~same]
+            return Coded(codes, known + [_word(value, encoding) for value in different])
+        word = values[np.argmax(rest)]
+        same = values == word
+        codes[same] = len(known)
+        known.append(_word(word, encoding))
+        rest &= ~same
     return Coded(codes, known)
 
 
-def _word(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _word(value: object, encoding: str) -> str:
+    return value.decode(encoding, errors="replace") if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True)

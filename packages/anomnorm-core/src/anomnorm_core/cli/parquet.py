@@ -34,14 +34,15 @@ class ParquetTable(Table):
         used = [self.columns[each] for each in (self.score, self.label, self.name) if each is not None]
         for batch in self._file.iter_batches(ROWS, columns=None if whole else used):
             numbers = range(start, start + batch.num_rows)
-            score, label, name = (
-                None if each is None else batch.column(self.columns[each]) for each in (self.score, self.label, self.name)
-            )
-            kinds = None if label is None else self._kinds(_coded(label), numbers)
-            names = None if name is None else ["" if each is None else str(each) for each in name.to_pylist()]
             start += batch.num_rows
-            size = self.size * batch.num_rows // total
-            yield Block(self._scores(score.to_numpy(zero_copy_only=False)), kinds, names, batch if whole else None, size)
+            kinds = names = None
+            if self.label is not None:
+                kinds = self._kinds(_coded(batch.column(self.columns[self.label])), numbers)
+            if self.name is not None:
+                given = batch.column(self.columns[self.name]).to_pylist()
+                names = ["" if name is None else str(name) for name in given]
+            scores = self._scores(batch.column(self.columns[self.score]).to_numpy(zero_copy_only=False))
+            yield Block(scores, kinds, names, batch if whole else None, self.size * batch.num_rows // total)
 
     def writer(self, path: Path, file: BinaryIO, added: Sequence[str]) -> Writer:  # noqa: ARG002
         """See `Table.writer`."""
@@ -60,7 +61,8 @@ def _coded(column: Any) -> Coded:
 
 class _ParquetWriter(Writer):
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._writer = file, None
+        self._file = file
+        self._writer: Any = None
 
     def write(self, block: Block, added: Mapping[str, np.ndarray]) -> None:
         pa, parquet = libraries.arrow(""), libraries.arrow("parquet")

@@ -53,8 +53,8 @@ class Writer(ABC):
     def write(self, block: Block, added: Mapping[str, np.ndarray]) -> None:
         """Write the rows of a block."""
 
-    def finish(self) -> None:
-        """Write what comes after all rows."""
+    def finish(self) -> None:  # noqa: B027
+        """Write what comes after all rows, if anything does."""
 
 
 class Table(ABC):
@@ -126,10 +126,10 @@ class Table(ABC):
         known = [self._wanted.labels.kind(word) for word in words.values]
         for code, kind in enumerate(known):
             if kind is None and np.any(words.codes == code):
-                assert self.label is not None
                 number = numbers[int(np.argmax(words.codes == code))]
                 raise TableError(f"{self._at(number, self.label)}: {self._wanted.labels.unknown(words.values[code])}")
-        return np.asarray([kind or 0 for kind in known] or [0], dtype=np.int8)[words.codes]
+        kinds: np.ndarray = np.asarray([kind or 0 for kind in known] or [0], dtype=np.int8)[words.codes]
+        return kinds
 
     def _at(self, number: int, column: int | None = None) -> str:
         named = "" if column is None else f", column {self.columns[column]!r}"

@@ -8,8 +8,9 @@ and of anything else it is known in which line and column it is. All three give 
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,12 +18,12 @@ from anomnorm_core.cli import libraries
 from anomnorm_core.cli.labels import Coded, coded
 from anomnorm_core.cli.table import Block, Table, TableError, Wanted, Writer
 
-BLOCK = 2**19  # bytes that are parsed at a time
+BLOCK = 2**18  # bytes that are parsed at a time
 LARGE = 2**24  # bytes of a file for which it pays to import pyarrow
 _SAMPLE, _LINES = 2**16, 20  # bytes and lines by which delimiter and header are known
 _LONGEST = 2**26  # bytes of a line
 _DELIMITERS = "\t;,| "
-_WORD = 64  # characters of a label
+_WORD = 32  # characters of a label
 _MARK = b"\xef\xbb\xbf"  # what some programs put before UTF-8
 _FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\r?\n)*[^\n]*\n?")
 
@@ -70,15 +71,17 @@ class TextTable(Table):
             file.seek(len(self.header) or len(self._mark))
             number, rest = 1 + self.header.count(b"\n"), b""
             while chunk := file.read(BLOCK):
-                lines, end, after = (rest + chunk).rpartition(b"\n")
-                rest = after
-                if end:
-                    yield self._parsed(lines, number, whole)
-                    number += lines.count(b"\n") + 1
+                data = rest + chunk
+                end = data.rfind(b"\n")
+                rest = data[end + 1 :]
+                if end >= 0:
+                    block, count = self._parsed(data[:end], number, whole)
+                    yield block
+                    number += count
                 elif len(rest) > _LONGEST:
                     raise TableError(f"{self._at(number)}: it has more than {_LONGEST} bytes; is this a table?")
             if rest:
-                yield self._parsed(rest, number, whole)
+                yield self._parsed(rest, number, whole)[0]
 
     def writer(self, path: Path, file: BinaryIO, added: Sequence[str]) -> Writer:  # noqa: ARG002
         """See `Table.writer`."""
@@ -86,53 +89,52 @@ class TextTable(Table):
         file.write(self.header.rstrip(b"\r\n") + names.encode() if self.header else self._mark)
         return _TextWriter(file, self.delimiter, self.newline)
 
-    def _parsed(self, data: bytes, number: int, whole: bool) -> Block:
-        """The rows of the lines ``data``, the first of which has this ``number``."""
-        size, plain = len(data) + 1, data.replace(b"\r\n", b"\n").removesuffix(b"\r")
-        try:
-            lines = plain.decode().split("\n")
-        except UnicodeDecodeError as error:
-            number += plain.count(b"\n", 0, error.start)
-            raise TableError(f"{self._at(number)}: this is no text in UTF-8. Save it in that encoding.") from None
-        numbers: Sequence[int] = range(number, number + len(lines))
-        names = None
-        found = self._fast(plain, lines) if self.name is None else None
-        if found is None:
-            values, words, names, numbers = self._careful(lines, number)
-        else:
+    def _parsed(self, data: bytes, number: int, whole: bool) -> tuple[Block, int]:
+        """The rows of some lines, the first of which has this ``number``, and how many lines that are."""
+        size = len(data) + 1
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
+        lines = None if self._has_arrow and not whole else self._lines(data, number)
+        count = data.count(b"\n") + 1 if lines is None else len(lines)
+        numbers: Sequence[int] = range(number, number + count)
+        names, found = None, None
+        if self.name is None and self._is_regular(data, count):
+            with suppress(ValueError):  # of both
+                found = self._by_arrow(data) if self._has_arrow else self._by_numpy(lines or [])
+        if found is not None and len(found[0]) == count:
             values, words = found
+        else:
+            lines = lines or self._lines(data, number)
+            values, words, names, numbers = self._careful(lines, number)
         kinds = None if words is None else self._kinds(words, numbers)
-        return Block(self._scores(values), kinds, names, [line for line in lines if line] if whole else None, size)
+        rows = [line for line in lines or () if line] if whole else None
+        return Block(self._scores(values), kinds, names, rows, size), count
 
-    def _fast(self, plain: bytes, lines: list[str]) -> tuple[np.ndarray, Coded | None] | None:
-        """Scores and labels; None if there is anything unusual in the lines."""
-        if not all(lines) or plain.count(self.delimiter.encode()) != len(lines) * (len(self.columns) - 1):
-            return None
+    def _lines(self, data: bytes, number: int) -> list[str]:
         try:
-            values, words = self._by_arrow(plain) if self._has_arrow else self._by_numpy(lines)
-        except ValueError:  # of both
-            return None
-        return (values, words) if len(values) == len(lines) else None
+            return data.decode().split("\n")
+        except UnicodeDecodeError as error:
+            number += data.count(b"\n", 0, error.start)
+            raise TableError(f"{self._at(number)}: this is no text in UTF-8. Save it in that encoding.") from None
+
+    def _is_regular(self, data: bytes, count: int) -> bool:
+        """Whether the delimiter occurs as often as it separates columns. Of empty lines there are no values."""
+        return bool(data.strip()) and data.count(self.delimiter.encode()) == count * (len(self.columns) - 1)
 
     def _by_numpy(self, lines: list[str]) -> tuple[np.ndarray, Coded | None]:
-        fields = {self.score: ("score", "f8")} | ({} if self.label is None else {self.label: ("label", f"U{_WORD}")})
-        table = np.loadtxt(
-            lines,
-            delimiter=self.delimiter,
-            usecols=list(fields),
-            dtype=list(fields.values()),
-            comments=None,
-            quotechar='"',
-            ndmin=1,
-        )
-        if self.label is None:
-            return table["score"], None
         if self.label == self.score:
             raise ValueError("one column twice")
+        columns = [self.score] if self.label is None else [self.score, self.label]
+        dtype: Any = "f8" if self.label is None else [("score", "f8"), ("label", f"S{_WORD}")]
+        table: Any = np.loadtxt(
+            lines, dtype, comments=None, delimiter=self.delimiter, usecols=columns, ndmin=1, quotechar='"'
+        )
+        if self.label is None:
+            return table, None
         labels = np.ascontiguousarray(table["label"])
-        if np.any(labels.view("U1").reshape(-1, _WORD)[:, -1] != ""):
+        if np.any(labels.view("S1").reshape(-1, _WORD)[:, -1] != b""):
             raise ValueError("a label may have been cut off")
-        return table["score"], coded(labels)
+        return table["score"], coded(labels, "latin-1")
 
     def _by_arrow(self, plain: bytes) -> tuple[np.ndarray, Coded | None]:
         pa, reader = libraries.arrow(""), libraries.arrow("csv")
@@ -165,7 +167,7 @@ class TextTable(Table):
         try:
             for row in reader:
                 if reader.line_num > done + 1:
-                    raise csv.Error("a quotation mark opens here that is not closed in this line")
+                    raise csv.Error
                 here, done = number + done, reader.line_num
                 if not row:  # a line without anything
                     continue
@@ -177,7 +179,9 @@ class TextTable(Table):
                 words.append("" if self.label is None else row[self.label])
                 names.append("" if self.name is None else row[self.name])
         except csv.Error as error:
-            raise TableError(f"{self._at(number + done)}: {error}.") from None
+            is_open = reader.line_num > done + 1
+            fault = "a quotation mark opens here that is not closed in this line" if is_open else error
+            raise TableError(f"{self._at(number + done)}: {fault}.") from None
         known = {word: code for code, word in enumerate(dict.fromkeys(words))}
         codes = np.asarray([known[word] for word in words], dtype=np.int32)
         labels = None if self.label is None else Coded(codes, list(known))
@@ -186,7 +190,7 @@ class TextTable(Table):
     def _number(self, text: str, number: int) -> float:
         """A score; NaN of an empty field, which is how many programs write one."""
         try:
-            if "_" not in text:
+            if text.isascii() and "_" not in text:
                 return float(text) if text.strip() else np.nan
         except ValueError:
             pass
