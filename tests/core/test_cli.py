@@ -98,7 +98,7 @@ def test_from_scores_to_labels(kind: str, run: Callable[..., tuple[int, str, str
 
     out = f"out.{kind}"
     code, said, _ = run("apply", "fit.safetensors", path, "--extras", "z", "-o", out)
-    assert (code, said) == (0, f"{out}: {np.sum(SCORES >= t)} of {N + M} rows are flagged\n")
+    assert (code, said) == (0, f"{out}: {np.sum(t <= SCORES)} of {N + M} rows are flagged\n")
     table: dict[str, np.ndarray]
     if kind == "csv":
         rows = read(out)
@@ -112,7 +112,7 @@ def test_from_scores_to_labels(kind: str, run: Callable[..., tuple[int, str, str
     assert list(table) == ["path", "score", "label", "normalized_score", "pred_label", "z"]
     assert table["path"].tolist() == NAMES
     assert np.array_equal(table["score"].astype(float), SCORES)
-    assert np.array_equal(table["pred_label"].astype(int), SCORES >= t)
+    assert np.array_equal(table["pred_label"].astype(int), t <= SCORES)
     expected = ndtr(np.log(SCORES / t) / log.std(ddof=1))
     np.testing.assert_allclose(table["normalized_score"].astype(float), expected, atol=1e-12)
     np.testing.assert_allclose(table["z"].astype(float), (np.log(SCORES) - log.mean()) / log.std(ddof=1), atol=1e-12)
@@ -214,7 +214,8 @@ def test_text_of_any_kind(delimiter: str, newline: str, run: Callable[..., tuple
 @pytest.mark.usefixtures("reader")
 def test_unusual_text(run: Callable[..., tuple[int, str, str]]) -> None:
     # A mark of the encoding, quotes, a delimiter in quotes, an empty line, empty fields, spaces, no last line break.
-    content = '\ufeffpath,score,label\n"a,b",1.5,OK\n\nü,"2.5",good\nc,,Defect\nd, 4.5 ,anomalous\n"e",inf,"1.0"\ng,2,no\nh,2,no\nf,3,'
+    content = '\ufeffpath,score,label\n"a,b",1.5,OK\n\nü,"2.5",good\nc,,Defect\n'
+    content += 'd, 4.5 ,anomalous\n"e",inf,"1.0"\ng,2,no\nh,2,no\nf,3,'
     Path("x.csv").write_text(content, encoding="utf-8")
     options = ["--label", "label", "--method", "min-max", "--threshold", "3"]
     code, _, said = run("fit", "x.csv", *options, "-o", "x.safetensors")
@@ -226,7 +227,7 @@ def test_unusual_text(run: Callable[..., tuple[int, str, str]]) -> None:
     code, _, said = run("apply", "x.safetensors", "x.csv", "-o", "y.csv")
     assert code == 0
     assert "1 image scores of this run are NaN" in said
-    rows = [row for row in csv.reader(Path("y.csv").read_text("utf-8").splitlines())]
+    rows = list(csv.reader(Path("y.csv").read_text("utf-8").splitlines()))
     assert rows[0] == ["\ufeffpath", "score", "label", "normalized_score", "pred_label"]
     assert [row[0] for row in rows[1:]] == ["a,b", "ü", "c", "d", "e", "g", "h", "f"]
     assert [row[4] for row in rows[1:]] == ["0", "0", "0", "1", "1", "0", "0", "1"]
@@ -311,6 +312,27 @@ def test_arrays(run: Callable[..., tuple[int, str, str]]) -> None:
     assert np.array_equal(np.load("out.npy"), found["normalized_score"])
     assert np.array_equal(found["pred_label"], SCORES.astype(np.float32) >= threshold)
     assert np.array_equal(found["normalized_score"] >= 0.5, found["pred_label"])
+
+
+@pytest.mark.skipif(not find_spec("pyarrow"), reason="no pyarrow")
+def test_parquet_with_missing_values(run: Callable[..., tuple[int, str, str]]) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    labels = pa.array(["good", "bad", None, "good", "good", "bad"]).dictionary_encode()
+    pq.write_table(pa.table({"score": pa.array([1, 4, 9, None, 2, 5]), "label": labels}), "x.parquet")
+    options = ["--label", "label", "--method", "min-max", "--threshold", "3"]
+    code, _, said = run("fit", "x.parquet", *options, "-o", "x.safetensors")
+    assert code == 0
+    assert "1 of 6 rows have no label" in said
+    parameters = Normalizer.load("x.safetensors").to_fit().level("image").parameters
+    assert tuple(map(float, parameters)) == (1, 5)
+    assert run("apply", "x.safetensors", "x.parquet", "-o", "y.parquet")[0] == 0
+    table = pq.read_table("y.parquet")
+    assert table.column("label").to_pylist() == labels.to_pylist()
+    assert table.column("pred_label").to_pylist() == [0, 1, 1, 0, 0, 1]
+    assert table.column("normalized_score").to_pylist()[:2] == [0, 0.75]
+    pq.write_table(pa.table({"score": [1.0, 2.0], "label": ["good", "odd"]}), "x.parquet")
+    said = run("fit", "x.parquet", *options, "-o", "y.safetensors")[2]
+    assert said.startswith("anomnorm: error: x.parquet, row 1, column 'label': 'odd' is no known label")
 
 
 @pytest.mark.parametrize(
@@ -458,7 +480,6 @@ def test_set_threshold_and_show(run: Callable[..., tuple[int, str, str]]) -> Non
     assert said.startswith("anomnorm: error: z.safetensors: ")
 
 
-@pytest.mark.usefixtures("reader")
 def test_report(run: Callable[..., tuple[int, str, str]]) -> None:
     write()
     assert run("fit", "scores.csv", *RATE, "-o", "x.safetensors")[0] == 0
