@@ -260,6 +260,39 @@ def test_faults_have_a_line_and_a_column(
 
 
 @pytest.mark.usefixtures("reader")
+def test_empty_lines_count(run: Callable[..., tuple[int, str, str]]) -> None:
+    Path("x.csv").write_text("score\n1\n\n2\n\n3\n\n")
+    options = ["--threshold", "normal_quantile", "-o", "x.safetensors"]
+    assert run("fit", "x.csv", *options)[0] == 0
+    assert Normalizer.load("x.safetensors").to_fit().level("image").valid == 3
+    Path("x.csv").write_text("score\n1\n\n2\n\nx\n")
+    said = run("fit", "x.csv", *options, "--force")[2]
+    assert said == "anomnorm: error: x.csv, line 6, column 'score': 'x' is no number.\n"
+
+
+def test_labels_of_arrays_have_an_index(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "ROWS", 7)
+    labels = np.where(np.arange(N + M) == 100, 7, LABELS)
+    np.savez("x.npz", score=SCORES, label=labels)
+    np.save("x.npy", np.stack([SCORES, labels], axis=1))
+    for name, columns in (("x.npz", ["--label", "label"]), ("x.npy", ["--score", "1", "--label", "2"])):
+        code, _, said = run("fit", name, *columns, *RATE[2:], "-o", "x.safetensors")
+        assert code == 1
+        assert said.startswith(f"anomnorm: error: {name}, index 100, column {columns[-1]!r}: '7")
+
+
+@pytest.mark.clause("N6")
+def test_scores_without_a_logarithm_are_never_flagged(run: Callable[..., tuple[int, str, str]]) -> None:
+    scores = [3, 3.1, 3.2, 3.3, -5, *[-1] * 7, 5]
+    np.savez("x.npz", score=np.array(scores), label=np.repeat([0, 1], [5, 8]))
+    for bounded in ([], ["--bounded-memory"]):
+        assert run("fit", "x.npz", "--label", "label", *bounded, "--force", "-o", "x.safetensors")[0] == 0
+        assert 5 * (1 - 0.004) <= Normalizer.load("x.safetensors").thresholds["image"].raw <= 5
+
+
+@pytest.mark.usefixtures("reader")
 def test_labels(run: Callable[..., tuple[int, str, str]]) -> None:
     words = np.where(LABELS == 1, np.where(np.arange(N + M) % 2, "scratch", "hole"), "good")
     write("csv", words)
@@ -279,10 +312,10 @@ def test_labels(run: Callable[..., tuple[int, str, str]]) -> None:
     assert run("fit", "scores.csv", *RATE, "--anomalous", "-1", "-o", "d.safetensors")[0] == 0
     files.append(Path("d.safetensors").read_bytes())
     assert len(set(files)) == 1
-    # Longer than what is compared at once, and more of them.
-    many = [f"{'x' * 40}{i}" if label else "normal" for i, label in enumerate(LABELS.tolist())]
-    write("csv", np.array(many))
-    assert run("fit", "scores.csv", *RATE, "--normal", "normal", "-o", "e.safetensors")[0] == 0
+    # Longer than what is compared at once, and many of them.
+    long = "x" * 40
+    write("csv", np.array([f"{long}{i}" if label else long for i, label in enumerate(LABELS.tolist())]))
+    assert run("fit", "scores.csv", *RATE, "--normal", long, "-o", "e.safetensors")[0] == 0
     assert Path("e.safetensors").read_bytes() == files[0]
 
 
