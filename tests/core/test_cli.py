@@ -301,7 +301,7 @@ def test_labels(run: Callable[..., tuple[int, str, str]]) -> None:
     assert code == 1
     assert f"scores.csv, line {line}, column 'label': {str(words[line - 2])!r} is no known label" in said
     files = []
-    for name, options in (("a", ["--normal", "Good"]), ("b", ["--anomalous", "hole", "scratch"])):
+    for name, options in (("a", ["--normal", "Good"]), ("b", ["--anomalous", "hole", "--anomalous", "scratch"])):
         assert run("fit", "scores.csv", *RATE, *options, "-o", f"{name}.safetensors")[0] == 0
         files.append(Path(f"{name}.safetensors").read_bytes())
     write("csv")

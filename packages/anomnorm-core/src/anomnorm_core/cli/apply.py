@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "apply", run, "normalize scores", _TEXT)
     parser.add_argument("file", metavar="FILE", type=Path, help="a fitted normalizer (.safetensors)")
     parser.add_argument("scores", metavar="SCORES", nargs="+", help="files of scores")
-    parser.add_argument("--extras", metavar="NAME", nargs="+", default=(), help="more columns, see above")
+    parser.add_argument("--extras", metavar="NAME", action="append", help="one more column, see above; may be repeated")
     add_output(parser, "file for the result, or folder for those of several")
     add_columns(parser, labels=False)
 
@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write a table for each one."""
     normalizer = Normalizer.load(arguments.file)
-    extras = _extras(normalizer, arguments.extras)
+    extras = _extras(normalizer, arguments.extras or [])
     tables = [open_table(path, wanted(arguments)) for path in arguments.scores]
     targets = _targets(tables, arguments.output)
     for table, target in zip(tables, targets, strict=True):
@@ -76,7 +76,7 @@ def _apply(normalizer: Normalizer, extras: tuple[str, ...], table: Table, target
     print(f"{target}: {flagged} of {rows} rows are flagged")
 
 
-def _extras(normalizer: Normalizer, names: tuple[str, ...]) -> tuple[str, ...]:
+def _extras(normalizer: Normalizer, names: list[str]) -> tuple[str, ...]:
     method = normalizer.to_fit().method
     try:
         extras = method.parse_extras(names)

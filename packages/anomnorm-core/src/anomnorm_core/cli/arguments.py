@@ -39,14 +39,13 @@ def add_columns(parser: argparse.ArgumentParser, *, labels: bool = True, names: 
         group.add_argument("--label", metavar="COLUMN", help="column that says what is normal and what anomalous")
         either = group.add_mutually_exclusive_group()
         either.add_argument(
-            "--normal", metavar="WORD", nargs="+", default=(), help="labels of normal rows; all others are anomalous"
+            "--normal", metavar="WORD", action="append", help="label of normal rows, all others being anomalous"
         )
         either.add_argument(
             "--anomalous",
             metavar="WORD",
-            nargs="+",
-            default=(),
-            help="labels of anomalous rows; all others are normal. Without either, "
+            action="append",
+            help="label of anomalous rows, all others being normal. Both may be repeated. Without either, "
             f"{', '.join(NORMAL_WORDS)} are normal and {', '.join(ANOMALOUS_WORDS)} anomalous, and any other label is "
             "an error",
         )
@@ -67,7 +66,7 @@ def add_columns(parser: argparse.ArgumentParser, *, labels: bool = True, names: 
 def wanted(arguments: argparse.Namespace) -> Wanted:
     """What `add_columns` found."""
     given = vars(arguments)
-    labels = Labels.of(given.get("normal", ()), given.get("anomalous", ()))
+    labels = Labels.of(given.get("normal") or (), given.get("anomalous") or ())
     names = {name: given.get(name) for name in ("score", "label", "name", "dtype", "delimiter", "header")}
     return Wanted(labels=labels, **names)
 
