@@ -27,6 +27,8 @@ from anomnorm_core.threshold.search import Found
 
 _RULES = (ThresholdRule.ADAPTIVE, ThresholdRule.NORMAL_QUANTILE, ThresholdRule.FALSE_ALARM_RATE)
 
+_MANY = 2**17  # scores
+
 _TEXT = f"""Fit a normalizer to scores, best those of a validation set that the detector has not seen, and find its
 threshold.
 
@@ -42,7 +44,7 @@ on all. --threshold is one of
   normal_quantile   just above the normal rows, or above a share --quantile of them
   a NUMBER          in --units: sigmas if the method has them (cdf, normal), or raw scores
 
-The exact threshold needs all scores at once: they are held in memory, with the search some 80 bytes for each
+The exact threshold needs all scores at once: they are held in memory, with the search some 100 bytes for each
 row. With --bounded-memory a histogram of fixed size is held in their place, for inputs larger than memory; the
 threshold is then at the edge of a bin, of 0.2 to 0.4 percent of its value, and the shape of the scores is not
 checked. Everything else is read block by block.
@@ -225,12 +227,13 @@ def _exact(plan: _Plan, blocks: Iterable[Block]) -> Fit:
 def _bounded(plan: _Plan, blocks: Iterable[Block]) -> Fit:
     """The fit, with a histogram of the scores in their place."""
     statistics, record = _Statistics(plan.kernels), threshold.init()
-    rule = plan.choice.origin
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []  # a histogram is large, and is not updated with a few scores
     for block in blocks:
-        scores, kinds = statistics.add(block)
-        taken = kinds != IGNORED if rule is Origin.ADAPTIVE else kinds == NORMAL
-        values = np.where(scores <= 0, -np.inf, scores) if plan.kernels.method.positive else scores
-        record = threshold.update(record, values, kinds == ANOMALOUS, where=taken)
+        waiting.append(statistics.add(block))
+        if sum(scores.size for scores, _ in waiting) >= _MANY:
+            record = _counted(plan, record, waiting)
+            waiting.clear()
+    record = _counted(plan, record, waiting)
     fit = statistics.fit()
     found: dict[str, Found] = {}
     if plan.choice.is_searched:
@@ -238,6 +241,18 @@ def _bounded(plan: _Plan, blocks: Iterable[Block]) -> Fit:
     fit = place(fit, {"image": plan.choice, "pixel": Choice(Origin.IMAGE)}, found)
     fit.report_rate()
     return fit
+
+
+def _counted(
+    plan: _Plan, record: threshold.ScoreHistogram, parts: list[tuple[np.ndarray, np.ndarray]]
+) -> threshold.ScoreHistogram:
+    """The histogram with the scores of the kinds that the rule looks at."""
+    if not parts:
+        return record
+    scores, kinds = (np.concatenate(column) for column in zip(*parts, strict=True))
+    taken = kinds != IGNORED if plan.choice.origin is Origin.ADAPTIVE else kinds == NORMAL
+    values = np.where(scores <= 0, -np.inf, scores) if plan.kernels.method.positive else scores
+    return threshold.update(record, values, kinds == ANOMALOUS, where=taken)
 
 
 def _searched(plan: _Plan, record: threshold.ScoreHistogram, normal: int) -> Found:
