@@ -109,12 +109,12 @@ def plain_numbers(axis: "Axis", steps: tuple[float, ...] = (1.0,)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def put_legend(axes: "Axes") -> None:
+def put_legend(axes: "Axes", columns: int = 2) -> None:
     """A legend below the axes, where it hides nothing."""
     from matplotlib.transforms import ScaledTranslation
 
     below = axes.transAxes + ScaledTranslation(0, -40 / 72, _figure_of(axes).dpi_scale_trans)  # inches
-    look: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": "small"}
+    look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": "small"}
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, **look)
 
 
