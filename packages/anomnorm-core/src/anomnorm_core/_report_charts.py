@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH, _HEIGHT = 4.7, 3.6  # inches: on a phone its text is nearly as large as that of the page
-_PLACES = {"left": 0.02, "right": 0.98, "top": 0.94, "bottom": 0.06}
+_PLACES = {"left": 0.02, "right": 0.98, "top": 0.94, "bottom": 0.1}
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _SETTINGS: Any = {
     **plot.EITHER_GROUND,
@@ -59,7 +59,7 @@ def map_chart(samples: Samples, index: int) -> Element:
 
     assert samples.maps is not None  # noqa: S101  # the caller has looked
     with _style():
-        figure = Figure(figsize=(_WIDTH, 5.4))  # placed by hand, which takes half of the time
+        figure = Figure(figsize=(_WIDTH, 5.6))  # placed by hand, which takes half of the time
         axes = figure.subplots(2, 2, gridspec_kw={**_PLACES, "hspace": 0.42, "wspace": 0.08})
         own = slice(index, index + 1)
         images = samples.maps if samples.images is None else samples.images

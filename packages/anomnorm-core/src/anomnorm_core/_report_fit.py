@@ -54,14 +54,16 @@ def statistics(fit: Fit) -> Iterator[Element]:
     yield element("h2", "What was fitted")
     words = _METHODS.get(method.name)
     title = method.title or method.name
-    options = "".join(f", {name} {value}" for name, value in fit.options.items())
-    yield element("p", f"{title[:1].upper()}{title[1:]}{options}.", *([f" {words}"] if words else []))
+    yield element("p", f"{title[:1].upper()}{title[1:]}.", *([f" {words}"] if words else []))
     package, version = fit.fitted_with
     maps = (
         "any size"
         if fit.resolution is None
         else "{} by {} pixels, each with its own statistics".format(*fit.resolution)
     )
+    if fit.options:
+        options = ", ".join(f"{name}={value}" for name, value in fit.options.items())
+        yield element("p", "Options: ", element("code", options), ".")
     yield element(
         "p",
         f"Fitted with {package or 'an unknown package'} {version}".rstrip() + ". ",

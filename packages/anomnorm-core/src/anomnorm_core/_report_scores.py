@@ -253,5 +253,5 @@ def listed(samples: Samples, worst: Worst) -> Element:
         ]
         for index in worst.positions[:WORST]
     ]
-    caption = f"{len(rows)} of {worst.positions.size}"
+    caption = f"The first {len(rows)} of {worst.positions.size}"
     return table(caption, ["Sample", "Raw", "Normalized", "Flagged"], rows, label=worst.title)

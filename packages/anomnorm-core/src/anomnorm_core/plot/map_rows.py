@@ -8,7 +8,7 @@ import numpy as np
 from anomnorm_core._arrays import to_host
 from anomnorm_core.errors import OptionError
 from anomnorm_core.normalizer import BaseNormalizer, Normalizer
-from anomnorm_core.pictures import as_maps, as_rgb
+from anomnorm_core.plot.pictures import as_maps, as_rgb
 from anomnorm_core.plot.style import FLAGGED, NORMALIZED_MAP, RAW_MAP, TRUTH, axes_of
 
 if TYPE_CHECKING:
