@@ -22,7 +22,7 @@ def test_the_scores_of_a_run_have_a_report(tmp_path: Path) -> None:
     for scores, labels in zip(SCORES, LABELS, strict=True):
         run, _ = hook.on_validation_batch_end(run, {"pred_scores": scores, "label": labels, "valid": valid})
     normalizer = hook.on_validation_epoch_end(run)
-    scores, labels = hook.samples(run)
+    scores, labels = hook.labelled_scores(run)
     np.testing.assert_array_equal(scores, SCORES[:, :9].ravel())
     np.testing.assert_array_equal(labels, LABELS[:, :9].ravel())
     normalizer.report(tmp_path / "a.html", jnp.asarray(scores), jnp.asarray(labels))
@@ -37,7 +37,7 @@ def test_samples_without_labels_have_none_and_a_run_that_keeps_none_says_so() ->
     hook = MinMaxNormalizationHook("normal_quantile")
     run = hook.on_validation_epoch_start(hook.setup({"pred_scores": SCORES[0]}))
     run, _ = hook.on_validation_batch_end(run, {"pred_scores": SCORES[0]})
-    assert hook.samples(run)[1] is None
+    assert hook.labelled_scores(run)[1] is None
     hook = MinMaxNormalizationHook(1.0)
     with pytest.raises(NotFittedError, match="keeps no image scores"):
-        hook.samples(hook.setup({"pred_scores": SCORES[0]}))
+        hook.labelled_scores(hook.setup({"pred_scores": SCORES[0]}))

@@ -699,7 +699,7 @@ class Normalization:
             self._histograms.keep(run)
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None
-        self._validated_at, self._validated = trainer.global_step, (fit, *run.samples())
+        self._validated_at, self._validated = trainer.global_step, (fit, *run.labelled_scores())
         if self.log_prefix is not None and not trainer.barebones:
             prefix = self.log_prefix and f"{self.log_prefix}/"
             values = {prefix + name: value for name, value in logged(fit, check).items()}

@@ -16,11 +16,7 @@ from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS as CORE_METHODS
 from anomnorm_core.options import LEVELS, OnInvalid, Origin, Per, Rules, Source
 from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
-<<<<<<< HEAD
 from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude, labels_of
-=======
-from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude
->>>>>>> pictures
 from anomnorm_torch import threshold
 from anomnorm_torch._kernels import evaluated
 from anomnorm_torch._tensors import arithmetic, largest_defined, wide
@@ -244,24 +240,14 @@ class Run:
         where = "the step's outputs or in the batch"
         return conclude(fit, choices, rules, gathered, where=where, unseen=unseen)
 
-    def samples(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Raw image scores (N,) and their labels, see `labels_of`, on the host."""
-        return self._samples(self._scores), labels_of(self._samples(self._labels))
-
     def _samples(self, column: "_Column") -> np.ndarray:
         """The values of the samples that do not pad."""
         found: np.ndarray = column.values()[self._labels.values() != _PADDING].cpu().numpy()
         return found
 
     def labelled_scores(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The raw image scores (N,), and for each 0 if normal, 1 if anomalous, -1 if ignored; None without any label.
-
-        Where some have a label, those without count as normal.
-        """
-        scores, labels = self._samples(self._scores), self._samples(self._labels)
-        if np.all(labels == UNLABELLED):
-            return scores, None
-        return scores, np.select([labels == ANOMALOUS, labels == IGNORED], [1, -1], 0)
+        """The raw image scores (N,) and their labels (see `labels_of`), on the host."""
+        return self._samples(self._scores), labels_of(self._samples(self._labels))
 
     def fit_check(self, fit: Fit, *, unseen: bool = True) -> FitCheck | None:
         """How ``fit`` does on the normal samples of this run (clause S9); None without any.
