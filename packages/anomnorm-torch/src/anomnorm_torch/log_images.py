@@ -50,7 +50,7 @@ class HistogramLog:
         from matplotlib.figure import Figure
 
         left: list[str] = []
-        loggers: list[Any] = trainer.loggers  # type: ignore[assignment]
+        loggers: list[Any] = trainer.loggers
         for logger in loggers:
             add_figure = getattr(logger.experiment, "add_figure", None)
             log_image: Any = getattr(logger, "log_image", None)

@@ -94,5 +94,5 @@ def outline(axes: "Axes", mask: np.ndarray, color: str, linestyle: str = "-") ->
         return
     height, width = mask.shape
     padded = np.pad(mask.astype(np.float64), 1)  # closes the line of what touches the border
-    x, y = (np.clip((np.arange(-1, size + 1) + 0.5) / size, 0, 1) for size in (width, height))
+    x, y = ((np.arange(-1, size + 1) + 0.5) / size for size in (width, height))
     axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.6, linestyles=linestyle)
