@@ -167,6 +167,15 @@ def test_without_matplotlib_there_are_tables_and_a_remedy(path: Path) -> None:
     assert page.column("Samples and how many of them are flagged", "Number")["All"] == "60"
 
 
+@pytest.mark.parametrize("scores", [[np.nan] * 4, [np.inf, -np.inf, 0.0, -1.0], [2.0] * 4], ids=["nan", "inf", "same"])
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], [-1, np.nan, -1, -1]], ids=["known", "ignored"])
+def test_scores_of_any_kind_have_a_report(scores: list[float], labels: list[float], path: Path) -> None:
+    CDF.report(path, np.asarray(scores), labels)
+    nan = np.sum(np.isnan(scores))
+    counted = Page(path).column("Samples and how many of them are flagged", "Number")
+    assert counted.get("NaN, never flagged", "0") == str(nan)
+
+
 def wrong() -> Iterator[Any]:
     yield {"labels": LABELS}, "neither pred_scores nor anomaly_maps"
     yield {"pred_scores": SCORES, "labels": LABELS[1:]}, "labels has 59 entries for 60 scores"
@@ -174,7 +183,7 @@ def wrong() -> Iterator[Any]:
     yield {"pred_scores": SCORES, "labels": ["normal"] * 60}, "labels, of type list, hold no numbers"
     yield {"pred_scores": []}, "pred_scores is empty"
     yield {"pred_scores": SCORES, "images": MAPS}, "images are given, but no anomaly_maps"
-    yield {"pred_scores": SCORES, "anomaly_maps": MAPS, "masks": MAPS[:, 1:]}, "masks have shape"
+    yield {"pred_scores": SCORES, "anomaly_maps": MAPS, "masks": MAPS[:, 1:]}, "masks are of"
 
 
 @pytest.mark.parametrize(("given", "message"), list(wrong()), ids=lambda each: each if isinstance(each, str) else "")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element, fromstring
 
+import numpy as np
+
 from anomnorm_core import plot
 from anomnorm_core._page import element
 from anomnorm_core._report_scores import Samples
@@ -34,10 +36,11 @@ def charts(samples: Samples) -> Iterator[Element]:
         plot.scores(*given, ax=[raw, normalized])
         yield _figure(raw, "raw", "Histogram of the raw scores, with the threshold and what was fitted.")
         yield _figure(normalized, "normalized", "Histogram of the normalized scores, with the threshold at 0.5.")
-        outcome = samples.outcome
-        if outcome is None:
+        if samples.labels is None:
             return
-        if outcome.normals and outcome.anomalies:
+        finite = np.isfinite(samples.raw)
+        normals, anomalies = samples.labels == 0, samples.labels == 1
+        if np.any(normals) and np.any(anomalies) and np.any(finite & (normals | anomalies)):
             curves = _axes(height=4.6)
             plot.thresholds(*given, ax=curves)
             put_legend(curves, columns=1)
@@ -45,7 +48,7 @@ def charts(samples: Samples) -> Iterator[Element]:
                 curves, "curves", "F1, precision, recall and false-alarm rate, had the threshold been another one."
             )
         fit = samples.fit
-        if outcome.normals and (fit.method.sigmas or fit.level("image").normals is not None):
+        if np.any(finite & normals) and (fit.method.sigmas or fit.level("image").normals is not None):
             rates = _axes()
             plot.false_alarms(*given, ax=rates)
             yield _figure(

@@ -110,8 +110,7 @@ class Samples:
             raise OptionError("images are given, but no anomaly_maps to show beside them; give those too.")
         if truth_of_pixels is not None and maps is not None and truth_of_pixels.shape != maps.shape:
             raise OptionError(
-                f"masks have shape {np.shape(masks)} and anomaly_maps {np.shape(anomaly_maps)}; give them one height "
-                "and width."
+                f"masks are of (N, H, W) = {truth_of_pixels.shape}, anomaly_maps of {maps.shape}; give them one shape."
             )
         if truth is not None:
             truth = np.where(truth > 0, 1, np.where(truth == 0, 0, -1))
@@ -178,7 +177,8 @@ def outcomes(samples: Samples) -> Iterator[Element]:
         return
     yield _metrics("Decisions at the threshold", {"image": outcome} | _of_pixels(samples))
     yield from _false_alarms(samples, outcome)
-    if outcome.normals and outcome.anomalies:
+    defined = ~np.isnan(samples.raw)
+    if np.any(defined & groups["Normal"]) and np.any(defined & groups["Anomalous"]):
         best = adaptive(samples.raw, labels)
         there = Outcome.of(flag(samples.raw, best), np.asarray(labels))
         yield element(
