@@ -89,8 +89,8 @@ def test_many_thresholds_are_thinned_to_some_that_are_exact() -> None:
     _, axes = plot.thresholds(normalizer, scores, labels)
     line = by_label(axes, "F1")
     x, y = line.get_data()
-    assert 1000 < len(x) <= 4003
-    assert np.diff(x).max() < np.diff(np.sort(scores)).max() + (scores.max() - scores.min()) / 2000
+    assert 500 < len(x) <= 2003
+    assert np.diff(x).max() < np.diff(np.sort(scores)).max() + (scores.max() - scores.min()) / 1000
     for at in (0, 7, len(x) // 2, len(x) - 1):
         assert y[at] == pytest.approx(counted(scores, labels, x[at])[0])
     assert float(threshold.adaptive(scores, labels)) in x
@@ -136,6 +136,13 @@ def test_bars_are_percents_of_their_group(is_log: bool) -> None:
     assert raw.get_xlabel() == "raw image score" + is_log * " (log scale)"
     assert by_label(normalized, "threshold").get_xdata() == [0.5, 0.5]
     assert len(legend(raw)) == 3
+
+
+def test_one_large_score_does_not_hide_the_others() -> None:
+    normalizer = Normalizer.min_max((1.0, 4.0), threshold=2.0)
+    for scores, scale in ((np.append(SCORES, 1e4), "log"), (np.append(SCORES, [0, 1e4]), "linear"), (SCORES, "linear")):
+        assert plot.scores(normalizer, scores)[1][0].get_xscale() == scale
+        assert plot.thresholds(normalizer, scores, np.arange(len(scores)) % 2)[1].get_xscale() == scale
 
 
 def test_without_labels_there_is_one_group() -> None:

@@ -1,6 +1,5 @@
 """Heat maps of normalized outputs on disk, with a table of the scores: of arrays of any library."""
 
-import contextlib
 import csv
 import re
 import uuid
@@ -32,10 +31,10 @@ class HeatMapFolder:
 
     Args:
         folder: is made where it is missing.
-        overwrite: whether a table that is there, and the heat maps that it lists, are removed first.
+        overwrite: whether the table of a former run, and the heat maps that it lists, are removed first.
 
     Raises:
-        FileExistsError: the folder is not empty, and ``overwrite`` does not explain why.
+        FileExistsError: the folder holds anything else.
         OSError: it cannot be made or read.
         ModuleNotFoundError: matplotlib is not installed.
 
@@ -49,10 +48,7 @@ class HeatMapFolder:
     def __init__(self, folder: str | PathLike[str], *, overwrite: bool = False) -> None:
         require_matplotlib()
         self.path = Path(folder)
-        if overwrite:
-            _remove_former(self.path)
-        require_empty(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        _make_empty(self.path, overwrite=overwrite)
         self._unfinished = self.path / f".{TABLE}-{uuid.uuid4().hex}.tmp"
         self._file = self._unfinished.open("x", newline="", encoding="utf-8")
         self._columns: list[str] | None = None  # of what the outputs hold, once it is known
@@ -174,24 +170,31 @@ def write_heat_maps(
         return made.add(images, outputs, names)
 
 
-def require_empty(folder: Path) -> None:
-    """Raise `FileExistsError` for a folder that holds anything, or a file in its place."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} is not an empty folder: heat maps would be mixed with what is there. Name another folder, or "
-            f"give overwrite=True to replace the {TABLE} of a former run and the heat maps that it lists."
+def _make_empty(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder where it is missing, and remove what a former run has written if that is wanted."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    former = {TABLE, *_listed(folder / TABLE)} if overwrite and TABLE in present else set()
+    others = sorted(present - former)
+    if others or (folder.exists() and not folder.is_dir()):
+        found = (
+            f"holds {others[0]!r}" + (f" and {len(others) - 1} more" if others[1:] else "") if others else "is a file"
         )
+        raise FileExistsError(
+            f"{folder} {found}: heat maps would be mixed with that. Name another folder"
+            + (
+                "."
+                if overwrite
+                else f", or give overwrite=True to replace the {TABLE} of a former run and its heat maps."
+            )
+        )
+    for name in present & former:
+        (folder / name).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
 
 
-def _remove_former(folder: Path) -> None:
-    table = folder / TABLE
-    with contextlib.suppress(FileNotFoundError):
-        with table.open(newline="", encoding="utf-8") as file:
-            listed = [row.get("heat_map") for row in csv.DictReader(file)]
-        for name in listed:
-            if name and Path(name).name == name:
-                (folder / name).unlink(missing_ok=True)
-        table.unlink()
+def _listed(table: Path) -> list[str]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return [row["heat_map"] for row in csv.DictReader(file) if row.get("heat_map")]
 
 
 class _Batch:

@@ -27,13 +27,14 @@ def as_rgb(images: Any) -> np.ndarray:
         OptionError: they have another shape.
     """
     array = to_host(images)
+    shape = array.shape
     if array.ndim == 3:
         array = array[..., None]
     elif array.ndim == 4 and array.shape[1] in (1, 3, 4) and (array.shape[3] not in (1, 3, 4) or array.shape[1] == 3):
         array = np.moveaxis(array, 1, 3)
     if array.ndim != 4 or array.shape[3] not in (1, 3, 4) or 0 in array.shape[1:]:
         raise OptionError(
-            f"the images have shape {np.shape(images)}; (B, H, W), (B, C, H, W) or (B, H, W, C) with 1, 3 or 4 "
+            f"the images have shape {shape}; (B, H, W), (B, C, H, W) or (B, H, W, C) with 1, 3 or 4 "
             "channels are needed."
         )
     array = array[..., :3]

@@ -7,6 +7,7 @@ import numpy as np
 
 from anomnorm_core.errors import OptionError
 from anomnorm_core.fit import Threshold
+from anomnorm_core.method import Method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +90,18 @@ def mark_threshold(axes: "Axes", raw: np.ndarray | float, label: str) -> None:
         axes.axvline(low, color=ink, linewidth=1.6, label=label)
     else:
         axes.axvspan(low, high, color=ink, alpha=0.25, linewidth=0, label=label)
+
+
+def has_log_axis(method: Method, scores: np.ndarray, threshold: np.ndarray) -> bool:
+    """Whether raw scores are drawn on a logarithmic axis.
+
+    Those of a method that takes the logarithm, and positive ones of which one is a hundred times as large as most.
+    """
+    finite = scores[np.isfinite(scores)]
+    if method.positive or not finite.size:
+        return method.positive
+    is_positive = float(finite.min()) > 0 and float(np.min(threshold)) > 0
+    return is_positive and float(finite.max()) > 100 * float(np.median(finite))
 
 
 def raw_axis(axes: "Axes", *, is_log: bool, level: str = "image") -> None:
