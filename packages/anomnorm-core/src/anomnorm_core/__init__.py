@@ -21,6 +21,7 @@ from anomnorm_core.errors import (
 )
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.fit_check import FitCheck
+from anomnorm_core.heat_maps import HeatMapFolder, write_heat_maps
 from anomnorm_core.method import Kernels, Method
 from anomnorm_core.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_core.normalizer import Normalizer
@@ -33,6 +34,7 @@ __all__ = [
     "Fit",
     "FitCheck",
     "FitWarning",
+    "HeatMapFolder",
     "InsufficientDataError",
     "InvalidScoreError",
     "InvalidScoreWarning",
@@ -61,4 +63,5 @@ __all__ = [
     "register",
     "threshold",
     "two_slope",
+    "write_heat_maps",
 ]

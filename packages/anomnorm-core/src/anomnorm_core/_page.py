@@ -28,6 +28,7 @@ def table(
     *,
     texts: Container[int] = (0,),
     marked: Container[int] = (),
+    label: str = "",
 ) -> Element:
     """A table that scrolls in itself where the screen is too narrow for it.
 
@@ -37,6 +38,7 @@ def table(
         rows: cells; the first one names the row.
         texts: columns that hold words, which stand on the left; numbers stand on the right.
         marked: rows that stand out.
+        label: what it is called where its place on the page is not seen; the caption, where that says it all.
     """
 
     def cells(row: Sequence[Element | str], *, is_head: bool) -> Element:
@@ -62,7 +64,7 @@ def table(
         element("tbody", *body),
     )
     # A keyboard has to reach what scrolls.
-    return element("div", made, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    return element("div", made, class_="scroll", role="region", aria_label=label or caption, tabindex="0")
 
 
 def figures(entries: Iterable[tuple[str, str]]) -> Element:

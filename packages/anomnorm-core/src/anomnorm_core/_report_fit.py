@@ -12,8 +12,6 @@ from anomnorm_core.options import LARGEST_FLOAT32, LEVELS, Origin, Units
 
 MARKS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)  # normalized scores whose meaning is shown
 
-_WORDS = {"image": "image scores", "pixel": "pixels of the maps"}
-
 _METHODS = {
     "min-max": "Linear in the raw score, over a range as long as that of the validation run, with 0.5 at the "
     "threshold. What is beyond that range is 0 or 1.",
@@ -26,21 +24,21 @@ _METHODS = {
 }
 
 _ORIGINS = {
-    Origin.MANUAL: "set manually, with with_threshold; later validation runs keep it",
-    Origin.OPTION: "a number that was given when the normalizer was made or trained",
-    Origin.MODULE: "the module's own threshold",
-    Origin.ADAPTIVE: "found in the validation run: the best F1",
-    Origin.NORMAL_QUANTILE: "found in the validation run: just above the normal samples",
-    Origin.FALSE_ALARM_RATE: "found in the validation run: by the false-alarm rate that was asked for",
+    Origin.MANUAL: "manual: somebody has set it, and later validation runs keep it",
+    Origin.OPTION: "a number that was given as an option",
+    Origin.MODULE: "that of the trained module itself",
+    Origin.ADAPTIVE: "the one of the best F1 in the validation run",
+    Origin.NORMAL_QUANTILE: "just above the normal samples of the validation run",
+    Origin.FALSE_ALARM_RATE: "the one for the false-alarm rate that was asked for, found in the validation run",
     Origin.IMAGE: "that of the image scores, with which it moves",
-    Origin.UNKNOWN: "not known: the file or checkpoint does not say",
+    Origin.UNKNOWN: "of unknown origin",
 }
 
 
-def span(array: np.ndarray) -> str:
+def span(array: np.ndarray, digits: int = 6) -> str:
     """A number or, of pixels with numbers of their own, the smallest and the largest."""
-    low, high = float(np.min(array)), float(np.max(array))
-    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+    low, high = (f"{each:.{digits}g}" for each in (float(np.min(array)), float(np.max(array))))
+    return low if low == high else f"{low} to {high}"
 
 
 def percent(share: float) -> str:
@@ -56,14 +54,16 @@ def statistics(fit: Fit) -> Iterator[Element]:
     yield element("h2", "What was fitted")
     words = _METHODS.get(method.name)
     title = method.title or method.name
-    options = "".join(f", {name} {value}" for name, value in fit.options.items())
-    yield element("p", f"{title[:1].upper()}{title[1:]}{options}.", *([f" {words}"] if words else []))
+    yield element("p", f"{title[:1].upper()}{title[1:]}.", *([f" {words}"] if words else []))
     package, version = fit.fitted_with
     maps = (
         "any size"
         if fit.resolution is None
         else "{} by {} pixels, each with its own statistics".format(*fit.resolution)
     )
+    if fit.options:
+        options = ", ".join(f"{name}={value}" for name, value in fit.options.items())
+        yield element("p", "Options: ", element("code", options), ".")
     yield element(
         "p",
         f"Fitted with {package or 'an unknown package'} {version}".rstrip() + ". ",
@@ -99,9 +99,9 @@ def thresholds(fit: Fit) -> Iterator[Element]:
         rate = threshold.false_alarm_rate
         promised = "unknown" if rate is None else percent(rate) + (" at most" if threshold.guaranteed else "")
         sigmas = [_sigmas(threshold)] if fit.method.sigmas else []
-        rows.append([level, span(threshold.raw), *sigmas, promised, _ORIGINS[threshold.origin]])
-    head = ["Level", "Raw", *(["Sigmas"] if fit.method.sigmas else []), "Expected false alarms", "Origin"]
-    yield table("Thresholds by level", head, rows, texts=(0, len(head) - 1))
+        rows.append([level, span(threshold.raw), *sigmas, promised])
+    head = ["Level", "Raw", *(["Sigmas"] if fit.method.sigmas else []), "Expected false alarms"]
+    yield table("Thresholds by level", head, rows)
     for level, threshold in fit.thresholds.items():
         yield element("p", _promise(fit, level, threshold))
 
@@ -109,22 +109,25 @@ def thresholds(fit: Fit) -> Iterator[Element]:
 def _sigmas(threshold: Threshold) -> str:
     if threshold.sigmas is None:
         return "differ"
-    return f"{threshold.sigmas:.6g}" if abs(threshold.sigmas) < LARGEST_FLOAT32 else "infinite"
+    return f"{threshold.sigmas:.4g}" if abs(threshold.sigmas) < LARGEST_FLOAT32 else "infinite"
 
 
 def _promise(fit: Fit, level: str, threshold: Threshold) -> str:
-    what, rate, many = ("A sample", threshold.false_alarm_rate, "samples")
+    one, many, rate = "sample", "samples", threshold.false_alarm_rate
     if level == "pixel":
-        what, many = "A pixel", "pixels"
-    said = f"{what} is flagged where its raw score is {span(threshold.raw)} or more, which is 0.5 when normalized."
+        one, many = "pixel", "pixels"
+    said = (
+        f"The {level} threshold is {_ORIGINS[threshold.origin]}. A {one} is flagged where its raw score is "
+        f"{span(threshold.raw)} or more, which is 0.5 when normalized."
+    )
     if rate is None:
         return (
             f"{said} Nothing is known about normal {many}, so that no rate of false alarms can be expected: validate "
             "with labels, 0 for normal, and let the threshold be found."
         )
     said += f" Of new normal {many}, {percent(rate)} are expected to be flagged"
-    if 1e-6 <= rate < 0.5:
-        said += f", about 1 in {1 / rate:.3g}"
+    if 1e-6 <= rate < 0.2:
+        said += f", about 1 in {1 / rate:,.0f}"
     if threshold.guaranteed:
         return (
             f"{said}, or fewer. This holds on average over validation runs, whatever the distribution, as long as new "
@@ -147,7 +150,7 @@ def meaning(fit: Fit, level: str) -> tuple[list[str], list[list[str]]]:
         raw = np.asarray(kernels.inverse(np.asarray(mark), fit.threshold(level).raw, *arguments))
         row = [f"{mark:g}", span(raw)]
         if kernels.sigmas is not None:
-            row.append(span(kernels.sigmas(raw, *arguments)))
+            row.append(span(kernels.sigmas(raw, *arguments), 4))
         if is_known:
             row.append(percent(float(np.mean(fit.false_alarm_rate(raw, Units.RAW, level)))))
         rows.append(row)

@@ -110,8 +110,7 @@ class Samples:
             raise OptionError("images are given, but no anomaly_maps to show beside them; give those too.")
         if truth_of_pixels is not None and maps is not None and truth_of_pixels.shape != maps.shape:
             raise OptionError(
-                f"masks have shape {np.shape(masks)} and anomaly_maps {np.shape(anomaly_maps)}; give them one height "
-                "and width."
+                f"masks are of (N, H, W) = {truth_of_pixels.shape}, anomaly_maps of {maps.shape}; give them one shape."
             )
         if truth is not None:
             truth = np.where(truth > 0, 1, np.where(truth == 0, 0, -1))
@@ -126,19 +125,24 @@ class Samples:
         """Of a sample."""
         return name_of(index if self.names is None else self.names[index])
 
-    def worst(self) -> dict[str, np.ndarray]:
-        """Positions of the samples that a person should look at, by what they have in common."""
+    def worst(self) -> Iterator["Worst"]:
+        """The samples that a person should look at."""
         defined = np.flatnonzero(~np.isnan(self.raw))
         from_top = defined[np.argsort(-self.raw[defined].astype(np.float64), kind="stable")]
         if self.labels is None:
-            found = {"Samples with the highest scores": from_top[:WORST]}
+            yield Worst("Samples with the highest scores", from_top)
         else:
             normal, anomalous = (from_top[self.labels[from_top] == label] for label in (0, 1))
-            found = {
-                "Normal samples with the highest scores": normal[:WORST],
-                "Anomalies with the lowest scores": anomalous[::-1][:WORST],
-            }
-        return found | {"Samples without a score: NaN, never flagged": np.flatnonzero(np.isnan(self.raw))[:WORST]}
+            yield Worst("Normal samples with the highest scores", normal)
+            yield Worst("Anomalies with the lowest scores", anomalous[::-1])
+        yield Worst("Samples without a score: NaN, never flagged", np.flatnonzero(np.isnan(self.raw)))
+
+
+class Worst(NamedTuple):
+    """Samples of a kind, the worst ones first."""
+
+    title: str
+    positions: np.ndarray
 
 
 def _numbers(values: Any, argument: str) -> np.ndarray:
@@ -173,7 +177,8 @@ def outcomes(samples: Samples) -> Iterator[Element]:
         return
     yield _metrics("Decisions at the threshold", {"image": outcome} | _of_pixels(samples))
     yield from _false_alarms(samples, outcome)
-    if outcome.normals and outcome.anomalies:
+    defined = ~np.isnan(samples.raw)
+    if np.any(defined & groups["Normal"]) and np.any(defined & groups["Anomalous"]):
         best = adaptive(samples.raw, labels)
         there = Outcome.of(flag(samples.raw, best), np.asarray(labels))
         yield element(
@@ -216,13 +221,13 @@ def _false_alarms(samples: Samples, outcome: Outcome) -> Iterator[Element]:
     high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
     rate = samples.fit.thresholds["image"].false_alarm_rate
     said = (
-        f"{k} of {n} normal samples are flagged, {percent(k / n)}; as far as so few can tell, the rate of new ones is "
-        f"from {percent(low)} to {percent(high)} (with 95% confidence). "
+        f"{k} of {n} normal samples are flagged, {percent(k / n)}. With 95% confidence, the rate behind that is from "
+        f"{percent(low)} to {percent(high)}. "
     )
     if rate is None:
         yield element("p", said)
     elif low <= rate <= high:
-        yield element("p", f"{said}The promised rate, {percent(rate)}, is among these.")
+        yield element("p", f"{said}The promised rate, {percent(rate)}, is within.")
     elif rate < low:
         words = (
             f"{said}That is more than the {percent(rate)} that was promised: these samples are not like those that "
@@ -237,8 +242,8 @@ def _percent_of(part: np.ndarray, whole: np.ndarray) -> str:
     return percent(float(np.sum(part) / np.sum(whole))) if np.any(whole) else "-"
 
 
-def listed(samples: Samples, positions: np.ndarray, caption: str) -> Element:
-    """Samples at ``positions`` by name, with their scores."""
+def listed(samples: Samples, worst: Worst) -> Element:
+    """The first samples of a kind by name, with their scores."""
     rows = [
         [
             samples.name(int(index)),
@@ -246,6 +251,7 @@ def listed(samples: Samples, positions: np.ndarray, caption: str) -> Element:
             f"{float(samples.normalized[index]):.4f}",
             "yes" if samples.flagged[index] else "no",
         ]
-        for index in positions
+        for index in worst.positions[:WORST]
     ]
-    return table(caption, ["Sample", "Raw", "Normalized", "Flagged"], rows)
+    caption = f"The first {len(rows)} of {worst.positions.size}"
+    return table(caption, ["Sample", "Raw", "Normalized", "Flagged"], rows, label=worst.title)

@@ -11,7 +11,7 @@ from anomnorm_core import file
 from anomnorm_core._page import element, figures, page, table
 from anomnorm_core._report_charts import charts, map_chart
 from anomnorm_core._report_fit import MARKS, meaning, percent, statistics, thresholds
-from anomnorm_core._report_scores import Samples, listed, outcomes, shown
+from anomnorm_core._report_scores import WORST, Samples, listed, outcomes, shown
 from anomnorm_core._version import __version__
 from anomnorm_core.errors import OptionError
 from anomnorm_core.fit import Fit
@@ -73,8 +73,8 @@ def write_report(
         figures(_most_important(fit, samples)),
         *thresholds(fit),
         *_meanings(fit, samples),
-        *([] if samples is None else _of_scores(samples)),
         *statistics(fit),
+        *([] if samples is None else _of_scores(samples)),
     ]
     with file.replacing(target) as output:
         output.write(page(title, *content))
@@ -129,10 +129,10 @@ def _of_scores(samples: Samples) -> Iterator[Element]:
         if np.any(np.isfinite(samples.raw)):
             yield element("div", *charts(samples), class_="charts")
     yield element("h2", "Samples to look at")
-    for caption, positions in samples.worst().items():
-        if not positions.size:
+    for worst in samples.worst():
+        if not worst.positions.size:
             continue
-        yield element("h3", caption)
-        yield listed(samples, positions, f"{positions.size} of {samples.raw.size} samples")
+        yield element("h3", worst.title)
+        yield listed(samples, worst)
         if samples.maps is not None and can_draw:
-            yield element("div", *(map_chart(samples, int(index)) for index in positions), class_="charts")
+            yield element("div", *(map_chart(samples, int(each)) for each in worst.positions[:WORST]), class_="charts")

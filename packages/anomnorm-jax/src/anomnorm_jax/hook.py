@@ -403,7 +403,7 @@ class NormalizationHook:
         check = FitCheck.of(fitted_on, to_host(run.normals), to_host(run.moments), unseen=unseen)
         return check if check.normals else None
 
-    def samples(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
+    def labelled_scores(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
         """The raw image scores of a validation run and their labels, on the host: for reports and pictures.
 
         Returns:

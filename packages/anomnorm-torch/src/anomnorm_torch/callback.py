@@ -45,6 +45,7 @@ from anomnorm_torch.batches import normalize_batch, standardize_batch
 from anomnorm_torch.collection import Pass
 from anomnorm_torch.framework import LightningModule, Trainer
 from anomnorm_torch.inference_model import as_inference_model, create_inference_model, take_buffers
+from anomnorm_torch.log_images import HistogramLog
 from anomnorm_torch.logged import logged
 from anomnorm_torch.methods import METHODS
 from anomnorm_torch.mixin import NormalizationMixin
@@ -115,6 +116,8 @@ class Normalization:
             where the image score is NaN.
         log_prefix: of what a validation run logs: thresholds, parameters, how many values were left out, and the fit
             check, as ``normalization/image_threshold`` and so on. None: nothing is logged.
+        log_images: whether a validation run also logs the histograms of its image scores (see
+            `anomnorm_core.plot.scores`), as ``normalization/image_scores``, to loggers that take pictures.
         options: of the method, by name.
 
     Attributes:
@@ -151,6 +154,7 @@ class Normalization:
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         extras: Iterable[str] = (),
         log_prefix: str | None = "normalization",
+        log_images: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -180,7 +184,8 @@ class Normalization:
         self.extras = self.method.parse_extras(extras)
         if log_prefix is not None and not isinstance(log_prefix, str):
             raise OptionError(f"log_prefix={log_prefix!r} is no text; give one, or None to log nothing.")
-        self.log_prefix = log_prefix
+        self.log_prefix, self.log_images = log_prefix, log_images
+        self._histograms = HistogramLog(log_prefix) if log_images else None
         self.thresholds: dict[str, Threshold] = {}
         self.fit_check: FitCheck | None = None
         self.fitted_source: Source | None = None
@@ -690,9 +695,11 @@ class Normalization:
                 # Weights that have changed since the fit explain what the check may find, and the user chose that.
                 if check is not None and not (self._fit_reported or self._is_stale or fit.is_constant):
                     self._fit_reported = check.report(transform_of(self.method))
+        if self._histograms is not None:
+            self._histograms.keep(run)
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None
-        self._validated_at, self._validated = trainer.global_step, (fit, *run.samples())
+        self._validated_at, self._validated = trainer.global_step, (fit, *run.labelled_scores())
         if self.log_prefix is not None and not trainer.barebones:
             prefix = self.log_prefix and f"{self.log_prefix}/"
             values = {prefix + name: value for name, value in logged(fit, check).items()}
@@ -709,6 +716,8 @@ class Normalization:
         self._own, slot = [], slot_of(pl_module)
         slot.fit = place(slot.fit, self._choices(pl_module, slot.fit))
         self._read(slot.fit, slot.fit_check)
+        if self._histograms is not None:
+            self._histograms.send(trainer, _with_pixels(slot.fit))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop what a validation run has gathered that does not come to its end; the fit before it stays."""

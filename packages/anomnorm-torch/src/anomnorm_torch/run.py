@@ -240,14 +240,14 @@ class Run:
         where = "the step's outputs or in the batch"
         return conclude(fit, choices, rules, gathered, where=where, unseen=unseen)
 
-    def samples(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Raw image scores (N,) and their labels, see `labels_of`, on the host."""
-        return self._samples(self._scores), labels_of(self._samples(self._labels))
-
     def _samples(self, column: "_Column") -> np.ndarray:
         """The values of the samples that do not pad."""
         found: np.ndarray = column.values()[self._labels.values() != _PADDING].cpu().numpy()
         return found
+
+    def labelled_scores(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The raw image scores (N,) and their labels (see `labels_of`), on the host."""
+        return self._samples(self._scores), labels_of(self._samples(self._labels))
 
     def fit_check(self, fit: Fit, *, unseen: bool = True) -> FitCheck | None:
         """How ``fit`` does on the normal samples of this run (clause S9); None without any.

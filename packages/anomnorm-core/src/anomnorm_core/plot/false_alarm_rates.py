@@ -101,7 +101,7 @@ def band(rate: np.ndarray, fit: Fit, normals: int) -> tuple[np.ndarray, np.ndarr
         share, fitted_on = (1.0, 0) if image.normals is None else (image.normals.share, image.normals.valued)
     own = np.minimum(rate / share, 1 - 1e-9)[:, None]
     if fitted_on > 1:
-        probable = (np.arange(48) + 0.5) / 48  # midpoints of equally probable pieces of what the estimates can be
+        probable = (np.arange(24) + 0.5) / 24  # midpoints of equally probable pieces of what the estimates can be
         deviation = np.sqrt(chdtri(fitted_on - 1, probable) / (fitted_on - 1))[:, None]
         mean = ndtri(probable) / np.sqrt(fitted_on)
         z = -stdtrit(fitted_on - 1, own) * np.sqrt(1 + 1 / fitted_on)

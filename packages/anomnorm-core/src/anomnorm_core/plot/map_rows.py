@@ -8,7 +8,7 @@ import numpy as np
 from anomnorm_core._arrays import to_host
 from anomnorm_core.errors import OptionError
 from anomnorm_core.normalizer import BaseNormalizer, Normalizer
-from anomnorm_core.pictures import as_maps, as_rgb
+from anomnorm_core.plot.pictures import as_maps, as_rgb
 from anomnorm_core.plot.style import FLAGGED, NORMALIZED_MAP, RAW_MAP, TRUTH, axes_of
 
 if TYPE_CHECKING:
@@ -94,5 +94,5 @@ def outline(axes: "Axes", mask: np.ndarray, color: str, linestyle: str = "-") ->
         return
     height, width = mask.shape
     padded = np.pad(mask.astype(np.float64), 1)  # closes the line of what touches the border
-    x, y = (np.clip((np.arange(-1, size + 1) + 0.5) / size, 0, 1) for size in (width, height))
+    x, y = ((np.arange(-1, size + 1) + 0.5) / size for size in (width, height))
     axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.6, linestyles=linestyle)

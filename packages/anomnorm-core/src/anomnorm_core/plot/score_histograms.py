@@ -14,6 +14,7 @@ from anomnorm_core.plot.style import (
     INK,
     NORMAL,
     axes_of,
+    has_log_axis,
     mark_threshold,
     put_legend,
     raw_axis,
@@ -34,8 +35,9 @@ def scores(
     """Histograms of raw scores and of the normalized ones, with the threshold and the fitted statistics.
 
     Each group has bars of its own, in percent of the group. The raw axis is logarithmic for methods that take the
-    logarithm. Named on top are the smallest and largest score that were fitted, or the mean of the fit and the
-    deviations from it. Pixels that have parameters of their own have neither, and a band covers their thresholds.
+    logarithm, and where the largest of positive scores would leave no room for the others. Named on top are the
+    smallest and largest score that were fitted, or the mean of the fit and the deviations from it. Pixels that have
+    parameters of their own have neither, and a band covers their thresholds.
 
     Args:
         normalizer: of any of the packages.
@@ -63,17 +65,17 @@ def scores(
     normalized = Normalizer(fit)(**values)[name]
     figure, axes = axes_of(ax, 1, 2, (10, 4.4))
     first, second = axes.flat
-    is_log = fit.method.positive
+    is_log = has_log_axis(fit.method, samples.scores, threshold.raw)
     _histogram(first, samples, is_log=is_log)
     mark_threshold(first, threshold.raw, f"threshold {short(threshold)}")
     raw_axis(first, is_log=is_log, level=level)
     _name_statistics(first, statistics(fit, level), is_log=is_log)
-    first.set(ylabel="share of each group (%)", title=f"Raw {level} scores")
+    first.set_ylabel("share of each group (%)")
     _histogram(second, samples._replace(scores=normalized.ravel()), limits=(0.0, 1.0))
     mark_threshold(second, 0.5, "threshold 0.5")
     second.set(xlabel=f"normalized {level} score", ylabel="share of each group (%)", xlim=(-0.02, 1.02))
-    second.set_title(f"Normalized {level} scores")
-    for each in (first, second):
+    for each, title in ((first, f"Raw {level} scores"), (second, f"Normalized {level} scores")):
+        each.set_title(title, y=1.09)  # at one height, above the names of the statistics
         put_legend(each)
     return figure, axes.ravel()
 
@@ -121,6 +123,8 @@ def _name_statistics(axes: "Axes", found: dict[str, float], *, is_log: bool) -> 
     low, high = np.log(limits) if is_log else limits
     named: dict[float, str] = {}
     for name, value in found.items():
+        if is_log and value <= 0:
+            continue
         axes.axvline(value, color=INK, linewidth=0.8, linestyle=":", zorder=0)
         place = ((np.log(value) if is_log else value) - low) / (high - low)
         if all(abs(place - other) > 0.075 for other in named):

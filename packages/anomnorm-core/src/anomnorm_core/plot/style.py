@@ -7,6 +7,7 @@ import numpy as np
 
 from anomnorm_core.errors import OptionError
 from anomnorm_core.fit import Threshold
+from anomnorm_core.method import Method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +92,18 @@ def mark_threshold(axes: "Axes", raw: np.ndarray | float, label: str) -> None:
         axes.axvspan(low, high, color=ink, alpha=0.25, linewidth=0, label=label)
 
 
+def has_log_axis(method: Method, scores: np.ndarray, threshold: np.ndarray) -> bool:
+    """Whether raw scores are drawn on a logarithmic axis.
+
+    Those of a method that takes the logarithm, and positive ones of which one is a hundred times as large as most.
+    """
+    finite = scores[np.isfinite(scores)]
+    if method.positive or not finite.size:
+        return method.positive
+    is_positive = float(finite.min()) > 0 and float(np.min(threshold)) > 0
+    return is_positive and float(finite.max()) > 100 * float(np.median(finite))
+
+
 def raw_axis(axes: "Axes", *, is_log: bool, level: str = "image") -> None:
     """Let x be raw scores: logarithmic where the method takes the logarithm, with plain numbers."""
     axes.set_xlabel(f"raw {level} score" + (" (log scale)" if is_log else ""))
@@ -109,12 +122,12 @@ def plain_numbers(axis: "Axis", steps: tuple[float, ...] = (1.0,)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def put_legend(axes: "Axes") -> None:
+def put_legend(axes: "Axes", columns: int = 2) -> None:
     """A legend below the axes, where it hides nothing."""
     from matplotlib.transforms import ScaledTranslation
 
     below = axes.transAxes + ScaledTranslation(0, -40 / 72, _figure_of(axes).dpi_scale_trans)  # inches
-    look: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": "small"}
+    look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": "small"}
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, **look)
 
 

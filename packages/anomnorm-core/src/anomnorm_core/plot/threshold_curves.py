@@ -13,6 +13,7 @@ from anomnorm_core.plot.style import (
     NORMAL,
     PRECISION,
     axes_of,
+    has_log_axis,
     mark_threshold,
     put_legend,
     raw_axis,
@@ -29,14 +30,14 @@ _LINES: dict[str, dict[str, Any]] = {
     "recall": {"color": ANOMALOUS, "linestyle": "-.", "linewidth": 1.4},
     "false-alarm rate": {"color": NORMAL, "linestyle": ":", "linewidth": 1.8},
 }
-_COLUMNS = 2000  # more points than that are not seen, and make large files
+_COLUMNS = 1000  # more points than that are not seen, and make large files
 
 
 def thresholds(normalizer: BaseNormalizer, pred_scores: Any, labels: Any, *, ax: Any = None) -> "tuple[Figure, Axes]":
     """F1, precision, recall and false-alarm rate against the threshold, with the chosen one and that of the best F1.
 
-    They are those of all distinct scores as thresholds, with the rule ``score >= threshold``; of more than 4000, what
-    differs by less than a two-thousandth of the axis is drawn as one.
+    They are those of all distinct scores as thresholds, with the rule ``score >= threshold``; of more than 2000, what
+    differs by less than a thousandth of the axis is drawn as one.
 
     Args:
         normalizer: of any of the packages.
@@ -66,7 +67,7 @@ def thresholds(normalizer: BaseNormalizer, pred_scores: Any, labels: Any, *, ax:
     cell: Axes = axes[0, 0]
     curves, here = rates(samples, found), rates(samples, chosen.raw)
     best = found.size - 1 - int(np.argmax(curves["F1"][::-1]))
-    is_log = fit.method.positive
+    is_log = has_log_axis(fit.method, samples.scores, chosen.raw)
     kept = _kept(np.log(np.maximum(found, np.finfo(found.dtype).tiny)) if is_log else found, best)
     for name, style in _LINES.items():
         label = f"{name}, {100 * float(here[name]):.3g}% at the threshold"
