@@ -23,7 +23,7 @@ from anomnorm_core.fit import Fit
 from anomnorm_core.fit_check import FitCheck, counted, moments
 from anomnorm_core.methods import METHODS
 from anomnorm_core.normalizer import Normalizer, raw_values
-from anomnorm_core.options import OnInvalid, Rules, ThresholdRule, parse_threshold_option, require_rule
+from anomnorm_core.options import OnInvalid, Rules, ThresholdRule, Units, parse_threshold_option, require_rule
 from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, Gathered, choose, conclude, transform_of
 
 
@@ -74,7 +74,7 @@ def record(
     if MAPS in values:
         maps = values[MAPS]
         where = kinds == NORMAL if kernels.method.sigmas else None
-        pixel = kernels.update(kernels.init(maps.shape[1:]), maps, where=where)
+        pixel = kernels.update(kernels.init(maps.shape[-2:]), maps, where=where)
     return Record(method, (scores,), (kinds,), pixel)
 
 
@@ -107,7 +107,8 @@ def normalizer(
     """The normalizer of all samples of a record: what a callback or hook makes of a validation run.
 
     A method with sigmas is fitted on the normal samples, any other one on all. What is fitted of the image scores, and
-    their threshold, depend on the scores alone, not on how they came in parts: they are sorted first.
+    their threshold, depend on the scores alone, not on how they came in parts: they are sorted first. A threshold in
+    sigmas is worth as much as the scores are distributed as the method supposes; a warning says where they are not.
 
     Args:
         record: of `record` and `merge`.
@@ -152,14 +153,14 @@ def normalizer(
     fit = Normalizer.fitted(record.method, image, record.pixel, options=parsed, on_invalid=on_invalid)
     gathered = Gathered(scores, labels)
     fit = conclude(fit, choose(given, fit), rules, gathered, where="the labels", unseen=False)
-    if not fit.report_rate() and kernels.method.sigmas and not fit.is_constant:
+    if not fit.report_rate() and fit.threshold("image").fixed is Units.SIGMAS:
         _check(fit, gathered)
     return Normalizer.from_fit(fit)
 
 
 @quiet
 def _check(fit: Fit, gathered: Gathered) -> None:
-    """Warn where the normal samples are not distributed as the method supposes (clause S9)."""
+    """Warn where the normal samples are not distributed as the method, and a threshold in sigmas, suppose (S9)."""
     normals = np.sort(gathered.scores[gathered.labels == NORMAL].astype(np.float64))
     z = METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
     check = FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=False)

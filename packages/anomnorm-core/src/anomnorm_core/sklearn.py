@@ -35,12 +35,12 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
 
     A detector scores its own training data more normal than new data. Threshold and statistics are therefore of scores
     of samples that it was not trained on: of each fold of the normal samples by a clone trained on the others
-    (cross-fitting), or of a share that is kept out of training. Anomalous samples, where ``y`` knows some, never train a
-    detector, and enter no statistics of normal ones.
+    (cross-fitting), or of a share that is kept out of training. Anomalous samples, where ``y`` knows some, never train
+    a detector, and enter no statistics of normal ones.
 
     Raw scores are here what they are in all of anomnorm: larger where more anomalous. `decision_function`,
-    `score_samples` and `predict` have scikit-learn's signs. Normalized scores are no probabilities (how unusual a normal
-    sample would be says nothing about how frequent anomalies are), so there is no ``predict_proba``.
+    `score_samples` and `predict` have scikit-learn's signs. Normalized scores are no probabilities (how unusual a
+    normal sample would be says nothing about how frequent anomalies are), so there is no ``predict_proba``.
 
     Example::
 
@@ -114,7 +114,7 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         tags.input_tags.sparse, tags.input_tags.allow_nan = inner.sparse, inner.allow_nan
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Train the detector, and fit normalizer and threshold on samples that it was not trained on.
 
         Args:
@@ -129,7 +129,9 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         validate_data(self, X, skip_check_array=True)
         X, y = indexable(X, y)
         if _num_samples(X) < 2:
-            raise ValueError(f"n_samples={_num_samples(X)}: at least two samples are needed, and for a small rate many.")
+            raise ValueError(
+                f"n_samples={_num_samples(X)}: at least two samples are needed, and for a small rate many."
+            )
         anomalous = _anomalous(y, _num_samples(X), self.normal_label)
         if isinstance(self.cv, str):
             if self.cv != PREFIT:
@@ -151,15 +153,15 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         self.normalizer_ = _without_guarantee(found) if is_crossed else found
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
+    def score_samples(self, X: Any) -> np.ndarray:
         """Raw scores with scikit-learn's sign, of shape (n_samples,): smaller where more anomalous."""
         return -self._raw(X)
 
-    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+    def decision_function(self, X: Any) -> np.ndarray:
         """``score_samples(X) - offset_``, of shape (n_samples,): negative where flagged."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Any) -> np.ndarray:
         """-1 for samples that are flagged and 1 for others, of shape (n_samples,).
 
         Flagged is what has a raw score of at least the threshold, which is where the normalized score is at least 0.5.
@@ -167,7 +169,7 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         raw = self._raw(X)
         return np.where(self.normalizer_(raw)["pred_labels"], -1, 1)
 
-    def normalized_scores(self, X: Any) -> np.ndarray:  # noqa: N803
+    def normalized_scores(self, X: Any) -> np.ndarray:
         """Normalized scores, of shape (n_samples,): in [0, 1], larger where more anomalous, 0.5 at the threshold."""
         raw = self._raw(X)
         return self.normalizer_(raw)["pred_scores"]
@@ -210,7 +212,7 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
                 setattr(detector, name, getattr(estimator, name))
         return detector
 
-    def _raw(self, X: Any) -> np.ndarray:  # noqa: N803
+    def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         if not hasattr(self.estimator_, "n_features_in_"):  # else it looks at them itself
             validate_data(self, X, reset=False, skip_check_array=True)
@@ -218,14 +220,14 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         report_undefined(int(np.isnan(raw).sum()))
         return raw
 
-    def _scores(self, estimator: Any, X: Any) -> np.ndarray:  # noqa: N803
+    def _scores(self, estimator: Any, X: Any) -> np.ndarray:
         """Raw scores of a fitted detector, larger where more anomalous. float64, as decisions are made in."""
         # Those of score_samples do not depend on an offset of the detector's own.
         function = getattr(estimator, "score_samples", None) or getattr(estimator, "decision_function", None)
         if function is None:
             raise OptionError(
-                f"{type(estimator).__name__} scores no new samples: it has neither score_samples nor decision_function. "
-                "(LocalOutlierFactor has them with novelty=True.)"
+                f"{type(estimator).__name__} scores no new samples: it has neither score_samples nor "
+                "decision_function. (LocalOutlierFactor has them with novelty=True.)"
             )
         scores = np.asarray(function(X), dtype=np.float64)
         return -scores if _is_larger_normal(estimator, self.larger_means) else scores
@@ -247,22 +249,24 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
                 template.set_params(**{name: random.randint(np.iinfo(np.int32).max)})
         return template
 
-    def _held_out(self, X: Any, anomalous: np.ndarray, share: float) -> tuple[Any, np.ndarray, np.ndarray]:  # noqa: N803
+    def _held_out(self, X: Any, anomalous: np.ndarray, share: float) -> tuple[Any, np.ndarray, np.ndarray]:
         """The detector trained on a part of the normals, and the scores and labels of everything else."""
         if not 0 < share < 1:
-            raise OptionError(f"cv={share} is no share of the samples; give one above 0 and below 1, or a number of folds.")
+            raise OptionError(
+                f"cv={share} is no share of the samples; give one above 0 and below 1, or a number of folds."
+            )
         normals = np.flatnonzero(~anomalous)
         trained, kept = train_test_split(normals, test_size=share, random_state=self.random_state)
-        estimator = self._template().fit(_safe_indexing(X, trained))
+        estimator = self._template().fit(_safe_indexing(X, trained), None)
         rest = np.concatenate([kept, np.flatnonzero(anomalous)])
         return estimator, self._scores(estimator, _safe_indexing(X, rest)), anomalous[rest]
 
-    def _cross_fitted(self, X: Any, anomalous: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:  # noqa: N803
+    def _cross_fitted(self, X: Any, anomalous: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
         """The detector trained on all normals, and scores of all samples by clones that were not trained on them."""
         template, times = self._template(), np.zeros(len(anomalous), dtype=int)
         scores = np.empty(len(anomalous))
         for train, test in self._folds(X, anomalous):
-            estimator = clone(template).fit(_safe_indexing(X, train[~anomalous[train]]))
+            estimator = clone(template).fit(_safe_indexing(X, train[~anomalous[train]]), None)
             scores[test] = self._scores(estimator, _safe_indexing(X, test))
             times[test] += 1
         if np.any(times != 1):
@@ -270,15 +274,15 @@ class NormalizedDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
                 f"cv={self.cv!r} puts {int(np.sum(times != 1))} of {len(times)} samples into no test fold, or into "
                 "several; give a splitter that puts each into one, as KFold does."
             )
-        return template.fit(_safe_indexing(X, np.flatnonzero(~anomalous))), scores, anomalous
+        return template.fit(_safe_indexing(X, np.flatnonzero(~anomalous)), None), scores, anomalous
 
-    def _folds(self, X: Any, anomalous: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # noqa: N803
+    def _folds(self, X: Any, anomalous: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if hasattr(self.cv, "split"):
             return iter(self.cv.split(X, anomalous))
         if isinstance(self.cv, bool) or not isinstance(self.cv, int | np.integer) or self.cv < 2:
             raise OptionError(
-                f'cv={self.cv!r} is not an option; give a number of folds from 2 on, a share between 0 and 1, "prefit" or '
-                "a splitter of scikit-learn."
+                f'cv={self.cv!r} is not an option; give a number of folds from 2 on, a share between 0 and 1, '
+                '"prefit" or a splitter of scikit-learn.'
             )
         # Anomalies shall not be all in one fold.
         kind = StratifiedKFold if anomalous.sum() >= self.cv else KFold
@@ -310,7 +314,7 @@ def _is_larger_normal(estimator: Any, larger_means: str) -> bool:
         return True
     raise OptionError(
         f"whether a larger score of {type(detector).__name__} is more normal or more anomalous is not known: it is no "
-        "outlier detector of scikit-learn, nor has it PyOD's decision_scores_. Say larger_means=\"normal\" or "
+        'outlier detector of scikit-learn, nor has it PyOD\'s decision_scores_. Say larger_means="normal" or '
         '"anomalous".'
     )
 
@@ -324,6 +328,8 @@ def _anomalous(y: Any, samples: int, normal_label: Any) -> np.ndarray:
         raise ValueError(f"y has shape {labels.shape}; one label for each of {samples} samples is needed.")
     if np.iscomplexobj(labels):
         raise ValueError("Complex data not supported: y holds labels.")
+    if labels.dtype.kind == "f" and np.any(np.isnan(labels)):
+        raise ValueError("y has NaN; leave out samples of which nothing is known, or call them normal.")
     found = np.unique(labels).tolist()
     if normal_label is None:
         normal_label = _normal_label(found)
