@@ -2,10 +2,12 @@
 
 import math
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from expected import best_threshold, moments
 
 from anomnorm_core import (
     FitWarning,
@@ -18,7 +20,6 @@ from anomnorm_core import (
     ResolutionError,
     fitting,
 )
-from expected import best_threshold, moments
 
 RNG = np.random.default_rng(0)
 METHODS = ("cdf", "normal", "min-max", "two-slope")
@@ -45,10 +46,7 @@ def in_any_order(parts: list[fitting.Record]) -> fitting.Record:
 def test_parts_in_any_order_give_the_file_of_the_whole(method: str, threshold: str | float, tmp_path: Path) -> None:
     scores, labels = samples()
     ends = [0, 0, *sorted(RNG.integers(1, 600, size=8).tolist()), 600]  # the first part is empty
-    parts = [
-        fitting.record(scores[start:end], labels[start:end], method=method)
-        for start, end in zip(ends, ends[1:], strict=False)
-    ]
+    parts = [fitting.record(scores[start:end], labels[start:end], method=method) for start, end in pairwise(ends)]
     whole = fitting.record(scores, labels, method=method)
     for name, record in (("parts", in_any_order([*parts, fitting.Record(method)])), ("whole", whole)):
         fitting.normalizer(record, threshold=threshold).save(tmp_path / name)
@@ -71,6 +69,7 @@ def test_what_is_fitted_is_of_the_normals_and_the_threshold_of_the_rule() -> Non
     best = best_threshold(scores[known], labels[known] == 1)
     assert fitting.normalizer(record).thresholds["image"].raw == best
     assert fitting.normalizer(record, threshold=2.0).thresholds["image"].raw == pytest.approx(math.exp(mean + 2 * std))
+    assert fitting.normalizer(record, threshold=2.0, units="raw").thresholds["image"].raw == 2.0
 
 
 @pytest.mark.clause("S2", "T4")
@@ -151,6 +150,8 @@ def test_what_cannot_be_fitted_or_merged_is_an_error() -> None:
         fitting.normalizer(fitting.record([1.0]), threshold=2.0)
     with pytest.raises(InvalidScoreError, match="on_invalid"):
         fitting.normalizer(fitting.record([1.0, 2.0, 0.0]), threshold=2.0, on_invalid="raise")
+    with pytest.raises(OptionError, match='units="normalized"'):
+        fitting.normalizer(fitting.record([1.0, 2.0]), threshold=0.7, units="normalized")
     with pytest.raises(OptionError, match='threshold="false_alarm_rate" too'):
         fitting.normalizer(fitting.record([1.0, 2.0]), threshold=2.0, false_alarm_rate=0.2)
     with pytest.warns(InvalidScoreWarning, match="1 is zero"):

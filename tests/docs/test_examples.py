@@ -65,8 +65,8 @@ def test_four_workers_write_the_file_of_one_process(tmp_path: Path) -> None:
     text = run("dask_scores.py", str(tmp_path), warns=True)
     assert "7 files by four workers" in text
     assert "one process gives the same file" in text
+    record = fitting.record(scores, labels)
     with pytest.warns(InvalidScoreWarning, match="1 is zero and 1 NaN"):
-        record = fitting.record(scores, labels)
         normalizer = fitting.normalizer(record, threshold="false_alarm_rate", false_alarm_rate=0.001)
     normalizer.save(tmp_path / "here.safetensors")
     assert (tmp_path / "detector.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()

@@ -101,6 +101,7 @@ def normalizer(
     normal_quantile: float = 1.0,
     false_alarm_rate: float = 0.01,
     confidence: float | None = None,
+    units: Units | str | None = None,
     options: Mapping[str, Any] | None = None,
     on_invalid: OnInvalid | str = OnInvalid.WARN,
 ) -> Normalizer:
@@ -112,10 +113,10 @@ def normalizer(
 
     Args:
         record: of `record` and `merge`.
-        threshold: of the image scores: a number, in sigmas where the method has them, else in raw units; or how it is
-            found among the samples. ``"adaptive"`` (or None): the one of the best F1. ``"normal_quantile"``: just above
-            the normal samples. ``"false_alarm_rate"``: where a given share of new ones is expected to reach it. See
-            `threshold.adaptive`, `threshold.normal_quantile` and `threshold.false_alarm_rate`.
+        threshold: of the image scores: a number, in ``units``; or how it is found among the samples. ``"adaptive"``
+            (or None): the one of the best F1. ``"normal_quantile"``: just above the normal samples.
+            ``"false_alarm_rate"``: where a given share of new ones is expected to reach it. See `threshold.adaptive`,
+            `threshold.normal_quantile` and `threshold.false_alarm_rate`.
         pixel_threshold: of the maps: a number, in the same units; ``"image"`` (or None) takes that of the images. To
             find one among pixels, count them in a second pass with `threshold.update`, and give the normalizer what
             `threshold.streamed_adaptive` or its twins say, by `Normalizer.with_threshold`.
@@ -123,6 +124,8 @@ def normalizer(
             ``"adaptive"`` finds no anomaly.
         false_alarm_rate, confidence: of ``"false_alarm_rate"``: which share of new normal samples may be flagged, and
             in which share of samples that shall hold; None: it holds on average.
+        units: of thresholds that are numbers: ``"raw"`` or, where the method has them, ``"sigmas"``, which are the
+            default then.
         options: of the method, by name.
         on_invalid: ``"warn"``: scores that cannot enter the statistics are left out, and a warning counts them;
             ``"raise"``: they are an error.
@@ -151,8 +154,12 @@ def normalizer(
     if parsed.get("shared_range") and record.pixel is not None:
         image = record.pixel
     fit = Normalizer.fitted(record.method, image, record.pixel, options=parsed, on_invalid=on_invalid)
+    scale = kernels.method.units if units is None else Units.parse(units, "units")
+    if scale is Units.NORMALIZED:
+        raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
+    choices = {level: choice._replace(units=scale) for level, choice in choose(given, fit).items()}
     gathered = Gathered(scores, labels)
-    fit = conclude(fit, choose(given, fit), rules, gathered, where="the labels", unseen=False)
+    fit = conclude(fit, choices, rules, gathered, where="the labels", unseen=False)
     if not fit.report_rate() and fit.threshold("image").fixed is Units.SIGMAS:
         _check(fit, gathered)
     return Normalizer.from_fit(fit)
