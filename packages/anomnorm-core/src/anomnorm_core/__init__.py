@@ -4,7 +4,7 @@ Written against the array API standard with NumPy float64 as the reference. The 
 the same functions natively and take only what has no arrays in it from here.
 """
 
-from anomnorm_core import methods, plot, threshold
+from anomnorm_core import fitting, methods, plot, threshold
 from anomnorm_core._version import __version__
 from anomnorm_core.errors import (
     AnomnormError,
@@ -56,6 +56,7 @@ __all__ = [
     "Units",
     "__version__",
     "cdf",
+    "fitting",
     "methods",
     "min_max",
     "normal",
