@@ -66,8 +66,7 @@ def test_masks_are_made_beside_the_kernel_of_a_map() -> None:
     found, programs = run_and_get_code(torch.compile(normalizer, fullgraph=True, dynamic=False), scores, maps)
     code = "\n".join(programs)
     assert code.count("torch.ops.anomnorm.flag.default(") == 2  # of scores and of maps
-    # One of scores and two of maps: in one, the logarithm and the exponential would need more registers than there are.
-    assert metrics.generated_kernel_count == 3
+    assert metrics.generated_kernel_count == 2
     pointers = " ".join(re.findall(r"void\s+kernel\((.*?)\)", code, flags=re.DOTALL))
     assert set(re.findall(r"(\w+) *\*", pointers)) == {"float"}
     expected = normalizer(scores, maps)

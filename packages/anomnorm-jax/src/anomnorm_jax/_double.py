@@ -10,7 +10,6 @@ an exact sum is exact itself, because its factors were cut to 12 bits (`cut`).
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -74,48 +73,3 @@ def log_distance(x: Array, center: Array) -> tuple[Array, Array]:
     total, tail_2 = two_sum(total, 2.0 * s)
     total, tail_3 = two_sum(total, third)
     return two_sum(total, ((tail_1 + tail_2) + tail_3) + small)
-
-
-# 2 (atanh(s) - s) / s^3 in powers of s^2 for |s| <= 1/3, within 7e-9: a minimax polynomial.
-_ATANH = (0.66666667323, 0.39999705330, 0.28592412446, 0.21705656941, 0.23229070168)
-
-
-@jax.custom_jvp
-def log_ratio(x: Array, c: Array) -> Array:
-    """``log(x / c)`` of positive finite numbers: within 2 ulp near ``c``, and some 2^-23 far from it (clause N3).
-
-    Where ``c`` is above 2^125, far scores lose a further ulp.
-    """
-    info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
-    # XLA divides by a number by multiplying with its reciprocal, which must not be subnormal, hence zero on CPU. (A
-    # product, because it turns x / (c / 4) into 4 x / c.)
-    large = c > 2.0**125
-    quotient = x / (c * jnp.where(large, 0.25, 1.0).astype(x.dtype))
-    shift = jnp.where(large, 4.0, 1.0).astype(x.dtype)
-    near = (quotient >= 0.5 * shift) & (quotient <= 2.0 * shift)
-    normal = (quotient >= float(info.tiny)) & (quotient <= float(info.max))
-    # One logarithm for both kinds of far scores: they are many, and it is what takes time.
-    far = jnp.log(jnp.where(normal, quotient, x)) - jnp.where(normal, jnp.log(shift), jnp.log(c))
-    # The difference is exact there, and as large as is needed for it not to be subnormal.
-    scale = jnp.where(c < 2.0**-60, 2.0**60, 0.25).astype(x.dtype)
-    close = _log_near(jnp.where(near, x * scale - c * scale, 0.0), c * scale)
-    return jnp.where(near, close, far)
-
-
-def _log_near(difference: Array, c: Array) -> Array:
-    """``log1p(difference / c)`` for quotients from 1/2 to 2, where XLA's is off by up to 238 half places."""
-    if c.dtype == jnp.float64:
-        ratio = difference / c
-        return jnp.where(jnp.abs(ratio) < 0.25, jnp.log1p(ratio), jnp.log(1.0 + ratio))
-    s = difference / (2.0 * c + difference)
-    square = s * s
-    series = jnp.full_like(square, _ATANH[-1])
-    for coefficient in _ATANH[-2::-1]:
-        series = series * square + coefficient
-    return 2.0 * s + s * (square * series)
-
-
-@log_ratio.defjvp
-def _log_ratio_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    (x, c), (x_dot, c_dot) = primals, tangents
-    return log_ratio(x, c), x_dot / x - c_dot / c

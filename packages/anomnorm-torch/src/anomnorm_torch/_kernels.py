@@ -14,7 +14,7 @@ from torch import Tensor
 from anomnorm_core.checks import require_resolution
 from anomnorm_core.method import Kernels
 from anomnorm_torch._tensors import arithmetic, is_differentiated, parameter
-from anomnorm_torch._tiles import fits_tiles, is_readable, tiled
+from anomnorm_torch._tiles import TELLS_EXPORTS, fits_tiles, is_compiled, is_readable, tiled
 
 Number = Tensor | float
 Unit = TypeVar("Unit", bound=Callable[..., Tensor])
@@ -34,6 +34,29 @@ def exact(unit: Unit) -> Unit:
     """Says that ``unit`` is on the right side of 1/2 by itself in traced programs of float32."""
     _EXACT.add(unit)
     return unit
+
+
+# Of a unit: the part of it that no score enters into, and the rest.
+_PARTS: dict[Callable[..., Tensor], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {}
+
+
+def in_parts(coefficient: Callable[..., Tensor], rest: Callable[..., Tensor]) -> Callable[[Unit], Unit]:
+    """Says that the decorated unit, but for derivatives, is ``rest(x, T, coefficient(*arguments))``.
+
+    A normalizer keeps the coefficient: in a compiled program it would be computed again for every pixel of every image.
+    """
+
+    def register(unit: Unit) -> Unit:
+        _PARTS[unit] = coefficient, rest
+        return unit
+
+    return register
+
+
+def coefficient(kernels: Kernels, arguments: tuple[Tensor, ...]) -> Tensor | None:
+    """What `scored` takes as ``known``; None: the unit is one part."""
+    parts = _PARTS.get(kernels.unit)
+    return None if parts is None else parts[0](*arguments)
 
 
 def specializes(unit: Callable[..., Tensor]) -> Callable[[Specialize], Specialize]:
@@ -57,12 +80,24 @@ def specialized(kernels: Kernels, t: Tensor, *arguments: Tensor) -> Specialized:
     return (_repairing(kernels), arguments) if found is None else found
 
 
-def scored(kernels: Kernels, scores: Tensor, threshold: Number, arguments: tuple[Number, ...]) -> tuple[Tensor, Tensor]:
-    """Normalized scores and whether they are flagged, both of the shape of ``scores``. Waits for no device."""
+def scored(
+    kernels: Kernels,
+    scores: Tensor,
+    threshold: Number,
+    arguments: tuple[Number, ...],
+    known: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalized scores and whether they are flagged, both of the shape of ``scores``. Waits for no device.
+
+    ``known`` is the `coefficient` of the arguments, in the dtype of the result, if it was computed before.
+    """
     x = arithmetic(scores)
     t, *others = parameters = _rounded(x, threshold, arguments)
     if is_differentiated(x, *parameters) or not is_readable(x, *parameters):
-        u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
+        if known is None or is_differentiated(x, *parameters):
+            u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
+        else:
+            u = _PARTS[kernels.unit][1](x, t, known)
         flagged = flag(x, t)
         if not torch.compiler.is_compiling():
             return repaired(u, flagged), flagged
@@ -97,7 +132,7 @@ def evaluated(
 
 def flag(x: Tensor, t: Tensor) -> Tensor:
     """``x >= t`` (clause N4)."""
-    if x.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if x.device.type == "cpu" and TELLS_EXPORTS and is_compiled():
         result: Tensor = torch.ops.anomnorm.flag(x, t)
         return result
     return x >= t

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anomnorm_torch._tensors import is_differentiated
+from anomnorm_torch._tiles import is_compiled
 
 # P with P(s(y)) = exp(y^2) erfc(y) / 2 and s = y / 2 / (1 + y / 2), to 2^-29 absolute after the exponential: a weighted
 # least-squares fit of degree 9. Written around s = 0, where it is 1/2 exactly, because that is where errors count.
@@ -32,16 +33,18 @@ def ndtr(z: Tensor) -> Tensor:
     if z.dtype == torch.float64 or not torch.compiler.is_compiling():
         lower: Tensor = torch.special.erfc(y) * 0.5
         return lower
+    # Comparisons and choices: on GPUs, minima and maxima that keep NaN are four operations each.
     size = torch.where(y > 0, y, -y)  # the derivative of abs is 0 at 0
-    s = 0.5 * size / (1.0 + 0.5 * size)
-    # The fraction of an infinite number is none.
-    s = torch.where(size < 1e8, s, 1.0)
+    size = torch.where(size > 16.0, 16.0, size)  # where it is 0, and an infinite number has a fraction
+    s = size / (2.0 + size)
     p = s * _TAIL[-1] + _TAIL[-2]
     for coefficient in reversed(_TAIL[:-2]):
         p = s * p + coefficient
-    tail = (s * p + 0.5) * torch.exp(-(size * size))
-    # On the right side of 1/2, whatever rounding did.
-    return torch.where(y > 0, tail.clamp(max=0.5 - torch.finfo(z.dtype).eps / 4), 1.0 - tail.clamp(max=0.5))
+    tail = (s * p + 0.5) * torch.exp2(size * size * -_LOG2_E)
+    below = 0.5 - torch.finfo(z.dtype).eps / 4  # 1 - below is 1/2
+    limited = torch.where(tail > below, below, tail)
+    tail = tail + (limited - tail).detach() if is_differentiated(tail) else limited  # its derivative stays
+    return torch.where(y > 0, tail, 1.0 - tail)
 
 
 def log_ratio(x: Tensor, t: Tensor) -> Tensor:
@@ -56,6 +59,8 @@ def log_ratio(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _log_ratio(x: Tensor, t: Tensor) -> Tensor:
+    if x.dtype == torch.float32 and is_compiled():
+        return _log_ratio_of_bits(x, t)
     # Near t it is log1p((x - t) / t), as log(1 + r) and what rounding took from 1 + r; elsewhere the logarithm of the
     # quotient or, where that leaves the range of normal numbers, of one that is 2^128 nearer to 1.
     x = torch.where(x < 0, 0.0, x)  # a clamp without a maximum has one in onnxruntime: the largest finite number
@@ -70,5 +75,26 @@ def _log_ratio(x: Tensor, t: Tensor) -> Tensor:
     return torch.log(torch.where(near, u, quotient)) + correction
 
 
+def _log_ratio_of_bits(x: Tensor, t: Tensor) -> Tensor:
+    # x / t = 2^k y / t with y / t in [2/3, 3/2), by integers: a float's bits grow by 2^23 where it doubles. So the
+    # digits of x - t stay near t, and nothing leaves the range of normal numbers away from it.
+    start = t.view(torch.int32)
+    above = x.view(torch.int32) - (start - _HALF_A_DOUBLING)
+    k = above >> 23
+    one = (start & _DIGITS) | _ONE  # t scaled to [1, 2), so that no step is subnormal
+    y = ((above & _DIGITS) + (one - _HALF_A_DOUBLING)).view(torch.float32)
+    scale = one.view(torch.float32)
+    s = (y - scale) / (y + scale)
+    w = s * s
+    p = (w * _ATANH[2] + _ATANH[1]) * w + _ATANH[0]
+    value = k.to(torch.float32) * _LOG_2 + (s * (w * p) + s) * 2.0
+    # Numbers below the smallest normal one count as zero (clause N13).
+    return torch.where(x < math.inf, torch.where(x < _TINY, -math.inf, value), x)
+
+
+# atanh(s) = s (1 + w P(w)) with w = s^2, to 2^-28.4 relative up to s = 1/5: a fit of minimal largest error.
+_ATANH = (0.3333347454096629, 0.1997882553535425, 0.15182159162050055)
+_LOG_2, _LOG2_E, _TINY = math.log(2.0), 1.0 / math.log(2.0), torch.finfo(torch.float32).smallest_normal
+_ONE, _DIGITS, _HALF_A_DOUBLING = 127 << 23, (1 << 23) - 1, 1 << 22
 _SCALES = (2.0**64, 2.0**-64), (2.0**-64, 2.0**64)  # of t and of x, where x / t is large or small
 _LOG_2_128 = 88.722839111672999628

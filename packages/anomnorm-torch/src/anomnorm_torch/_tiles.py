@@ -31,6 +31,16 @@ def is_readable(*tensors: Tensor) -> bool:
 
 
 _PLAIN = (Tensor, nn.Parameter)
+# Before, PyTorch's tracer takes `is_exporting` to be true in every program that it compiles (its issue 176347).
+TELLS_EXPORTS = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
+
+
+def is_compiled() -> bool:
+    """Whether ``torch.compile`` traces this, which unlike an export may use any operation.
+
+    Without `TELLS_EXPORTS` also in exports with ``strict=True``.
+    """
+    return torch.compiler.is_dynamo_compiling() and not (TELLS_EXPORTS and torch.compiler.is_exporting())
 
 
 def finite_range(x: Tensor) -> tuple[float, float] | None:

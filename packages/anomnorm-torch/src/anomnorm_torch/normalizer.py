@@ -24,7 +24,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.normalizer import BaseNormalizer, follows_raw, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
-from anomnorm_torch._kernels import evaluated, scored
+from anomnorm_torch._kernels import coefficient, evaluated, scored
 from anomnorm_torch._tensors import keep_dtype, largest_defined
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import METHODS
@@ -75,6 +75,12 @@ class Normalizer(BaseNormalizer, nn.Module):
         for name, buffer in list(self.named_buffers(recurse=False)):
             if not name.startswith(_ROUNDED):
                 self.register_buffer(_ROUNDED + name, buffer.to(torch.float32, copy=True), persistent=False)
+        for level in LEVELS:
+            known = None
+            if self._buffers[f"{level}_threshold"] is not None:
+                arguments = (self._buffers[_ROUNDED + name] for name in self._names[level][1:])
+                known = coefficient(self._kernels, tuple(arguments))  # type: ignore[arg-type]
+            self.register_buffer(f"{_ROUNDED}{level}_coefficient", known, persistent=False)
 
     @staticmethod
     def _arguments_of(fit: Fit, level: str) -> tuple[str, ...]:
@@ -189,7 +195,8 @@ class Normalizer(BaseNormalizer, nn.Module):
             given = threshold if name == SCORES else pixel_threshold
             own, *arguments = self._arguments(LEVEL[name], x)
             t = own if given is None else self._checked(given, own, name)
-            u, flagged = scored(self._kernels, x, t, tuple(arguments))
+            known = None if x.dtype == torch.float64 else self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficient"]
+            u, flagged = scored(self._kernels, x, t, tuple(arguments), known)
             if valid is not None:
                 require_mask(tuple(valid.shape), x.shape[0], "valid")
                 flagged = flagged & valid.to(flagged.device).bool().reshape(-1, *[1] * (flagged.ndim - 1))

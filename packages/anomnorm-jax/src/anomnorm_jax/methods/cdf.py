@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -21,8 +21,9 @@ from anomnorm_core.checks import CAUSES, require_count, require_mask, require_sa
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods.cdf import LEAST_STD, METHOD, STD_FLOOR
 from anomnorm_jax import _counter
-from anomnorm_jax._arrays import arithmetic, evaluated, normalized, samples, selection
-from anomnorm_jax._double import log_distance, log_ratio, two_sum
+from anomnorm_jax._arrays import arithmetic, evaluated, exact, normalized, samples, selection
+from anomnorm_jax._double import log_distance, two_sum
+from anomnorm_jax._normal import half_erfc, has_logarithm, log_ratio
 from anomnorm_jax._sharding import automatic, varying
 
 
@@ -131,18 +132,12 @@ def updated(scale: Scale, record: ScoreDistribution, scores: ArrayLike, where: A
     return merged
 
 
-def _has_logarithm(x: Array) -> Array:
-    # The smallest normal number, because XLA on CPU takes the others for zero.
-    valid: Array = (x >= float(jnp.finfo(x.dtype).tiny)) & (x < jnp.inf)  # type: ignore[no-untyped-call]
-    return valid
-
-
 def _near_logarithm(mean: Array) -> Array:
     info = jnp.finfo(mean.dtype)  # type: ignore[no-untyped-call]
     return jnp.clip(jnp.exp(mean), float(info.tiny), float(info.max))
 
 
-LOG = Scale(_has_logarithm, _near_logarithm, lambda x: log_distance(x, jnp.zeros_like(x)), log_ratio, zeros=True)
+LOG = Scale(has_logarithm, _near_logarithm, lambda x: log_distance(x, jnp.zeros_like(x)), log_ratio, zeros=True)
 
 
 def _first_valid(scale: Scale, x: Array, taken: Array, known: Array) -> Array:
@@ -403,7 +398,7 @@ def denormalize(
 
 def _z(x: Array, _t: Array, mean: Array, std: Array, center: Array) -> Array:
     flat, floor = constant(mean, std, center)
-    finite = (x > 0) & (x < jnp.inf)
+    finite = has_logarithm(x)
     at, offset = _center(center)
     distance = log_ratio(jnp.where(finite, x, 1.0), at) + offset
     z = distance / jnp.where(flat, 1.0, std)
@@ -414,14 +409,19 @@ def _z(x: Array, _t: Array, mean: Array, std: Array, center: Array) -> Array:
     return jnp.where(jnp.isnan(mean) | jnp.isnan(std), jnp.nan, z)
 
 
+@exact
 def _unit(x: Array, t: Array, mean: Array, std: Array, center: Array) -> Array:
     flat, _ = constant(mean, std, center)
-    finite = (x > 0) & (x < jnp.inf)
-    distance = log_ratio(jnp.where(finite, x, 1.0), t)
-    u = phi(distance, jnp.where(flat, 1.0, std))
-    limit = jnp.where(x < t, 0.0, jnp.where(x > t, 1.0, 0.5))
-    u = jnp.where(flat | ~finite, jnp.where(jnp.isnan(x), x, limit), u)
-    return jnp.where(jnp.isnan(mean) | jnp.isnan(std) | jnp.isnan(t), jnp.nan, u)
+    # A threshold that is no number in float32 any more is below all scores.
+    steep = flat | (t < float(jnp.finfo(t.dtype).tiny))  # type: ignore[no-untyped-call]
+    slope = jnp.where(steep, _STEEP, 1.0 / jnp.where(flat, 1.0, std)) * -(0.5**0.5) + 0.0 * (mean + t)
+    distance = log_ratio(x, t)
+    # A step has the derivative 0. What no score enters into is computed apart, and not again for each image.
+    return half_erfc(jnp.where(flat, lax.stop_gradient(distance), distance) * lax.optimization_barrier(slope))  # type: ignore[no-untyped-call]
+
+
+# So large that the step of a constant population is one (clause N7).
+_STEEP = 2.0**60
 
 
 def _inverse(u: Array, t: Array, mean: Array, std: Array, _center: Array) -> Array:
@@ -454,9 +454,7 @@ def _center_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Ar
 
 def phi(distance: Array, std: Array) -> Array:
     """``Phi(distance / std)``, with one factor for all scores: each operation costs digits."""
-    # erfc, because (1 + erf) / 2 loses the lower tail, and XLA's erf exceeds 1 and is not monotone.
-    phi: Array = 0.5 * jax.scipy.special.erfc(distance * (-(0.5**0.5) / std))
-    return phi
+    return half_erfc(distance * (-(0.5**0.5) / std))
 
 
 KERNELS = Kernels(METHOD, init, update, merge, mean_std, unit=_unit, inverse=_inverse, extras={"z": _z})
