@@ -4,25 +4,22 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
-from anomnorm_core import threshold
-from anomnorm_core._version import __version__
-from anomnorm_core.checks import counts_of, report_invalid, share_of_zeros
+from anomnorm_core import fitting, threshold
 from anomnorm_core.cli.arguments import FORMATS, Commands, add_columns, add_command, add_output, wanted
 from anomnorm_core.cli.outputs import require_writable
 from anomnorm_core.cli.progress import blocks_of
 from anomnorm_core.cli.table import Block, Table, TableError, UsageError
 from anomnorm_core.cli.tables import open_table
 from anomnorm_core.errors import OptionError
-from anomnorm_core.fit import Fit, LevelFit
-from anomnorm_core.fit_check import FitCheck, counted, moments
 from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS
 from anomnorm_core.normalizer import Normalizer
-from anomnorm_core.options import OnInvalid, Origin, Rules, ThresholdRule, Transform, Units, parse_threshold
-from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, Choice, Gathered, conclude, place, transform_of
+from anomnorm_core.options import Origin, Rules, ThresholdRule, Transform, Units, parse_threshold
+from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, Choice, place, transform_of
 from anomnorm_core.threshold.search import Found
 
 _RULES = (ThresholdRule.ADAPTIVE, ThresholdRule.NORMAL_QUANTILE, ThresholdRule.FALSE_ALARM_RATE)
@@ -84,8 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     tables = [open_table(path, wanted(arguments)) for path in arguments.scores]
     _report_unused_labels(tables)
     blocks = blocks_of(tables)
-    fit = _bounded(plan, blocks) if arguments.bounded_memory else _exact(plan, blocks)
-    normalizer = Normalizer.from_fit(fit)
+    normalizer = _bounded(plan, blocks) if arguments.bounded_memory else _exact(plan, blocks)
     normalizer.save(target)
     print(normalizer.summary())
 
@@ -167,80 +163,76 @@ def _report_unused_labels(tables: Iterable[Table]) -> None:
                     break
 
 
-class _Statistics:
-    """The record of the rows so far, and how many of which kind there were."""
+class _Rows:
+    """The rows that are fitted, and how many of which kind there were."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels, self._record = kernels, kernels.init()
-        self.normal = self.ignored = self.rows = 0
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self.normal = self._ignored = self._rows = 0
 
-    def add(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Add a block; return its scores and kinds."""
-        scores = block.scores
-        kinds = np.zeros(scores.shape, dtype=np.int8) if block.kinds is None else block.kinds
-        taken = kinds == NORMAL if self._kernels.method.sigmas else kinds != IGNORED
-        self._record = self._kernels.update(self._record, scores[taken])
-        self.rows += scores.size
+    def kept(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and kinds of a block, without the rows that have no label."""
+        kinds = np.zeros(block.scores.shape, dtype=np.int8) if block.kinds is None else block.kinds
+        kept = kinds != IGNORED
+        self._rows += kinds.size
+        self._ignored += int(kinds.size - np.sum(kept))
         self.normal += int(np.sum(kinds == NORMAL))
-        self.ignored += int(np.sum(kinds == IGNORED))
-        return scores, kinds
+        return block.scores[kept], kinds[kept]
 
-    def fit(self) -> Fit:
-        """The parameters, without a threshold."""
-        method, record = self._kernels.method, self._record
-        if self.rows == self.ignored:
-            raise TableError("there are no rows to fit" + (": none has a label." if self.rows else "."))
-        if self.ignored:
-            print(f"anomnorm: {self.ignored} of {self.rows} rows have no label and are left out.", file=sys.stderr)
+    def report(self) -> None:
+        """Say what was left out, once all are read; refuse rows that are no fit."""
+        method = self._plan.kernels.method
+        if self._rows == self._ignored:
+            raise TableError("there are no rows to fit" + (": none has a label." if self._rows else "."))
+        if self._ignored:
+            print(f"anomnorm: {self._ignored} of {self._rows} rows have no label and are left out.", file=sys.stderr)
         if method.sigmas and not self.normal:
             raise TableError(
-                f"none of {self.rows} rows is normal, and {method.name} is fitted on normal ones. Say which are, with "
+                f"none of {self._rows} rows is normal, and {method.name} is fitted on normal ones. Say which are, with "
                 "--normal or --anomalous, or use --method min-max."
             )
-        counts = counts_of(record)
-        parameters = tuple(np.asarray(value) for value in self._kernels.finalize(record, level="image"))
-        report_invalid({"image": counts}, OnInvalid.WARN, method=method)
-        zeros = share_of_zeros(record.count, record.zeros) if method.positive else None
-        level = LevelFit(parameters, None, counts.valid, counts.left_out, zeros)
-        return Fit(method, image=level, fitted_with=("anomnorm-core", __version__))
 
 
-def _exact(plan: _Plan, blocks: Iterable[Block]) -> Fit:
-    """The fit, with all scores held in memory."""
-    statistics = _Statistics(plan.kernels)
-    held = [statistics.add(block) for block in blocks]
-    fit = statistics.fit()
-    scores, kinds = (np.concatenate(column) for column in zip(*held, strict=True))
-    held.clear()
-    choices = {"image": plan.choice, "pixel": Choice(Origin.IMAGE)}
-    fit = conclude(fit, choices, plan.rules, Gathered(scores, kinds), where="the files")
-    fit.report_rate()
-    if fit.method.sigmas and not fit.is_constant:
-        normals = scores[kinds == NORMAL].astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = plan.kernels.extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
-        check = FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=False)
-        check.report(transform_of(fit.method))
-    return fit
+def _exact(plan: _Plan, blocks: Iterable[Block]) -> Normalizer:
+    """The normalizer, with all scores held in memory."""
+    rows, name = _Rows(plan), plan.kernels.method.name
+    parts = []
+    for block in blocks:
+        scores, kinds = rows.kept(block)
+        parts.append(fitting.record(scores, kinds == ANOMALOUS, method=name))
+    rows.report()
+    record = reduce(fitting.merge, parts)
+    parts.clear()
+    rules, choice = plan.rules, plan.choice
+    return fitting.normalizer(
+        record,
+        threshold=str(choice.origin) if choice.is_searched else choice.value,
+        units=choice.units,
+        normal_quantile=rules.normal_quantile,
+        false_alarm_rate=rules.false_alarm_rate,
+        confidence=rules.confidence,
+    )
 
 
-def _bounded(plan: _Plan, blocks: Iterable[Block]) -> Fit:
-    """The fit, with a histogram of the scores in their place."""
-    statistics, record = _Statistics(plan.kernels), threshold.init()
+def _bounded(plan: _Plan, blocks: Iterable[Block]) -> Normalizer:
+    """The normalizer, with a histogram of the scores in their place."""
+    rows, kernels = _Rows(plan), plan.kernels
+    histogram, record = threshold.init(), kernels.init()
     waiting: list[tuple[np.ndarray, np.ndarray]] = []  # a histogram is large, and is not updated with a few scores
     for block in blocks:
-        waiting.append(statistics.add(block))
+        scores, kinds = rows.kept(block)
+        record = kernels.update(record, scores[kinds == NORMAL] if kernels.method.sigmas else scores)
+        waiting.append((scores, kinds))
         if sum(scores.size for scores, _ in waiting) >= _MANY:
-            record = _counted(plan, record, waiting)
+            histogram = _counted(plan, histogram, waiting)
             waiting.clear()
-    record = _counted(plan, record, waiting)
-    fit = statistics.fit()
-    found: dict[str, Found] = {}
-    if plan.choice.is_searched:
-        found["image"] = _searched(plan, record, statistics.normal)
+    histogram = _counted(plan, histogram, waiting)
+    rows.report()
+    fit = Normalizer.fitted(kernels.method.name, record)
+    found = {"image": _searched(plan, histogram, rows.normal)} if plan.choice.is_searched else {}
     fit = place(fit, {"image": plan.choice, "pixel": Choice(Origin.IMAGE)}, found)
     fit.report_rate()
-    return fit
+    return Normalizer.from_fit(fit)
 
 
 def _counted(
@@ -250,7 +242,7 @@ def _counted(
     if not parts:
         return record
     scores, kinds = (np.concatenate(column) for column in zip(*parts, strict=True))
-    taken = kinds != IGNORED if plan.choice.origin is Origin.ADAPTIVE else kinds == NORMAL
+    taken = None if plan.choice.origin is Origin.ADAPTIVE else kinds == NORMAL
     values = np.where(scores <= 0, -np.inf, scores) if plan.kernels.method.positive else scores
     return threshold.update(record, values, kinds == ANOMALOUS, where=taken)
 
