@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -369,6 +370,60 @@ def test_parquet_with_missing_values(run: Callable[..., tuple[int, str, str]]) -
     assert said.startswith("anomnorm: error: x.parquet, row 1, column 'label': 'odd' is no known label")
 
 
+@pytest.mark.skipif(not find_spec("pyarrow"), reason="no pyarrow")
+def test_parquet_that_is_damaged_or_ambiguous(run: Callable[..., tuple[int, str, str]]) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"score": SCORES}), "x.parquet")
+    content = bytearray(Path("x.parquet").read_bytes())
+    content[4:40] = bytes(36)  # the head of the first page; what is read first is at the end
+    Path("x.parquet").write_bytes(content)
+    options = ["--threshold", "false_alarm_rate", "-o", "x.safetensors"]
+    code, _, said = run("fit", "x.parquet", *options)
+    assert code == 1
+    assert said.startswith("anomnorm: error: x.parquet: it is damaged: ")
+    pq.write_table(pa.table([pa.array(SCORES), pa.array(SCORES)], names=["score", "score"]), "x.parquet")
+    code, _, said = run("fit", "x.parquet", "--score", "2", *options)
+    assert (code, said) == (1, "anomnorm: error: x.parquet: several columns are named 'score'; rename them.\n")
+
+
+def test_lines_that_are_too_short_and_too_long_are_no_table(
+    reader: str,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    # As many delimiters as in a table, in other lines.
+    Path("x.csv").write_text("score,path,label\n1,2,3,0\n4,0\n" + "5,a,0\n" * 50)
+    code, _, said = run("fit", "x.csv", *RATE, "-o", "x.safetensors")
+    assert (code, said) == (1, "anomnorm: error: x.csv, line 2: it has 4 columns, and the first line 3.\n")
+    code, _, said = run("fit", "x.csv", "--method", "min-max", "--threshold", "3", "-o", "x.safetensors")
+    assert code == 1
+    assert "x.csv, line 2: it has 4 columns, and the first line 3." in said
+
+
+@pytest.mark.parametrize(("offset", "bits", "what"), [(8, 1, "encrypted"), (10, 99, "compression")])
+def test_archives_that_cannot_be_opened(
+    offset: int, bits: int, what: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    write("npz")
+    content = bytearray(Path("scores.npz").read_bytes())
+    entry = content.find(b"PK\x01\x02")
+    while entry >= 0:
+        content[entry + offset] |= bits
+        entry = content.find(b"PK\x01\x02", entry + 4)
+    Path("scores.npz").write_bytes(content)
+    code, _, said = run("fit", "scores.npz", *RATE, "-o", "x.safetensors")
+    assert code == 1
+    assert said.startswith("anomnorm: error: scores.npz: this is no archive of arrays in NumPy's format (")
+    assert what in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_a_pipe_is_refused_before_it_is_read(run: Callable[..., tuple[int, str, str]]) -> None:
+    os.mkfifo("x.csv")  # opening it would wait for somebody who writes
+    code, _, said = run("fit", "x.csv", *RATE, "-o", "x.safetensors")
+    assert code == 1
+    assert said.startswith("anomnorm: error: x.csv: this is no regular file")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -462,7 +517,7 @@ def test_nothing_is_replaced_or_half_written(
     Path("scores.csv").write_text(content)
     with monkeypatch.context() as patch:
         patch.setattr(text.TextTable, "_by_numpy", interrupted)
-        assert run(*command, "--force") == (130, "", "anomnorm: error: interrupted; nothing was written\n")
+        assert run(*command, "--force") == (130, "", "anomnorm: error: interrupted; no file was left unfinished\n")
     assert Path("out.csv").read_text() == "old"
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["out.csv", "scores.csv", "x.safetensors"]
     # A table may be replaced by its own result.

@@ -59,7 +59,7 @@ def _message(error: BaseException) -> str:
     """One line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = "interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else str(error)
+    text = "interrupted; no file was left unfinished" if isinstance(error, KeyboardInterrupt) else str(error)
     return " ".join(text.split())
 
 

@@ -117,7 +117,7 @@ class NpzTable(Table):
                 for member in archive.namelist():
                     with archive.open(member) as file:
                         self._headers[member.removesuffix(".npy")] = _Header.read(file)
-        except (ValueError, zipfile.BadZipFile) as error:
+        except (ValueError, RuntimeError, zipfile.BadZipFile) as error:  # encrypted, or compressed in another way
             raise TableError(f"{path}: this is no archive of arrays in NumPy's format ({error}).") from None
         columns = [name for name, header in self._headers.items() if header.is_column and not header.dtype.hasobject]
         super().__init__(path, wanted, columns)

@@ -27,12 +27,15 @@ class ParquetTable(Table):
         except pa.ArrowInvalid as error:
             raise TableError(f"{path}: this is no Parquet file ({error}).") from None
         super().__init__(path, wanted, self._file.schema_arrow.names)
+        for position in (self.score, self.label, self.name):
+            if position is not None and self.columns.count(self.columns[position]) > 1:
+                raise TableError(f"{path}: several columns are named {self.columns[position]!r}; rename them.")
 
     def blocks(self, *, whole: bool = False) -> Iterator[Block]:
         """See `Table.blocks`."""
         total, start = self._file.metadata.num_rows, 0
         used = [self.columns[each] for each in (self.score, self.label, self.name) if each is not None]
-        for batch in self._file.iter_batches(ROWS, columns=None if whole else used):
+        for batch in self._batches(None if whole else used):
             numbers = range(start, start + batch.num_rows)
             start += batch.num_rows
             kinds = names = None
@@ -43,6 +46,14 @@ class ParquetTable(Table):
                 names = ["" if name is None else str(name) for name in given]
             scores = self._scores(batch.column(self.columns[self.score]).to_numpy(zero_copy_only=False))
             yield Block(scores, kinds, names, batch if whole else None, self.size * batch.num_rows // total)
+
+    def _batches(self, columns: list[str] | None) -> Iterator[Any]:
+        """Pieces of the file, with errors that name it."""
+        pa = libraries.arrow("")
+        try:
+            yield from self._file.iter_batches(ROWS, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise TableError(f"{self.path}: it is damaged: {error}.") from None
 
     def writer(self, path: Path, file: BinaryIO, added: Sequence[str]) -> Writer:  # noqa: ARG002
         """See `Table.writer`."""

@@ -18,6 +18,8 @@ def open_table(path: str | Path, wanted: Wanted) -> Table:
         OSError: it cannot be read.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise TableError(f"{path}: this is no regular file, and scores are read more than once; save them to one.")
     for kind in _KINDS:
         if path.suffix.lower() in kind.suffixes:
             return kind(path, wanted)  # type: ignore[call-arg]

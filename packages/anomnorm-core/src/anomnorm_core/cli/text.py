@@ -124,13 +124,17 @@ class TextTable(Table):
     def _by_numpy(self, lines: list[str]) -> tuple[np.ndarray, Coded | None]:
         if self.label == self.score:
             raise ValueError("one column twice")
-        columns = [self.score] if self.label is None else [self.score, self.label]
-        dtype: Any = "f8" if self.label is None else [("score", "f8"), ("label", f"S{_WORD}")]
+        columns, dtype = [self.score], [("score", "f8")]
+        if self.label is not None:
+            columns, dtype = [*columns, self.label], [*dtype, ("label", f"S{_WORD}")]
+        last = len(self.columns) - 1
+        if last not in columns:  # so that a line with fewer columns is an error, though another one has more
+            columns, dtype = [*columns, last], [*dtype, ("last", "U1")]
         table: Any = np.loadtxt(
             lines, dtype, comments=None, delimiter=self.delimiter, usecols=columns, ndmin=1, quotechar='"'
         )
         if self.label is None:
-            return table, None
+            return table["score"], None
         labels = np.ascontiguousarray(table["label"])
         if np.any(labels.view("S1").reshape(-1, _WORD)[:, -1] != b""):
             raise ValueError("a label may have been cut off")
