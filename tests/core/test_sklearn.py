@@ -243,6 +243,7 @@ def test_anomalies_are_known_by_their_labels_and_never_trained_on(
         ([-1] * 6, None, "labels -1, and"),
         (["good"] * 6, None, "labels 'good', and"),
         ([0, 0, 0, 1, 1, math.nan], None, "y has NaN"),
+        (["good", "good", None, "bad", "bad", "bad"], "good", "labels of several types"),
         ([0] * 6, 1, "no sample has the label 1 of normal ones; y has 0"),
         ([[0]] * 6, None, r"shape \(60, 1\)"),
     ],

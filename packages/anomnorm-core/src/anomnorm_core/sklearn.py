@@ -335,7 +335,10 @@ def _anomalous(y: Any, samples: int, normal_label: Any) -> np.ndarray:
         raise ValueError("Complex data not supported: y holds labels.")
     if labels.dtype.kind == "f" and np.any(np.isnan(labels)):
         raise ValueError("y has NaN; leave out samples of which nothing is known, or call them normal.")
-    found = np.unique(labels).tolist()
+    try:
+        found = np.unique(labels).tolist()
+    except TypeError:
+        raise ValueError("y has labels of several types, None for example; give them one type.") from None
     if normal_label is None:
         normal_label = _normal_label(found)
     anomalous: np.ndarray = labels != normal_label

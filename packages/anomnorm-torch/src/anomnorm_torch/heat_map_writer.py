@@ -35,7 +35,8 @@ class HeatMapWriting:
             shapes. None: the batch itself where it is a tensor of images, the first part of a tuple, or a field
             ``image`` or ``images``; without any of them the maps alone are drawn.
         names: of the images: a function of a batch that returns a text or path for each. None takes ``image_path``,
-            ``path`` or ``filename`` (or their plural) of the batch, else the index in the data.
+            ``path`` or ``filename`` (or their plural) of the batch, else the index in the data; in a test that of the
+            output among those of its loader, in several processes for each by itself.
         overwrite: whether the table of a former run, and the heat maps that it lists, are replaced.
 
     Raises:
@@ -60,7 +61,7 @@ class HeatMapWriting:
         self._images, self._names = images, names
         self._writer: HeatMapFolder | None = None  # of the present test or prediction
         self._own: list[OwnSamples] = []  # of each of its loaders
-        self._count = 0  # samples so far
+        self._count = 0  # samples of the present loader so far
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the order of the callbacks.
@@ -98,7 +99,7 @@ class HeatMapWriting:
         folder = self.folder / stage
         if trainer.world_size > 1:
             folder /= f"{trainer.global_rank}-of-{trainer.world_size}"
-        self._writer, self._count = HeatMapFolder(folder, overwrite=self.overwrite), 0
+        self._writer = HeatMapFolder(folder, overwrite=self.overwrite)
         self._own = [OwnSamples(loader) for loader in flattened(loaders)]
 
     def write_on_batch_end(
@@ -131,6 +132,8 @@ class HeatMapWriting:
         self._write(outputs, batch, batch_idx, dataloader_idx)
 
     def _write(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int, indices: Any = None) -> None:
+        if batch_idx == 0:
+            self._count = 0
         if outputs is None or self._writer is None:  # a skipped batch
             return
         step = StepOutputs(outputs)

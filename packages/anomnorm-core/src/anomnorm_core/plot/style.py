@@ -110,7 +110,7 @@ def raw_axis(axes: "Axes", *, is_log: bool, level: str = "image") -> None:
     if is_log:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        plain_numbers(axes.xaxis, (1.0, 2.0, 5.0) if high / low < 30 else (1.0,))
+        plain_numbers(axes.xaxis, (1.0, 2.0, 5.0) if high < 30 * low else (1.0,))
 
 
 def plain_numbers(axis: "Axis", steps: tuple[float, ...] = (1.0,)) -> None:
