@@ -155,3 +155,21 @@ def test_without_matplotlib_nothing_is_begun(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ModuleNotFoundError, match=r"anomnorm-core\[plot\]"):
         HeatMapFolder(tmp_path / "a")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_long_name_of_any_script_fits_into_a_folder(tmp_path: Path) -> None:
+    outputs = {"pred_scores": np.zeros(1), "pred_labels": np.zeros(1, bool), "anomaly_maps": np.zeros((1, 4, 4))}
+    (path,) = write_heat_maps(tmp_path / "a", None, outputs | {"pred_masks": np.zeros((1, 4, 4), bool)}, ["é" * 300])
+    assert path is not None
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(("field", "shape"), [("pred_labels", (2,)), ("pred_masks", (1, 3, 4))])
+def test_labels_of_another_shape_are_refused_before_anything_is_written(
+    field: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    outputs = {"pred_scores": np.zeros(1), "pred_labels": np.zeros(1, bool), "anomaly_maps": np.zeros((1, 4, 4))}
+    outputs |= {"pred_masks": np.zeros((1, 4, 4), bool)} | {field: np.zeros(shape, bool)}
+    with pytest.raises(OutputError, match=f"'{field}' has shape"):
+        write_heat_maps(tmp_path / "a", None, outputs)
+    assert not [*(tmp_path / "a").iterdir()]

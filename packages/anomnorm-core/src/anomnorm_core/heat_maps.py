@@ -117,7 +117,8 @@ class HeatMapFolder:
         parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")][-2:] or ["image"]
         if parts[-1].lower().endswith(_SUFFIXES):
             parts[-1] = parts[-1].rpartition(".")[0]
-        stem = re.sub(r"[^\w.-]", "_", "_".join(parts))[-150:]
+        # A name has up to 255 bytes in most file systems.
+        stem = re.sub(r"[^\w.-]", "_", "_".join(parts)).encode()[-150:].decode(errors="ignore")
         found, again = stem, 1
         while found.lower() in self._taken:
             again += 1
@@ -220,6 +221,13 @@ class _Batch:
         self.masks = None if masks is None or maps is None else as_maps(masks, self._fields.pred_masks).astype(bool)
         require_shapes(shaped.shape, None if self.maps is None else self.maps.shape)
         self.scores = shaped.reshape(-1)
+        marks = to_host(labels).reshape(-1).astype(np.uint8)
+        shapes = [(self._fields.pred_labels, marks.shape, self.scores.shape)]
+        if self.maps is not None and self.masks is not None:
+            shapes.append((self._fields.pred_masks, self.masks.shape, self.maps.shape))
+        for name, found_shape, expected in shapes:
+            if found_shape != expected:
+                raise OutputError(f"{name!r} has shape {found_shape}; {expected} is needed, that of what it labels.")
         for name, array in ((self._fields.scores, self.scores), (self._fields.maps, self.maps)):
             if array is not None and np.any((array < 0) | (array > 1)):
                 raise OutputError(
@@ -233,7 +241,7 @@ class _Batch:
             PLURAL.scores + name.removeprefix(self._fields.scores): to_host(self._find(name)).reshape(-1)
             for name in self._extras()
         }
-        self.columns |= {PLURAL.scores: self.scores, PLURAL.pred_labels: to_host(labels).reshape(-1).astype(np.uint8)}
+        self.columns |= {PLURAL.scores: self.scores, PLURAL.pred_labels: marks}
 
     def _find(self, name: str) -> Any:
         return self._outputs.get(name) if isinstance(self._outputs, Mapping) else getattr(self._outputs, name, None)

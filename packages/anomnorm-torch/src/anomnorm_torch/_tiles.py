@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.torch_version import TorchVersion
 
 # Elements for each thread: some tensors of this size, of float32 or float64, fit into a core's cache of a megabyte or
 # two. PyTorch spends a microsecond on each operation whatever its size, which rules out much smaller tiles.
@@ -32,7 +33,7 @@ def is_readable(*tensors: Tensor) -> bool:
 
 _PLAIN = (Tensor, nn.Parameter)
 # Before, PyTorch's tracer takes `is_exporting` to be true in every program that it compiles (its issue 176347).
-TELLS_EXPORTS = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
+TELLS_EXPORTS = TorchVersion(torch.__version__) >= "2.13"
 
 
 def is_compiled() -> bool:
