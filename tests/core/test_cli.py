@@ -119,6 +119,36 @@ def test_from_scores_to_labels(kind: str, run: Callable[..., tuple[int, str, str
     np.testing.assert_allclose(table["z"].astype(float), (np.log(SCORES) - log.mean()) / log.std(ddof=1), atol=1e-12)
 
 
+@pytest.mark.parametrize("delimiter", [";", None])
+def test_decimal_commas(delimiter: str | None, reader: str, run: Callable[..., tuple[int, str, str]]) -> None:
+    """Also of one column, in which the comma separates nothing; what is added has them too."""
+    given = [repr(score).replace(".", ",") for score in SCORES.tolist()]
+    rows = list(zip(given, LABELS.tolist(), strict=True)) if delimiter else [[text] for text in given]
+    write_text(Path("comma.csv"), ["score", "label"][: len(rows[0])], rows, delimiter=delimiter or ";")
+    write()
+    labelled = ["--label", "label"] if delimiter else []
+    for path, more in (("comma.csv", ["--decimal", ","]), ("scores.csv", [])):
+        end = ("--threshold", "2.5", *labelled, *more, "-o", f"{path}.safetensors")
+        assert run("fit", path, *end)[0] == 0
+    assert Path("comma.csv.safetensors").read_bytes() == Path("scores.csv.safetensors").read_bytes()
+    assert run("apply", "comma.csv.safetensors", "comma.csv", "--decimal", ",", "-o", "out.csv")[0] == 0
+    assert run("apply", "comma.csv.safetensors", "scores.csv", "-o", "plain.csv")[0] == 0
+    with Path("out.csv").open(encoding="utf-8", newline="") as file:
+        found = [row["normalized_score"] for row in csv.DictReader(file, delimiter=";")]
+    assert [text.replace(",", ".") for text in found] == [row["normalized_score"] for row in read("plain.csv")]
+    assert "," in found[0]
+
+
+@pytest.mark.clause("S9")
+def test_the_shape_of_scores_is_checked_whatever_the_threshold(run: Callable[..., tuple[int, str, str]]) -> None:
+    gumbel = np.exp(np.random.default_rng(4).gumbel(size=400))  # skewed, also as a logarithm
+    write_text(Path("gumbel.csv"), ["score"], [[score] for score in gumbel.tolist()])
+    for threshold in (["3"], ["false_alarm_rate"], ["normal_quantile"]):
+        said = run("fit", "gumbel.csv", "--threshold", *threshold, "--force", "-o", "a.safetensors")
+        assert said[0] == 0
+        assert "skew" in said[2]
+
+
 def test_same_file_as_the_api(run: Callable[..., tuple[int, str, str]]) -> None:
     write()
     assert run("fit", "scores.csv", "--label", "label", "--threshold", "2.5", "-o", "a.safetensors")[0] == 0
@@ -239,7 +269,7 @@ def test_unusual_text(run: Callable[..., tuple[int, str, str]]) -> None:
 FAULTS = [
     ("abc", "scores.csv, line 17, column 'score': 'abc' is no number."),
     ("0,5", "scores.csv, line 17: it has 4 columns, and the first line 3."),
-    ('"0,5"', "scores.csv, line 17, column 'score': '0,5' is no number. Write it with a decimal point."),
+    ('"0,5"', "scores.csv, line 17, column 'score': '0,5' is no number. If that is a decimal comma, give --decimal ,."),
     ("1_0", "scores.csv, line 17, column 'score': '1_0' is no number."),
     ('"1', "scores.csv, line 17: a quotation mark opens here that is not closed in this line."),
     ("1.0,scratch\n#", "scores.csv, line 18: it has 2 columns, and the first line 3."),

@@ -34,6 +34,8 @@ def charts(samples: Samples) -> Iterator[Element]:
     with _style():
         raw, normalized = _axes(), _axes()
         plot.scores(*given, ax=[raw, normalized])
+        for each in (raw, normalized):  # large counts need the whole width
+            put_legend(each, columns=1)
         yield _figure(raw, "raw", "Histogram of the raw scores, with the threshold and what was fitted.")
         yield _figure(normalized, "normalized", "Histogram of the normalized scores, with the threshold at 0.5.")
         if samples.labels is None:

@@ -118,7 +118,7 @@ def _promise(fit: Fit, level: str, threshold: Threshold) -> str:
         one, many = "pixel", "pixels"
     said = (
         f"The {level} threshold is {_ORIGINS[threshold.origin]}. A {one} is flagged where its raw score is "
-        f"{span(threshold.raw)} or more, which is 0.5 when normalized."
+        f"{span(threshold.raw, 9)} or more, which is 0.5 when normalized."
     )
     if rate is None:
         return (

@@ -19,7 +19,6 @@ from anomnorm_core._arrays import quiet
 from anomnorm_core.checks import label_axes
 from anomnorm_core.errors import OptionError
 from anomnorm_core.fields import MAPS, SCORES
-from anomnorm_core.fit import Fit
 from anomnorm_core.fit_check import FitCheck, counted, moments
 from anomnorm_core.methods import METHODS
 from anomnorm_core.normalizer import Normalizer, raw_values
@@ -109,7 +108,8 @@ def normalizer(
 
     A method with sigmas is fitted on the normal samples, any other one on all. What is fitted of the image scores, and
     their threshold, depend on the scores alone, not on how they came in parts: they are sorted first. A threshold in
-    sigmas is worth as much as the scores are distributed as the method supposes; a warning says where they are not.
+    sigmas is worth as much as the scores are distributed as the method supposes; a warning says where they are not
+    (`check` says it under other thresholds).
 
     Args:
         record: of `record` and `merge`.
@@ -158,20 +158,21 @@ def normalizer(
     if scale is Units.NORMALIZED:
         raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
     choices = {level: choice._replace(units=scale) for level, choice in choose(given, fit).items()}
-    gathered = Gathered(scores, labels)
-    fit = conclude(fit, choices, rules, gathered, where="the labels", unseen=False)
+    fit = conclude(fit, choices, rules, Gathered(scores, labels), where="the labels", unseen=False)
+    found = Normalizer.from_fit(fit)
     if not fit.report_rate() and fit.threshold("image").fixed is Units.SIGMAS:
-        _check(fit, gathered)
-    return Normalizer.from_fit(fit)
+        check(record, found).report(transform_of(fit.method))
+    return found
 
 
 @quiet
-def _check(fit: Fit, gathered: Gathered) -> None:
-    """Warn where the normal samples are not distributed as the method, and a threshold in sigmas, suppose (S9)."""
-    normals = np.sort(gathered.scores[gathered.labels == NORMAL].astype(np.float64))
-    z = METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
-    check = FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=False)
-    check.report(transform_of(fit.method))
+def check(record: Record, normalizer: Normalizer) -> FitCheck:
+    """Whether the normal samples of a record are distributed as a method with sigmas supposes (clause S9)."""
+    fit = normalizer.to_fit()
+    normals = [scores[labels == NORMAL] for scores, labels in zip(record.scores, record.labels, strict=True)]
+    values = np.sort(np.concatenate(normals)).astype(np.float64)
+    z = METHODS[fit.method.name].extras["z"](values, np.asarray(1.0), *fit.arguments("image"))
+    return FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=False)
 
 
 def _kinds(labels: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -59,6 +59,9 @@ def add_columns(parser: argparse.ArgumentParser, *, labels: bool = True, names: 
     )
     group.add_argument("--delimiter", metavar="CHARACTER", type=_character, help="of text; default: found out")
     group.add_argument(
+        "--decimal", choices=(".", ","), default=".", help="of numbers in text; with a comma lines are read slowly"
+    )
+    group.add_argument(
         "--header", action=argparse.BooleanOptionalAction, help="whether the first line has names; default: found out"
     )
 
@@ -67,8 +70,9 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
     """What `add_columns` found."""
     given = vars(arguments)
     labels = Labels.of(given.get("normal") or (), given.get("anomalous") or ())
-    names = {name: given.get(name) for name in ("score", "label", "name", "dtype", "delimiter", "header")}
-    return Wanted(labels=labels, **names)
+    plain = ("score", "label", "name", "dtype", "delimiter", "decimal", "header")
+    columns: dict[str, Any] = {name: given.get(name) for name in plain}
+    return Wanted(labels=labels, **columns)
 
 
 def add_output(parser: argparse.ArgumentParser, text: str, *, required: bool = True) -> None:

@@ -204,7 +204,7 @@ def _exact(plan: _Plan, blocks: Iterable[Block]) -> Normalizer:
     record = reduce(fitting.merge, parts)
     parts.clear()
     rules, choice = plan.rules, plan.choice
-    return fitting.normalizer(
+    normalizer = fitting.normalizer(
         record,
         threshold=str(choice.origin) if choice.is_searched else choice.value,
         units=choice.units,
@@ -212,6 +212,11 @@ def _exact(plan: _Plan, blocks: Iterable[Block]) -> Normalizer:
         false_alarm_rate=rules.false_alarm_rate,
         confidence=rules.confidence,
     )
+    fit = normalizer.to_fit()
+    # Normalized scores and expected rates are told of sigmas too, wherever the threshold comes from.
+    if fit.method.sigmas and not fit.is_constant and fit.threshold("image").fixed is not Units.SIGMAS:
+        fitting.check(record, normalizer).report(transform_of(fit.method))
+    return normalizer
 
 
 def _bounded(plan: _Plan, blocks: Iterable[Block]) -> Normalizer:

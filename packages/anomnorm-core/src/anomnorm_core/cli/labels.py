@@ -8,7 +8,7 @@ import numpy as np
 
 from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL
 
-NORMAL_WORDS = ("0", "false", "no", "normal", "good", "ok", "negative", "inlier")
+NORMAL_WORDS = ("0", "false", "no", "normal", "good", "ok", "pass", "negative", "inlier")
 ANOMALOUS_WORDS = (
     "1",
     "true",
@@ -17,6 +17,9 @@ ANOMALOUS_WORDS = (
     "anomaly",
     "abnormal",
     "bad",
+    "ng",
+    "nok",
+    "fail",
     "defect",
     "defective",
     "positive",

@@ -32,6 +32,7 @@ class Wanted:
     labels: Labels = field(default_factory=Labels)
     dtype: str | None = None  # of the scores, "float32" or "float64"; None: as in the file
     delimiter: str | None = None  # of text; None: what its first lines have
+    decimal: str = "."  # of text
     header: bool | None = None  # of text; None: whether its first line looks like one
 
 

@@ -42,12 +42,14 @@ class TextTable(Table):
         text = start.removeprefix(_MARK)
         lines = self._sample(path, text if len(start) < _SAMPLE else text[: text.rfind(b"\n") + 1])
         self.newline = "\r\n" if text.partition(b"\n")[0].endswith(b"\r") else "\n"
-        self.delimiter = wanted.delimiter or _sniffed(lines)
+        self.decimal = wanted.decimal
+        self.delimiter = wanted.delimiter or _sniffed(lines, _DELIMITERS.replace(wanted.decimal, ""))
         try:
             rows = list(csv.reader(lines, delimiter=self.delimiter))
         except (csv.Error, TypeError) as error:
             raise TableError(f"{path}: its first lines are no table: {error}.") from None
-        has_header = _has_header(rows) if wanted.header is None else wanted.header
+        plain = [[field.replace(self.decimal, ".") for field in row] for row in rows]
+        has_header = _has_header(plain) if wanted.header is None else wanted.header
         self.header = _FIRST_LINE.match(start)[0] if has_header else b""  # type: ignore[index]
         names = rows[0] if has_header else map(str, range(1, len(rows[0]) + 1))
         super().__init__(path, wanted, [name.strip() for name in names])
@@ -87,7 +89,7 @@ class TextTable(Table):
         """See `Table.writer`."""
         names = "".join(self.delimiter + name for name in added) + self.newline
         file.write(self.header.rstrip(b"\r\n") + names.encode() if self.header else self._mark)
-        return _TextWriter(file, self.delimiter, self.newline)
+        return _TextWriter(file, self.delimiter, self.newline, self.decimal)
 
     def _parsed(self, data: bytes, number: int, whole: bool) -> tuple[Block, int]:
         """The rows of some lines, the first of which has this ``number``, and how many lines that are."""
@@ -98,7 +100,7 @@ class TextTable(Table):
         count = data.count(b"\n") + 1 if lines is None else len(lines)
         numbers: Sequence[int] = range(number, number + count)
         names, found = None, None
-        if self.name is None and self._is_regular(data, count):
+        if self.name is None and self.decimal == "." and self._is_regular(data, count):
             with suppress(ValueError):  # of both
                 found = self._by_arrow(data) if self._has_arrow else self._by_numpy(lines or [])
         if found is not None and len(found[0]) == count:
@@ -194,21 +196,22 @@ class TextTable(Table):
     def _number(self, text: str, number: int) -> float:
         """A score; NaN of an empty field, which is how many programs write one."""
         try:
-            if text.isascii() and "_" not in text:
-                return float(text) if text.strip() else np.nan
+            if text.isascii() and "_" not in text and (self.decimal == "." or "." not in text):
+                return float(text.replace(self.decimal, ".")) if text.strip() else np.nan
         except ValueError:
             pass
         comma = text.count(",") == 1 and text.replace(",", "").strip(" +-").isdecimal()
-        remedy = ". Write it with a decimal point" if comma else ""
+        remedy = ". If that is a decimal comma, give --decimal ," if comma else ""
         raise TableError(f"{self._at(number, self.score)}: {text!r} is no number{remedy}.")
 
 
 class _TextWriter(Writer):
-    def __init__(self, file: BinaryIO, delimiter: str, newline: str) -> None:
-        self._file, self._delimiter, self._newline = file, delimiter, newline
+    def __init__(self, file: BinaryIO, delimiter: str, newline: str, decimal: str) -> None:
+        self._file, self._delimiter, self._newline, self._decimal = file, delimiter, newline, decimal
 
     def write(self, block: Block, added: Mapping[str, np.ndarray]) -> None:
-        fields = zip(block.rows, *map(_texts, added.values()), strict=True)
+        texts = [[text.replace(".", self._decimal) for text in _texts(values)] for values in added.values()]
+        fields = zip(block.rows, *texts, strict=True)
         lines = self._newline.join(map(self._delimiter.join, fields))
         self._file.write((lines + self._newline).encode() if lines else b"")
 
@@ -220,16 +223,16 @@ def _texts(values: np.ndarray) -> Iterator[str]:
     return map(str, values.tolist())
 
 
-def _sniffed(lines: list[str]) -> str:
-    """The delimiter that is equally often in each of the lines; a comma if none is."""
-    for delimiter in _DELIMITERS:
+def _sniffed(lines: list[str], delimiters: str) -> str:
+    """The delimiter that is equally often in each of the lines; if none is, one that is nowhere."""
+    for delimiter in delimiters:
         try:
             counts = {len(row) for row in csv.reader(lines, delimiter=delimiter)}
         except csv.Error:
             continue
         if len(counts) == 1 and counts != {1}:
             return delimiter
-    return ","
+    return "," if "," in delimiters else ";"
 
 
 def _has_header(rows: list[list[str]]) -> bool:
