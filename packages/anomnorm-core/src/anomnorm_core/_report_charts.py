@@ -12,6 +12,7 @@ import numpy as np
 from anomnorm_core import plot
 from anomnorm_core._page import element
 from anomnorm_core._report_scores import Samples
+from anomnorm_core.plot.map_rows import range_of
 from anomnorm_core.plot.style import INK, put_legend
 
 if TYPE_CHECKING:
@@ -71,10 +72,12 @@ def map_chart(samples: Samples, index: int) -> Element:
         masks = None if samples.masks is None else samples.masks[own]
         plot.maps(samples.normalizer, images[own], samples.maps[own], masks, index=0, axes=axes)
         axes[0, 0].set_ylabel("")
+        axes[0, 1].images[0].set_clim(*range_of(samples.maps))  # one scale for all samples
         name = samples.name(index)
         described = f"Input, raw map, normalized map and flagged pixels of {name.text}"
         drawn = _inline(figure, f"map{index}", described)
-        return element("figure", drawn, element("figcaption", name, f": raw {samples.raw[index]:.4g}"))
+        decision = "flagged" if samples.flagged[index] else "not flagged"
+        return element("figure", drawn, element("figcaption", name, f": raw {samples.raw[index]:.4g}, {decision}"))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from anomnorm_core.errors import OptionError
 from anomnorm_core.fields import without_last_channel
 from anomnorm_core.fit import Fit
 from anomnorm_core.normalizer import Normalizer
+from anomnorm_core.options import Origin
 from anomnorm_core.threshold import adaptive, flag
 
 WORST = 6  # samples of a kind that are listed
@@ -176,6 +177,11 @@ def outcomes(samples: Samples) -> Iterator[Element]:
         yield element("p", "No labels were given, so that nothing can be said about how right the decisions are.")
         return
     yield _metrics("Decisions at the threshold", {"image": outcome} | _of_pixels(samples))
+    if samples.fit.threshold("image").origin in (Origin.ADAPTIVE, Origin.NORMAL_QUANTILE, Origin.FALSE_ALARM_RATE):
+        yield element(
+            "p",
+            "The threshold was found among validation samples. If these are the same, new ones will do a little worse.",
+        )
     yield from _false_alarms(samples, outcome)
     defined = ~np.isnan(samples.raw)
     if np.any(defined & groups["Normal"]) and np.any(defined & groups["Anomalous"]):

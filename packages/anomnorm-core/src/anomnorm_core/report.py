@@ -111,7 +111,7 @@ def _meanings(fit: Fit, samples: Samples | None) -> Iterator[Element]:
     if fit.thresholds["image"].guaranteed:
         words = (
             "The share of new normals in these rows is that of the fitted distribution. The promise of the threshold "
-            "itself needs no distribution and is the more cautious one."
+            "itself needs no distribution; where the two are far apart, the distribution fits badly."
         )
         yield element("p", words)
 

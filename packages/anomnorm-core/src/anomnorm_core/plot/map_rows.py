@@ -51,6 +51,8 @@ def maps(
         NotFittedError, OutputError, ResolutionError: as in a call of the normalizer.
         ModuleNotFoundError: matplotlib is not installed.
     """
+    from matplotlib.ticker import MaxNLocator
+
     raw = to_host(anomaly_maps)
     shown = list(range(min(4, len(raw)))) if index is None else [int(each) for each in np.atleast_1d(index)]
     lengths = {"images": len(images), "anomaly_maps": len(raw)} | ({} if masks is None else {"masks": len(masks)})
@@ -65,14 +67,13 @@ def maps(
     truth = None if masks is None else as_maps(to_host(masks)[shown], "masks") > 0
     ratio = pictures.shape[1] / pictures.shape[2]
     figure, found = axes_of(axes, len(shown), 4, (10, 0.9 + 2.4 * len(shown) * ratio), "axes")
-    finite = raw[np.isfinite(raw)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    low, high = range_of(raw)
     for row, (number, cells) in enumerate(zip(shown, found, strict=True)):
         cells[0].imshow(pictures[row], extent=_EXTENT)
         of_raw = cells[1].imshow(raw[row], cmap=RAW_MAP, vmin=low, vmax=high, extent=_EXTENT)
         of_normalized = cells[2].imshow(normalized[row], cmap=NORMALIZED_MAP, vmin=0, vmax=1, extent=_EXTENT)
         if row == len(shown) - 1:
-            for cell, drawn, ticks in ((cells[1], of_raw, None), (cells[2], of_normalized, [0, 0.5, 1])):
+            for cell, drawn, ticks in ((cells[1], of_raw, MaxNLocator(3)), (cells[2], of_normalized, [0, 0.5, 1])):
                 bar = cell.inset_axes((0.1, -0.14, 0.8, 0.07))
                 figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=ticks)
         cells[3].imshow(pictures[row], extent=_EXTENT)
@@ -86,6 +87,12 @@ def maps(
     for cell, title in zip(found[0], titles, strict=True):
         cell.set_title(title)
     return figure, found
+
+
+def range_of(maps: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest finite pixel."""
+    finite = maps[np.isfinite(maps)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def outline(axes: "Axes", mask: np.ndarray, color: str, linestyle: str = "-") -> None:
