@@ -163,6 +163,42 @@ def newest(session: nox.Session) -> None:
         session.run("python", f"examples/{example}")
 
 
+@nox.session
+def anomalib(session: nox.Session) -> None:
+    """Run the post-processors in the newest anomalib 2, with untrained models on made images."""
+    packages = [argument for package in PACKAGES if "jax" not in package for argument in ("-e", package)]
+    # What anomalib, timm and torchvision need but torch: the newest of those would bring another one.
+    needs = (
+        "docstring-parser",
+        "einops",
+        "freia",
+        "huggingface_hub",
+        "imagecodecs",
+        "jsonargparse[signatures]<4.47",
+        "kornia",
+        "lightning",
+        "matplotlib",
+        "omegaconf",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "opencv-python-headless",
+        "openvino",
+        "pandas",
+        "pillow",
+        "platformdirs",
+        "rich",
+        "rich-argparse",
+        "scikit-image",
+        "scikit-learn",
+        "tifffile",
+    )
+    session.install(*CONSTRAINTS, *packages, *needs, "hypothesis", "pytest")
+    session.install(*CONSTRAINTS, "--no-deps", "anomalib>=2.7,<3", "timm", "torchvision")
+    session.run("python", "-c", "from importlib.metadata import version; print('anomalib', version('anomalib'))")
+    session.run("python", "-m", "pytest", "tests/anomalib", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Detect anomalous handwritten digits with both frameworks and both normalizations."""

@@ -7,20 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from code_blocks import FENCE, PAGES, ROOT, programs
 
-ROOT = Path(__file__).parents[2]
 METHOD = ROOT / "tests" / "interchange" / "logistic_method"  # the package that docs/add-a-method.md makes
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
-FENCE = re.compile(r"(<!-- continue -->\n)?^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-
-
-def _programs(page: Path) -> list[str]:
-    """What can be pasted: each block for itself, or after those that the page says it continues."""
-    programs: list[str] = []
-    for continues, code in FENCE.findall(page.read_text()):
-        # The longer one contains the shorter one.
-        programs = [*programs[:-1], programs[-1] + "\n" + code] if continues else [*programs, code]
-    return programs
 
 
 # Each program as the main module of an own namespace and folder; a process for each would import everything anew.
@@ -40,17 +29,23 @@ for number, program in enumerate(open(sys.argv[1]).read().split(chr(0))):
 
 def test_blocks_that_continue_are_run_with_those_before() -> None:
     page = next(page for page in PAGES if page.name == "jax.md")
-    programs = _programs(page)
-    assert len(programs) < len(FENCE.findall(page.read_text()))
-    assert all("import" in program for program in programs)
+    found = programs(page)
+    assert len(found) < len(FENCE.findall(page.read_text()))
+    assert all("import" in program for program in found)
 
 
-PAGES_WITH_CODE = [page for page in PAGES if _programs(page)]
+def test_only_blocks_that_import_anomalib_are_left_to_its_environment() -> None:
+    left = {page.name: programs(page, anomalib=True) for page in PAGES}
+    assert [name for name, found in left.items() if found] == ["anomalib.md"]
+    assert all("\nfrom anomalib" in program for program in left["anomalib.md"])
+
+
+PAGES_WITH_CODE = [page for page in PAGES if programs(page)]
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks_run_as_pasted(page: Path, tmp_path: Path) -> None:
-    (tmp_path / "programs").write_text("\0".join(_programs(page)))
+    (tmp_path / "programs").write_text("\0".join(programs(page)))
     command = [sys.executable, "-c", RUNNER, str(tmp_path / "programs")]
     found = os.environ | {"PYTHONPATH": str(METHOD)}
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300, env=found)

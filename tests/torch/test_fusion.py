@@ -12,7 +12,7 @@ from torch._inductor import metrics
 from torch._inductor.utils import run_and_get_code
 
 from anomnorm_torch import Normalizer, cdf, min_max, normal, threshold, two_slope
-from anomnorm_torch._normal import ndtr
+from anomnorm_torch._normal import _log_ratio_of_bits, ndtr
 
 pytestmark = pytest.mark.xdist_group("inductor")  # a process needs seconds to begin compiling
 
@@ -133,6 +133,27 @@ def test_compiled_results_are_as_accurate_as_eager_ones() -> None:
             assert found[0][-2:].tolist() == [0.0, 0.0]
     assert np.abs(distribution - special.ndtr(every_z.double().numpy())).max() <= 0.75 * 2.0**-23
     assert (-np.diff(distribution)).max() <= 2.0**-24
+
+
+@pytest.mark.clause("N3", "N4", "N6", "N13")
+@pytest.mark.parametrize("t", [2.0**-126, 1.2 * 2.0**-126, 7e-20, 1.0, 1.3, 1.4999999, 1.5, 5e12, 3.3e38])
+def test_logarithms_by_integers_keep_the_digits_of_differences(t: float) -> None:
+    """What programs for GPUs compute: it is the same operation by operation, and has no other on a CPU."""
+    at, info = np.float32(t), np.finfo("f4")
+    bits = np.concatenate([RNG.integers(0x00800000, 0x7F800000, 100_000), at.view("i4") + np.arange(-50_000, 50_000)])
+    x = np.unique(bits.clip(0x00800000, 0x7F7FFFFF)).astype("i4").view("f4")
+    found = _log_ratio_of_bits(torch.from_numpy(x), torch.tensor(at)).numpy()
+    distance = (x.astype("f8") - float(at)) / float(at)
+    exact = np.where(
+        np.abs(distance) < 0.5, np.log1p(distance.clip(-0.9, 0.9)), np.log(x.astype("f8")) - np.log(float(at))
+    )
+    assert np.all(np.abs(found - exact) <= 3.5 * 2.0**-24 * np.abs(exact))
+    assert np.array_equal(found >= 0, x >= at)
+    assert found[x == at].tolist() == [0.0]
+    assert np.all(np.diff(found) >= 0)
+    special_values = torch.tensor([np.nan, np.inf, -np.inf, 0.0, -1.0, info.smallest_normal / 2])
+    expected = [np.nan, np.inf, *[-np.inf] * 4]
+    np.testing.assert_array_equal(_log_ratio_of_bits(special_values, torch.tensor(at)).numpy(), expected)
 
 
 @pytest.mark.clause("N1", "N1b", "N3")

@@ -1,9 +1,7 @@
 """What a normalization method is, as a value, and where methods are found by their name."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Any
 
 from anomnorm_core.errors import OptionError
@@ -121,9 +119,12 @@ class Registry(Mapping[str, Kernels]):
 
     def __getitem__(self, name: str) -> Kernels:
         if name not in self._kernels:
-            for point in entry_points(group=self._group, name=name):
-                self.register(point.load())
+            for point in self._entry_points():
+                if point.name == name:
+                    self.register(point.load())
         if name not in self._kernels:
+            from difflib import get_close_matches  # takes as long as all of this module
+
             close = get_close_matches(name.lower(), list(self), n=1)
             remedy = (
                 f"Did you mean {close[0]!r}?"
@@ -134,11 +135,15 @@ class Registry(Mapping[str, Kernels]):
         return self._kernels[name]
 
     def __iter__(self) -> Iterator[str]:
-        names = dict.fromkeys([*self._kernels, *(point.name for point in entry_points(group=self._group))])
-        return iter(names)
+        return iter(dict.fromkeys([*self._kernels, *(point.name for point in self._entry_points())]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
         return name in list(iter(self))
+
+    def _entry_points(self) -> Iterable[Any]:
+        from importlib.metadata import entry_points  # a quarter of the time that the import of this package takes
+
+        return entry_points(group=self._group)

@@ -55,18 +55,22 @@ def has_logarithm(x: Array) -> Array:
     return found
 
 
+# As good as infinite, by whatever deviation it is divided; an infinite number times a slope of zero would be none.
+FAR = 2.0**100
+
+
 @jax.custom_jvp
 def log_ratio(x: Array, c: Array) -> Array:
     """``log(x / c)`` for a normal ``c > 0``, within 2 ulp near ``c`` too (clause N3).
 
-    Infinite for an infinite ``x``, and -inf for one below the smallest normal number. Its derivatives are 0 there.
+    ``FAR`` for an infinite ``x``, and ``-FAR`` for one below the smallest normal number. Its derivatives are 0 there.
     """
     if x.dtype == jnp.float64:
         value = _log_ratio_of_quotients(jnp.where(has_logarithm(x), x, 1.0), c)
     else:
         value = _log_ratio_of_bits(x, c)
     tiny = float(jnp.finfo(x.dtype).tiny)  # type: ignore[no-untyped-call]
-    return jnp.where(x < jnp.inf, jnp.where(x < tiny, -jnp.inf, value), x)
+    return jnp.where(x < jnp.inf, jnp.where(x < tiny, -FAR, value), jnp.minimum(x, FAR))
 
 
 @log_ratio.defjvp

@@ -9,6 +9,7 @@ from anomnorm_torch.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
+    from anomnorm_torch.anomalib_checkpoint import from_anomalib
     from anomnorm_torch.callbacks import (
         CdfNormalizationCallback,
         HeatMapWriter,
@@ -30,6 +31,7 @@ __all__ = [
     "Normalizer",
     "__version__",
     "cdf",
+    "from_anomalib",
     "min_max",
     "normal",
     "plot",
@@ -47,6 +49,7 @@ _LAZY = {
     "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
     "NormalizationCallback": "anomnorm_torch.callbacks",
     "NormalizationMixin": "anomnorm_torch.mixin",
+    "from_anomalib": "anomnorm_torch.anomalib_checkpoint",
 }
 
 

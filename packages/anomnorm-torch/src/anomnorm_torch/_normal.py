@@ -59,7 +59,8 @@ def log_ratio(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _log_ratio(x: Tensor, t: Tensor) -> Tensor:
-    if x.dtype == torch.float32 and is_compiled():
+    # For CPUs, PyTorch's compiler (2.13) reads bits one by one: 7.9 ms instead of 2.8.
+    if x.dtype == torch.float32 and x.device.type != "cpu" and is_compiled():
         return _log_ratio_of_bits(x, t)
     # Near t it is log1p((x - t) / t), as log(1 + r) and what rounding took from 1 + r; elsewhere the logarithm of the
     # quotient or, where that leaves the range of normal numbers, of one that is 2^128 nearer to 1.

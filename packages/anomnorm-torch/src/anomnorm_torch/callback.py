@@ -42,6 +42,7 @@ from anomnorm_core.options import (
 )
 from anomnorm_core.threshold.choice import Choice, choose, place, transform_of
 from anomnorm_torch.batches import normalize_batch, standardize_batch
+from anomnorm_torch.beside_anomalib import require_alone
 from anomnorm_torch.collection import Pass
 from anomnorm_torch.framework import LightningModule, Trainer
 from anomnorm_torch.inference_model import as_inference_model, create_inference_model, take_buffers
@@ -63,7 +64,7 @@ from anomnorm_torch.sharding import (
     take_fit,
     take_missed_fit,
 )
-from anomnorm_torch.slot import NAME, Slot
+from anomnorm_torch.slot import NAME, Slot, carrier_of
 from anomnorm_torch.thresholds import largest_below_half, own_threshold, set_metric_threshold, slot_of
 from anomnorm_torch.user_hooks import UserHooks
 
@@ -243,21 +244,28 @@ class Normalization:
             f"alone, the Trainer is of the other Lightning distribution; {self.other_import} fits that."
         )
 
+    @property
+    def _listed(self) -> Any:
+        """What the trainer has in its list of callbacks: this one, or the one that holds it."""
+        return self
+
     # What a module carries.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """Give the module its slot, ``normalization_metrics``, or adopt the one that is there.
 
         Raises:
-            AnomnormError: the module carries the fit of another method, the trainer has a second normalization
-                callback, or its strategy is not supported.
+            AnomnormError: the module carries the fit of another method, the trainer or the module has a second
+                normalization, of this package or of anomalib, or its strategy is not supported.
         """
         require_process_group(trainer, type(self).__name__)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[union-attr]
-        normalizing = [callback for callback in callbacks if isinstance(callback, Normalization)]
+        normalizing = [each for each in callbacks if isinstance(each, Normalization) or each is self._listed]
         if len(normalizing) > 1:
             names = ", ".join(type(callback).__name__ for callback in normalizing)
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
+        beside = [*callbacks, getattr(pl_module, "post_processor", None)]
+        require_alone([each for each in beside if each is not self._listed], type(self).__name__)
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
         self.source = Source.parse(self.source, "source")
@@ -271,7 +279,7 @@ class Normalization:
         for position, callback in enumerate(callbacks):
             if "WeightAveraging" not in {base.__name__ for base in type(callback).__mro__}:
                 continue
-            if position > callbacks.index(self):  # it would exchange the weights after they were used here
+            if position > callbacks.index(self._listed):  # it would exchange the weights after they were used here
                 raise AnomnormError(
                     f"{type(callback).__name__} validates with averaged weights, and {type(self).__name__} has to see "
                     f"those: list {type(callback).__name__} before it."
@@ -282,7 +290,7 @@ class Normalization:
                 self._give_slot(average)
 
     def _give_slot(self, module: Any) -> None:
-        slot = getattr(module, NAME, None)
+        slot = getattr(carrier_of(module), NAME, None)
         if slot is None:
             slot = Slot().to(module.device)
             setattr(module, NAME, slot)
@@ -590,7 +598,7 @@ class Normalization:
 
     def _pass(self, trainer: Trainer, model: LightningModule, records: Records, source: Source) -> Pass:
         if self._user_hooks is None:
-            self._user_hooks = UserHooks(trainer.callbacks, self)  # type: ignore[union-attr]
+            self._user_hooks = UserHooks(trainer.callbacks, self._listed)  # type: ignore[union-attr]
         return Pass(trainer, model, records, self._user_hooks, replace(self._pass_options(), source=source))
 
     def _pass_options(self) -> PassOptions:
@@ -723,7 +731,7 @@ class Normalization:
         """Drop what a validation run has gathered that does not come to its end; the fit before it stays."""
         self._run, self._own = None, []
         self._normalizer = self._resolved = self._undefined = None
-        slot = getattr(pl_module, NAME, None)
+        slot = getattr(carrier_of(pl_module), NAME, None)
         if isinstance(slot, Slot):
             slot.draft = slot.placed = None
 

@@ -105,7 +105,7 @@ def in_step(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any,
 def put_fit(slot: Slot, checkpoint: dict[str, Any]) -> None:
     """Put the fit into the state dict of a checkpoint, and beside that where the slot is not loaded with it."""
     entries = slot.entries()
-    own = {f"{NAME}.{key}": value for key, value in entries.items()}
+    own = {slot.prefix + key: value for key, value in entries.items()}
     checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
     if not slot.in_state_dict:
         checkpoint[NAME] = entries
@@ -125,7 +125,7 @@ def take_fit(slot: Slot, checkpoint: Mapping[str, Any]) -> None:
         state, path = checkpoint.get("state_dict"), slot.trainer.ckpt_path
         if state is None and path is not None and Path(path).is_file():
             state = torch.load(path, mmap=True, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = f"{NAME}."
+        prefix = slot.prefix
         entries = {key.removeprefix(prefix): value for key, value in (state or {}).items() if key.startswith(prefix)}
     slot.take(entries)
 

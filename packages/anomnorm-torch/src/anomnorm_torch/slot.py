@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -21,8 +21,11 @@ from anomnorm_core.options import LEVELS, Origin
 from anomnorm_torch.normalizer import Normalizer
 
 NAME = "normalization_metrics"  # of the attribute, as in anomalib 0.3
-_ABOUT = "load_with_anomnorm_torch_NormalizationMixin"  # what torch lists where a module has not the mixin
-_RANGE = {"min", "max"}  # keys of anomalib 0.3
+_LOAD = "load_"  # what the key of the text begins with, whoever is to load it
+_ABOUT = f"{_LOAD}with_anomnorm_torch_NormalizationMixin"  # what torch lists where a module has not the mixin
+_RANGE = {"min", "max"}  # keys of anomalib 0.3 to 1.1
+_RANGES = ("pred_scores.", "anomaly_maps.")  # prefixes of those in anomalib 1.2, by level
+_BOXES = "box_scores."  # and of one that no level has
 _MOMENTS = {f"{level}_{name}" for level in LEVELS for name in ("mean", "std")}
 _HALF = (torch.float16, torch.bfloat16)
 _SIZE = 2048  # of the text, or a multiple of it
@@ -37,6 +40,9 @@ class Slot(nn.Module):
     Args:
         fit: of the method and with the options that are expected; None takes those of the state dict that comes.
     """
+
+    prefix = f"{NAME}."  # of its keys in the state dict of a LightningModule
+    about_key = _ABOUT  # of the text
 
     def __init__(self, fit: Fit | None = None) -> None:
         super().__init__()
@@ -101,6 +107,10 @@ class Slot(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def __iter__(self) -> Iterator[str]:
+        # A module of anomalib 1.2 iterates over the metrics that it expects here, to save their classes.
+        return iter(())
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trainer": None}
 
@@ -127,11 +137,11 @@ class Slot(nn.Module):
             return {}
         about, arrays = describe(self._fit)
         if self._text is None:
-            text = json.dumps(about | {"digest": _digest(about, arrays)}).encode()
+            text = json.dumps(about | {"digest": digest_of(about, arrays)}).encode()
             # Of one size for all fits: a callback that averages state dicts would stumble over another one.
             self._text = text.ljust(-(-len(text) // _SIZE) * _SIZE)
         entries = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        return entries | {_ABOUT: torch.frombuffer(bytearray(self._text), dtype=torch.uint8)}
+        return entries | {self.about_key: torch.frombuffer(bytearray(self._text), dtype=torch.uint8)}
 
     def _load_from_state_dict(
         self,
@@ -154,7 +164,7 @@ class Slot(nn.Module):
             RuntimeError: it cannot be used.
         """
         errors: list[str] = []
-        self._take(entries, f"{NAME}.", errors, errors, running=False)
+        self._take(entries, self.prefix, errors, errors, running=False)
         if errors:
             raise RuntimeError("\n".join(errors))
         self.is_restored = True
@@ -203,22 +213,26 @@ class Slot(nn.Module):
     def _read(self, own: Mapping[str, Tensor]) -> tuple[Fit, set[str]]:
         """The fit of a state dict, and the keys that it consists of."""
         arrays = {name: _array(value) for name, value in own.items()}
-        if _ABOUT in arrays:
-            about = json.loads(arrays[_ABOUT].astype(np.uint8).tobytes())
+        key = next((name for name in arrays if name.startswith(_LOAD)), None)
+        if key is not None:
+            about = json.loads(arrays[key].astype(np.uint8).tobytes())
             check_description(about)
             fit = compose(about, arrays)
             known = describe(fit)[1]
             halved = any(own[name].dtype in _HALF for name in known)  # which has other digits
-            if not halved and about["digest"] != _digest(about, {name: arrays[name] for name in known}):
+            if not halved and about["digest"] != digest_of(about, {name: arrays[name] for name in known}):
                 raise ValueError(
                     "they do not belong together: something has changed them since they were saved, as a callback does "
                     "that averages state dicts. Leave their keys out of that, and of the state dict that is loaded"
                 )
-            return fit, {_ABOUT, *known}
+            return fit, {key, *known}
+        # One range for both levels, or one for each; two-slope has it too.
+        present = self._fit if self._fit.method.parameters == ("min", "max") else Fit(METHODS["min-max"].method)
         if arrays.keys() >= _RANGE:
-            # One range for both levels; two-slope has it too.
-            present = self._fit if self._fit.method.parameters == ("min", "max") else Fit(METHODS["min-max"].method)
-            return _fit_of_range(arrays, present), _RANGE
+            return _fit_of_ranges(arrays, present, ("", "")), _RANGE
+        if f"{_RANGES[0]}min" in arrays:
+            fit = _fit_of_ranges(arrays, present, _RANGES)
+            return fit, {key for key in arrays if key.startswith((*_RANGES, _BOXES))}
         if arrays.keys() >= {"image_mean", "image_std"}:
             present = self._fit if self._fit.method == core_cdf.METHOD else Fit(core_cdf.METHOD)
             return _fit_of_moments(arrays, present), _MOMENTS
@@ -232,6 +246,12 @@ class Slot(nn.Module):
         return fit
 
 
+def carrier_of(module: Any) -> Any:
+    """What carries the slot of a module: its post-processor, where that is one of `anomnorm_torch.anomalib`, or it."""
+    part = getattr(module, "post_processor", None)
+    return part if isinstance(getattr(part, NAME, None), Slot) else module
+
+
 def _is_manual(fitted: LevelFit | None) -> bool:
     return fitted is not None and fitted.threshold is not None and fitted.threshold.origin is Origin.MANUAL
 
@@ -242,7 +262,7 @@ def _array(value: Tensor) -> np.ndarray:
     return found
 
 
-def _digest(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+def digest_of(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     """Of everything that a state dict holds, as far as float32, to which some devices convert it, has its digits."""
     digest = hashlib.sha256(json.dumps({**about, "digest": None}, sort_keys=True).encode())
     with np.errstate(over="ignore"):
@@ -251,11 +271,19 @@ def _digest(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _fit_of_range(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:
-    """The fit of anomalib 0.3, which had one range for both levels and no thresholds."""
-    values = tuple(arrays[name] for name in present.method.parameters)
-    fitted = LevelFit(values) if np.all(np.isfinite(values)) else None  # else it was never fitted
-    return Fit(present.method, fitted, fitted, options=present.options)
+def _fit_of_ranges(arrays: Mapping[str, np.ndarray], present: Fit, prefixes: tuple[str, str]) -> Fit:
+    """The fit of a min-max normalization of anomalib, without thresholds.
+
+    Args:
+        arrays: with ``min`` and ``max``.
+        present: its method and options.
+        prefixes: of the keys of images, and of pixels.
+    """
+    levels: dict[str, LevelFit | None] = {}
+    for level, prefix in zip(LEVELS, prefixes, strict=True):
+        values = tuple(arrays[prefix + name] for name in present.method.parameters)
+        levels[level] = LevelFit(values) if np.all(np.isfinite(values)) else None  # it was never fitted
+    return Fit(present.method, levels["image"], levels["pixel"], options=present.options)
 
 
 def _fit_of_moments(arrays: Mapping[str, np.ndarray], present: Fit) -> Fit:

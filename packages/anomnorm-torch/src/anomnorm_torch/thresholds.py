@@ -14,16 +14,16 @@ from anomnorm_core.fit import Fit
 from anomnorm_core.options import LEVELS, Origin
 from anomnorm_core.threshold.choice import Choice, place
 from anomnorm_torch.framework import LightningModule
-from anomnorm_torch.slot import NAME, Slot
+from anomnorm_torch.slot import NAME, Slot, carrier_of
 
 
 def slot_of(pl_module: LightningModule) -> Slot:
-    """The slot that a callback's ``setup`` gave the module.
+    """The slot that a callback's ``setup`` gave the module, or that of its post-processor.
 
     Raises:
         NotFittedError: it has none.
     """
-    slot = getattr(pl_module, NAME, None)
+    slot = getattr(carrier_of(pl_module), NAME, None)
     if not isinstance(slot, Slot):
         raise NotFittedError(
             f"{type(pl_module).__name__} has no {NAME} (found {type(slot).__name__}). A trainer with the callback "
