@@ -17,6 +17,8 @@ SOURCES = [f"{package}/src" for package in PACKAGES]
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 DEVELOPMENT_TOOLS = (
     "array-api-strict",
+    "dask",
+    "distributed",
     "flatbuffers",  # jax.export writes with it
     "flax",
     "hypothesis",
@@ -29,10 +31,12 @@ DEVELOPMENT_TOOLS = (
     "onnxscript",
     "optax",
     "orbax-checkpoint",
+    "pyarrow",
     "pyright[nodejs]",
     "pytest",
     "pytest-xdist",
     "scikit-learn",
+    "tensorboardX",
 )
 
 

@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 import anomnorm_torch.callback
 from anomnorm_core import AnomnormError
-from anomnorm_torch import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationMixin
+from anomnorm_torch import CdfNormalizationCallback, HeatMapWriter, MinMaxNormalizationCallback, NormalizationMixin
 from anomnorm_torch.inference_model import take_buffers
 from anomnorm_torch.normal_data import ENOUGH_NORMALS
 
@@ -172,6 +172,8 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         method = "spawn" if strategy == "ddp_spawn" else "popen"
         strategy = DDPStrategy(start_method=method, process_group_backend="gloo", timeout=timedelta(seconds=30))
     checkpoint = ModelCheckpoint(folder, "last", every_n_epochs=1)
+    named = HeatMapWriter(folder / "heat_maps", names=lambda batch: batch["index"].tolist())
+    writers = [named] if options.get("writes") else []
     module = Module(folder, options)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -179,7 +181,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         strategy=strategy,
         max_epochs=options.get("epochs", 1),
         logger=False,
-        callbacks=[callback, checkpoint, Report(folder)],
+        callbacks=[callback, *writers, checkpoint, Report(folder)],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -452,3 +452,26 @@ def test_rates_between_0_and_1(value: Any) -> None:
         with pytest.raises(OptionError, match='give threshold="false_alarm_rate" too'):
             require_rule(Rules(**given), None, 3.0)
         require_rule(Rules(**given), 3.0, ThresholdRule.FALSE_ALARM_RATE)
+
+
+@pytest.mark.clause("T7", "T4")
+def test_a_moved_threshold_expects_nothing_that_the_rule_has_refuted() -> None:
+    """Scores with a tail that the method does not suppose: it expects less than the rule has observed."""
+    scores = np.exp(np.random.default_rng(3).gumbel(size=300))
+    logs = np.log(scores)
+    base = Fit(cdf.METHOD, LevelFit((logs.mean(), logs.std(ddof=1)), valid=logs.size))
+    rules = Rules(false_alarm_rate=0.02)
+    gathered = Gathered(scores, np.zeros(scores.size, np.uint8))
+    fit = conclude(
+        base, choose({"image": ThresholdRule.FALSE_ALARM_RATE, "pixel": None}, base), rules, gathered, where=""
+    )
+    ruled = fit.threshold("image")
+    supposed = float(fit.false_alarm_rate(0.95 * ruled.raw))
+    assert supposed < ruled.false_alarm_rate <= 0.02
+    lower, same, far = (fit.with_threshold(share * ruled.raw, units="raw") for share in (0.95, 1.0, 0.1))
+    assert lower.thresholds["image"].false_alarm_rate == ruled.false_alarm_rate
+    assert not lower.thresholds["image"].guaranteed
+    assert same.thresholds["image"].false_alarm_rate == ruled.false_alarm_rate
+    assert far.thresholds["image"].false_alarm_rate == float(fit.false_alarm_rate(0.1 * ruled.raw))
+    generous = replace(fit, image=replace(fit.level("image"), threshold=replace(ruled, false_alarm_rate=1e-9)))
+    assert generous.with_threshold(1.01 * ruled.raw, units="raw").thresholds["image"].false_alarm_rate == 1e-9

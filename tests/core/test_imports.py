@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 _SOURCES = sorted((Path(__file__).parents[2] / "packages").rglob("*.py"))
-_FRAMEWORKS = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "jax", "jaxlib", "flax"}
+_FRAMEWORKS = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "jax", "jaxlib", "flax", "matplotlib", "PIL"}
 _PACKAGES = ["anomnorm_core", "anomnorm_torch", "anomnorm_jax"]
 
 
@@ -67,7 +67,9 @@ def test_torch_metrics_do_not_load_lightning() -> None:
     [
         *_PACKAGES,
         "anomnorm_core._arrays",
+        "anomnorm_core.plot",
         "anomnorm_torch.callbacks",
+        "anomnorm_torch.lightning",
         *(f"{package}.{part}" for package in _PACKAGES for part in ("methods", "threshold")),
     ],
 )

@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from anomnorm_core import InvalidScoreWarning, fitting
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name: str) -> str:
+def run(name: str, *arguments: str, warns: bool = False) -> str:
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
+        [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -19,7 +24,7 @@ def run(name: str) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert "Warning" not in result.stderr, result.stderr
+    assert warns or "Warning" not in result.stderr, result.stderr
     return result.stdout
 
 
@@ -45,3 +50,25 @@ def test_a_whole_flax_training() -> None:
     found, zeros, alarms, others = map(int, re.search(r"(\d+)/(\d+) zeros, (\d+)/(\d+) others", text).groups())  # type: ignore[union-attr]
     assert found / zeros - alarms / others > 0.5
     assert zeros + others == 1797 // 3  # padding is not among them
+
+
+@pytest.mark.clause("L8")
+def test_four_workers_write_the_file_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    rng = np.random.default_rng(0)
+    labels = (rng.random(1500) < 0.1).astype(int)
+    labels[:2] = 0
+    scores = rng.lognormal(2.0 * labels, 0.5)
+    scores[:2] = 0.0, np.nan
+    for number, part in enumerate(np.split(np.arange(1500), (0, 1, 40, 700, 701, 1200))):  # one is empty
+        np.savez(tmp_path / f"{number}.npz", scores=scores[part], labels=labels[part])
+    text = run("dask_scores.py", str(tmp_path), warns=True)
+    assert "7 files by four workers" in text
+    assert "one process gives the same file" in text
+    record = fitting.record(scores, labels)
+    with pytest.warns(InvalidScoreWarning, match="1 is zero and 1 NaN"):
+        normalizer = fitting.normalizer(record, threshold="false_alarm_rate", false_alarm_rate=0.001)
+    normalizer.save(tmp_path / "here.safetensors")
+    assert (tmp_path / "detector.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
+    flagged = np.concatenate([np.load(tmp_path / "normalized" / f"{n}.npz")["pred_labels"] for n in range(7)])
+    np.testing.assert_array_equal(flagged, normalizer(scores)["pred_labels"])

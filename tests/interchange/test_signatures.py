@@ -50,6 +50,7 @@ CALLS = [
     "from_fit",
     "load",
     "save",
+    "plot",
 ]
 
 

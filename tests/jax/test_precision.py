@@ -111,3 +111,15 @@ def test_batches_of_another_size_give_the_same_numbers_within_2_to_the_minus_24(
     whole = np.asarray(cdf.normalize(x, 1.7, 0.35, 0.3))
     single = np.concatenate([np.asarray(cdf.normalize(x[i : i + 1], 1.7, 0.35, 0.3)) for i in range(x.size)])
     assert np.abs(whole.astype("f8") - single).max() <= 2.0**-24
+
+
+@pytest.mark.clause("N4")
+def test_a_deviation_of_any_size_leaves_scores_on_their_side() -> None:
+    bits = np.float32(2.0).view(np.int32) + np.arange(-5, 6, dtype=np.int32)
+    x = bits.view(np.float32)
+    for std in (1e20, 1e37):
+        statistics = jnp.asarray(0.0), jnp.asarray(std)
+        normalizer = Normalizer.cdf(statistics, threshold=2.0, units="raw")
+        found = np.asarray(jax.jit(lambda scores, fitted: fitted(scores)["pred_scores"])(x, normalizer))
+        np.testing.assert_array_equal(found >= 0.5, x >= 2)
+        np.testing.assert_allclose(found, 0.5, rtol=0, atol=2.0**-23)

@@ -189,6 +189,16 @@ def test_compiled_calls_take_numbers_and_tensors() -> None:
             assert torch.equal(call(SCORES, threshold=given)["pred_labels"], expected["pred_labels"])
 
 
+@pytest.mark.clause("T4")
+def test_compiled_calls_flag_every_score_at_a_threshold_without_a_logarithm() -> None:
+    normalizer = normalizers()["cdf"]
+    found = torch.compile(normalizer, fullgraph=True)(SCORES, threshold=torch.tensor(1e-40))
+    assert torch.all(found["pred_labels"])
+    smallest = torch.tensor([torch.finfo(torch.float32).smallest_normal])
+    found = torch.compile(normalizer, fullgraph=True)(smallest, threshold=torch.tensor(1e-40))
+    assert float(found["pred_scores"]) == float(normalizer(smallest, threshold=torch.tensor(0.0))["pred_scores"]) == 1
+
+
 @pytest.mark.clause("N3", "T4")
 @KINDS
 def test_thresholds_that_no_score_could_have_are_refused(kind: str) -> None:

@@ -1,5 +1,6 @@
 """Two processes fit what one fits (clause L8), started either way, with real Trainers in processes of their own."""
 
+import csv
 import json
 import os
 import socket
@@ -51,7 +52,7 @@ OTHER_RUNS: dict[str, dict[str, Any]] = {
     "calibrated with drawn pairs": GATHERS | {"calibration": "pairs"},
 }
 RUNS = OTHER_RUNS | {
-    "min-max": {"kind": "min-max"},
+    "min-max": {"kind": "min-max", "writes": True},
     "min-max, sparse": {"kind": "min-max", "sparse": True},
     "cdf": {"kind": "cdf"},
     "cdf, sparse": {"kind": "cdf", "sparse": True},
@@ -85,7 +86,7 @@ def written(folder: Path, ranks: int) -> Any:
         [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(ranks)]
         for name in ("fitted", "predicted")
     )
-    return SimpleNamespace(fitted=fitted, predicted=predicted)
+    return SimpleNamespace(fitted=fitted, predicted=predicted, folder=folder)
 
 
 OneProcess = Callable[..., Any]
@@ -178,6 +179,19 @@ def test_processes_that_lightning_starts(kind: str, strategy: str, one_process: 
     two, one = written(tmp_path, 2), one_process(f"{kind}, sparse")
     assert_same_fit(two, one)
     assert_same_predictions(two, one)
+
+
+@pytest.mark.clause("L8")
+def test_two_processes_write_the_heat_maps_of_one(one_process: OneProcess, two_processes: dict[str, Any]) -> None:
+    def rows(folder: Path) -> list[tuple[dict[str, str], bytes]]:
+        with (folder / "scores.csv").open(newline="") as file:
+            return [(row, (folder / row["heat_map"]).read_bytes()) for row in csv.DictReader(file)]
+
+    stage = two_processes["min-max"].folder / "heat_maps" / "test"
+    shares = [rows(stage / f"{rank}-of-2") for rank in (0, 1)]
+    assert [len(share) for share in shares] == [6, 5]  # the sample that a sampler repeats is written once
+    expected = rows(one_process("min-max").folder / "heat_maps" / "test")
+    assert sorted(shares[0] + shares[1], key=lambda each: int(each[0]["name"])) == expected
 
 
 @pytest.mark.clause("L8", "T3")

@@ -4,7 +4,7 @@ Written against the array API standard with NumPy float64 as the reference. The 
 the same functions natively and take only what has no arrays in it from here.
 """
 
-from anomnorm_core import methods, threshold
+from anomnorm_core import fitting, methods, plot, threshold
 from anomnorm_core._version import __version__
 from anomnorm_core.errors import (
     AnomnormError,
@@ -21,6 +21,7 @@ from anomnorm_core.errors import (
 )
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.fit_check import FitCheck
+from anomnorm_core.heat_maps import HeatMapFolder, write_heat_maps
 from anomnorm_core.method import Kernels, Method
 from anomnorm_core.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_core.normalizer import Normalizer
@@ -33,6 +34,7 @@ __all__ = [
     "Fit",
     "FitCheck",
     "FitWarning",
+    "HeatMapFolder",
     "InsufficientDataError",
     "InvalidScoreError",
     "InvalidScoreWarning",
@@ -54,10 +56,13 @@ __all__ = [
     "Units",
     "__version__",
     "cdf",
+    "fitting",
     "methods",
     "min_max",
     "normal",
+    "plot",
     "register",
     "threshold",
     "two_slope",
+    "write_heat_maps",
 ]

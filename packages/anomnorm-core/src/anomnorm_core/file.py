@@ -11,10 +11,10 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError
@@ -85,12 +85,22 @@ def write(path: str | os.PathLike[str], fit: Fit) -> None:
         raise OptionError(f"the maps have more than {LARGEST_MAP} pixels, which no reader would take.")
     contiguous = {name: np.array(tensors[name], order="C") for name in sorted(tensors)}
     text = json.dumps(about | {"digest": _digest(about, contiguous)})
+    with replacing(path) as file:
+        file.write(save(contiguous, metadata={METADATA_KEY: text}))
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Where a file of this path is, links followed, if one can be there.
+
+    Raises:
+        OSError: the folder does not exist, or ``path`` is a pipe or device.
+    """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to save to does not exist", str(target.parent))
     if target.exists() and not (target.is_file() or target.is_dir()):  # it would be gone afterwards
         raise OSError(errno.EINVAL, "not a regular file, which a save would replace", str(target))
-    _replace(target, save(contiguous, metadata={METADATA_KEY: text}))
+    return target
 
 
 def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -102,17 +112,24 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _replace(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write, which appears at ``path`` when the block ends without an error; an old one stays until then.
+
+    Raises:
+        OSError: as `write`.
+    """
+    target = target_of(path)
     # Written beside its place and moved there, which on one file system happens at once.
-    unfinished = path.with_name(f".anomnorm-{uuid.uuid4().hex}.tmp")
+    unfinished = target.with_name(f".anomnorm-{uuid.uuid4().hex}.tmp")
     try:
         with unfinished.open("xb") as file:
             with contextlib.suppress(FileNotFoundError):
-                unfinished.chmod(stat.S_IMODE(path.stat().st_mode))  # as the old file had it
-            file.write(content)
+                unfinished.chmod(stat.S_IMODE(target.stat().st_mode))  # as the old file had it
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        unfinished.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()

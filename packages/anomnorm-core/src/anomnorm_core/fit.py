@@ -245,11 +245,28 @@ class Fit:
             raise OptionError("threshold and pixel_threshold are None; give at least one of them.")
         changed = self
         if threshold is not None:
-            changed = changed._with("image", self._placed("image", threshold, units, Origin.MANUAL))
+            placed = self._placed("image", threshold, units, Origin.MANUAL)
+            changed = changed._with("image", self._bounded("image", placed))
         if pixel_threshold is not None:
             placed = self._placed("pixel", pixel_threshold, units, Origin.MANUAL, argument="pixel_threshold")
-            changed = changed._with("pixel", placed)
+            changed = changed._with("pixel", self._bounded("pixel", placed))
         return changed
+
+    def _bounded(self, level: str, placed: Threshold) -> Threshold:
+        """``placed`` with a rate that does not contradict what the rule that found the present threshold expects.
+
+        A lower threshold has at least as many false alarms, whatever the method supposes.
+        """
+        present = self.threshold(level)
+        own = replace(self, **{level: replace(self.level(level), threshold=placed)})._with_rate(level)  # type: ignore[arg-type]
+        known, expected = present.false_alarm_rate, None if own is None else own.false_alarm_rate
+        if known is None or expected is None or present.raw.shape != placed.raw.shape:
+            return placed
+        if np.all(placed.raw <= present.raw):
+            expected = max(expected, known)
+        if np.all(placed.raw >= present.raw):
+            expected = min(expected, known)
+        return replace(placed, false_alarm_rate=expected)
 
     def released(self) -> "Fit":
         """The same fit with thresholds that the next validation run may replace: none is manual any more."""

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, SupportsFloat
 
@@ -160,21 +160,9 @@ class BaseNormalizer(ABC):
             NotFittedError, InsufficientDataError: the statistics have seen too few valid values.
             OptionError: a threshold is no finite number, or the method, or an option, is unknown.
         """
-        kernels = cls._methods[method]
         if units is not None and Units.parse(units, "units") is Units.NORMALIZED:
             raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
-        given = dict(zip(LEVELS, (image, pixel), strict=True))
-        fitted = {level: cls._level_fit(kernels, level, each) for level, each in given.items()}
-        counts = {level: cls._counts(each) for level, each in given.items() if hasattr(each, "_fields")}
-        report_invalid(counts, OnInvalid.WARN, method=kernels.method)
-        arrays = [array for each in fitted.values() if each is not None for array in each.parameters]
-        dtype = np.result_type(*arrays)
-        levels = {
-            level: replace(each, parameters=tuple(array.astype(dtype) for array in each.parameters))
-            for level, each in fitted.items()
-            if each is not None
-        }
-        fit = Fit(kernels.method, **levels, options=options or {}, fitted_with=cls._package)
+        fit = cls.fitted(method, image, pixel, options=options)
         fit = fit.placed("image", threshold, units, Origin.OPTION)
         fit.report_rate()
         if pixel_threshold is None:
@@ -182,6 +170,37 @@ class BaseNormalizer(ABC):
         if pixel is None:
             raise OptionError(f"pixel_threshold={pixel_threshold} is given, but no statistics of maps.")
         return cls.from_fit(fit.placed("pixel", pixel_threshold, units, Origin.OPTION))
+
+    @classmethod
+    def fitted(
+        cls,
+        method: str,
+        image: Any,
+        pixel: Any = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        on_invalid: OnInvalid | str = OnInvalid.WARN,
+    ) -> Fit:
+        """A `Fit` of statistics, without thresholds. The arguments are those of `of`, and ``on_invalid`` of clause S6.
+
+        Raises:
+            NotFittedError, InsufficientDataError: the statistics have seen too few valid values.
+            OptionError: the method, or an option, is unknown.
+            InvalidScoreError: too many values were left out, or any under ``on_invalid="raise"``.
+        """
+        kernels = cls._methods[method]
+        given = dict(zip(LEVELS, (image, pixel), strict=True))
+        fitted = {level: cls._level_fit(kernels, level, each) for level, each in given.items()}
+        counts = {level: cls._counts(each) for level, each in given.items() if hasattr(each, "_fields")}
+        report_invalid(counts, OnInvalid.parse(on_invalid, "on_invalid"), method=kernels.method)
+        arrays = [array for each in fitted.values() if each is not None for array in each.parameters]
+        dtype = np.result_type(*arrays)
+        levels = {
+            level: replace(each, parameters=tuple(array.astype(dtype) for array in each.parameters))
+            for level, each in fitted.items()
+            if each is not None
+        }
+        return Fit(kernels.method, **levels, options=options or {}, fitted_with=cls._package)
 
     @classmethod
     def _level_fit(cls, kernels: Kernels, level: str, statistics: Any) -> LevelFit | None:
@@ -296,9 +315,56 @@ class BaseNormalizer(ABC):
         """The same numbers, which the next validation run may replace: none is manual any more."""
         return self.from_fit(self.to_fit().released())
 
+    def plot(self, pred_scores: Any, labels: Any = None, *, level: str = "image", ax: Any = None) -> Any:
+        """Histograms of raw scores and of the normalized ones, with threshold and statistics: `plot.scores`.
+
+        Other pictures of this normalizer: `plot.thresholds`, `plot.false_alarms` and `plot.maps`.
+
+        Args:
+            pred_scores, labels, level, ax: as there.
+
+        Returns:
+            The matplotlib figure and its two axes.
+        """
+        from anomnorm_core.plot import scores
+
+        return scores(self, pred_scores, labels, level=level, ax=ax)
+
     def summary(self) -> str:
         """Method, parameters and thresholds with their origins in a few lines for a person, and some raw scores."""
         return f"{type(self).__name__}: {self.to_fit().summary()}"
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        pred_scores: Any = None,
+        labels: Any = None,
+        *,
+        anomaly_maps: Any = None,
+        images: Any = None,
+        masks: Any = None,
+        names: Sequence[Any] | None = None,
+        title: str = "Normalization report",
+    ) -> None:
+        """Write a page for a browser about this normalizer and, where given, about scores. See `report.write_report`.
+
+        Example::
+
+            normalizer.report("report.html", scores, labels, names=files)
+        """
+        from anomnorm_core.report import write_report
+
+        write_report(
+            path,
+            self,
+            pred_scores,
+            labels,
+            anomaly_maps=anomaly_maps,
+            images=images,
+            masks=masks,
+            names=names,
+            title=title,
+        )
 
     def __repr__(self) -> str:
         try:
@@ -418,7 +484,7 @@ class Normalizer(BaseNormalizer):
         if pixel_threshold is None and threshold is not None and follows_raw(fit):
             given[MAPS] = threshold
         result: dict[str, np.ndarray] = {}
-        values = _values(pred_scores, anomaly_maps)
+        values = raw_values(pred_scores, anomaly_maps)
         for name, x in values.items():
             level = LEVEL[name]
             arguments = fit.arguments(level)
@@ -480,7 +546,7 @@ def follows_raw(fit: Fit) -> bool:
     return pixel is not None and pixel.origin is Origin.IMAGE and not fit.method.sigmas
 
 
-def _values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, Array]:
+def raw_values(pred_scores: ArrayLike | None, anomaly_maps: ArrayLike | None) -> dict[str, Array]:
     """Scores and maps by name; scores default to the maximum of each map (clause L5)."""
     require_no_mapping(pred_scores)
     maps = None if anomaly_maps is None else np.asanyarray(anomaly_maps)

@@ -1,5 +1,6 @@
 """Anomaly scores that mean something, for JAX: jitted functions and training-loop hooks."""
 
+from anomnorm_core import HeatMapFolder, plot, write_heat_maps
 from anomnorm_jax import methods, threshold
 from anomnorm_jax._version import __version__
 from anomnorm_jax.hook import NormalizationHook
@@ -9,6 +10,7 @@ from anomnorm_jax.normalizer import Normalizer
 
 __all__ = [
     "CdfNormalizationHook",
+    "HeatMapFolder",
     "MinMaxNormalizationHook",
     "NormalizationHook",
     "Normalizer",
@@ -17,7 +19,9 @@ __all__ = [
     "methods",
     "min_max",
     "normal",
+    "plot",
     "register",
     "threshold",
     "two_slope",
+    "write_heat_maps",
 ]

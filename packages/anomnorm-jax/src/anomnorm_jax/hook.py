@@ -31,7 +31,7 @@ from anomnorm_core.options import (
     parse_threshold_option,
     require_rule,
 )
-from anomnorm_core.threshold.choice import NORMAL, Choice, choose, conclude, place, transform_of
+from anomnorm_core.threshold.choice import NORMAL, Choice, choose, conclude, labels_of, place, transform_of
 from anomnorm_jax import _counter
 from anomnorm_jax import run as _run
 from anomnorm_jax._arrays import arithmetic, evaluated, is_traced, to_host
@@ -402,6 +402,26 @@ class NormalizationHook:
         fitted_on, unseen = _counter.largest(to_host(run.image.count)), self.source != Source.VALIDATION
         check = FitCheck.of(fitted_on, to_host(run.normals), to_host(run.moments), unseen=unseen)
         return check if check.normals else None
+
+    def labelled_scores(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
+        """The raw image scores of a validation run and their labels, on the host: for reports and pictures.
+
+        Returns:
+            Scores (N,), and labels (N,): 0 for normal, and for what has no label as it counts as normal; 1 for
+            anomalous; -1 for what is ignored. None where no sample has a label.
+
+        Raises:
+            NotFittedError: the run keeps no scores, because the hook was given its thresholds.
+            AnomnormError: there was no room for all scores.
+        """
+        self._require_run(run)
+        gathered = _run.on_host(run)
+        if gathered is None or run.scores is None:
+            raise NotFittedError(
+                "this run keeps no image scores, as no threshold is looked for among them. Let the hook find its "
+                "threshold, or keep the scores of the steps yourself, from before on_validation_batch_end."
+            )
+        return gathered.scores, labels_of(gathered.labels)
 
     # Workers.
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from anomnorm_core import HeatMapFolder, plot, write_heat_maps
 from anomnorm_torch import threshold
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import cdf, min_max, normal, register, two_slope
@@ -9,13 +10,20 @@ from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
     from anomnorm_torch.anomalib_checkpoint import from_anomalib
-    from anomnorm_torch.callbacks import CdfNormalizationCallback, MinMaxNormalizationCallback, NormalizationCallback
+    from anomnorm_torch.callbacks import (
+        CdfNormalizationCallback,
+        HeatMapWriter,
+        MinMaxNormalizationCallback,
+        NormalizationCallback,
+    )
     from anomnorm_torch.metrics import AnomalyScoreDistribution, MinMax
     from anomnorm_torch.mixin import NormalizationMixin
 
 __all__ = [
     "AnomalyScoreDistribution",
     "CdfNormalizationCallback",
+    "HeatMapFolder",
+    "HeatMapWriter",
     "MinMax",
     "MinMaxNormalizationCallback",
     "NormalizationCallback",
@@ -26,14 +34,17 @@ __all__ = [
     "from_anomalib",
     "min_max",
     "normal",
+    "plot",
     "register",
     "threshold",
     "two_slope",
+    "write_heat_maps",
 ]
 
 _LAZY = {
     "AnomalyScoreDistribution": "anomnorm_torch.metrics",
     "CdfNormalizationCallback": "anomnorm_torch.callbacks",
+    "HeatMapWriter": "anomnorm_torch.callbacks",
     "MinMax": "anomnorm_torch.metrics",
     "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
     "NormalizationCallback": "anomnorm_torch.callbacks",

@@ -3,14 +3,16 @@
 import inspect
 import logging
 import math
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, ClassVar, NoReturn, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +47,7 @@ from anomnorm_torch.beside_anomalib import require_alone
 from anomnorm_torch.collection import Pass
 from anomnorm_torch.framework import LightningModule, Trainer
 from anomnorm_torch.inference_model import as_inference_model, create_inference_model, take_buffers
+from anomnorm_torch.log_images import HistogramLog
 from anomnorm_torch.logged import logged
 from anomnorm_torch.methods import METHODS
 from anomnorm_torch.mixin import NormalizationMixin
@@ -115,6 +118,8 @@ class Normalization:
             where the image score is NaN.
         log_prefix: of what a validation run logs: thresholds, parameters, how many values were left out, and the fit
             check, as ``normalization/image_threshold`` and so on. None: nothing is logged.
+        log_images: whether a validation run also logs the histograms of its image scores (see
+            `anomnorm_core.plot.scores`), as ``normalization/image_scores``, to loggers that take pictures.
         options: of the method, by name.
 
     Attributes:
@@ -151,6 +156,7 @@ class Normalization:
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         extras: Iterable[str] = (),
         log_prefix: str | None = "normalization",
+        log_images: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -180,7 +186,8 @@ class Normalization:
         self.extras = self.method.parse_extras(extras)
         if log_prefix is not None and not isinstance(log_prefix, str):
             raise OptionError(f"log_prefix={log_prefix!r} is no text; give one, or None to log nothing.")
-        self.log_prefix = log_prefix
+        self.log_prefix, self.log_images = log_prefix, log_images
+        self._histograms = HistogramLog(log_prefix) if log_images else None
         self.thresholds: dict[str, Threshold] = {}
         self.fit_check: FitCheck | None = None
         self.fitted_source: Source | None = None
@@ -202,6 +209,8 @@ class Normalization:
         self._weights: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._exchange_reported = False  # whether this training had its warning that those differ
         self._validated_at: int | None = None  # optimizer steps before the last validation run of this training
+        # Of the last validation run: its fit, raw image scores (N,) and labels (N,), on the host. In no checkpoint.
+        self._validated: tuple[Fit, np.ndarray, np.ndarray | None] | None = None
 
     def __repr__(self) -> str:
         shown = []
@@ -329,6 +338,40 @@ class Normalization:
         normalizer = Normalizer(fit).to(pl_module.device)
         self._read(fit, slot_of(pl_module).fit_check)
         return normalizer
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        pl_module: LightningModule,
+        *,
+        names: Sequence[Any] | None = None,
+        title: str = "Normalization report",
+    ) -> None:
+        """Write a page for a browser about the last validation run, at the present thresholds.
+
+        It has the run's image scores and, where the run has read labels (a method with sigmas or a threshold that is
+        found does), those. Maps are not kept: give them to ``callback.normalizer(pl_module).report(...)``.
+
+        Args:
+            path: of the file, see `anomnorm_core.report.write_report`.
+            pl_module: the module that was validated.
+            names: of the samples, in the order of the validation loaders, in several processes process by process.
+            title: of the page.
+
+        Raises:
+            NotFittedError: nothing was fitted yet, or the module has another fit than that of the run.
+            OptionError: there are more or fewer names than samples.
+            OSError: the file cannot be written; an old one stays.
+        """
+        normalizer = self.normalizer(pl_module)
+        if self._validated is None or not _has_same_parameters(self._validated[0], slot_of(pl_module).fit):
+            raise NotFittedError(
+                "the module's fit is not that of a validation run of this callback, so that there are no scores for a "
+                "report: call trainer.validate(...) first. callback.normalizer(module).report(path) says what the fit "
+                "alone says."
+            )
+        _, scores, labels = self._validated
+        normalizer.report(path, scores, labels, names=names, title=title)
 
     def with_threshold(
         self,
@@ -669,9 +712,11 @@ class Normalization:
                 # Weights that have changed since the fit explain what the check may find, and the user chose that.
                 if check is not None and not (self._fit_reported or self._is_stale or fit.is_constant):
                     self._fit_reported = check.report(transform_of(self.method))
+        if self._histograms is not None:
+            self._histograms.keep(run)
         # What was there before is replaced only by a complete fit.
         slot.fit, slot.fit_check, slot.draft, self._run = fit, check, None, None
-        self._validated_at = trainer.global_step
+        self._validated_at, self._validated = trainer.global_step, (fit, *run.labelled_scores())
         if self.log_prefix is not None and not trainer.barebones:
             prefix = self.log_prefix and f"{self.log_prefix}/"
             values = {prefix + name: value for name, value in logged(fit, check).items()}
@@ -688,6 +733,8 @@ class Normalization:
         self._own, slot = [], slot_of(pl_module)
         slot.fit = place(slot.fit, self._choices(pl_module, slot.fit))
         self._read(slot.fit, slot.fit_check)
+        if self._histograms is not None:
+            self._histograms.send(trainer, _with_pixels(slot.fit))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop what a validation run has gathered that does not come to its end; the fit before it stays."""
@@ -815,6 +862,13 @@ def _never_validates(trainer: Trainer) -> bool:
     if between is None:  # the interval counts the batches of all epochs
         return interval > batches
     return min(interval, in_epoch) + (in_epoch * (between - 1) if between > 1 else 0) > batches
+
+
+def _has_same_parameters(a: Fit, b: Fit) -> bool:
+    """Whether two fits have the same statistics of image scores: a loaded checkpoint has others."""
+    if a.image is None or b.image is None:
+        return False
+    return all(map(np.array_equal, a.image.parameters, b.image.parameters))
 
 
 def _with_pixels(fit: Fit) -> Fit:

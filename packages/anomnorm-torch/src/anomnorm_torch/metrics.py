@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from anomnorm_core.checks import Counts, counts_of, require_count, without_channel
+from anomnorm_core.errors import NotFittedError
 from anomnorm_core.method import Kernels
 from anomnorm_core.options import LEVELS, Transform
 from anomnorm_torch._tensors import keep_dtype
@@ -98,6 +99,29 @@ class RecordMetric(Metric):
         nothing = (torch.empty(0, device=self.device),) * 2
         image, pixel = (self.statistics(level) if level in wanted else nothing for level in LEVELS)
         return *image, *pixel
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the statistics that are single numbers: their values, or how they develop.
+
+        Args:
+            val: what `compute` returned, or a list of that, of several epochs for example; None computes it.
+            ax: the matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and its axes, see ``torchmetrics.Metric.plot``.
+
+        Raises:
+            NotFittedError, InsufficientDataError: no level has what it needs, or each pixel has its own.
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        results = val if isinstance(val, list) else [self.compute() if val is None else val]
+        names = [prefix + name for prefix in ("", "pixel_") for name in self.kernels.method.parameters]
+        drawn = [
+            {name: value for name, value in zip(names, result, strict=True) if value.ndim == 0} for result in results
+        ]
+        if not all(drawn):
+            raise NotFittedError("there are no image-level statistics to draw: update the metric with scores too.")
+        return self._plot(drawn if isinstance(val, list) else drawn[0], ax)
 
     # What torchmetrics does to states.
 

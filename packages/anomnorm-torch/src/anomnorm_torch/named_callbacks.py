@@ -22,7 +22,7 @@ class MinMaxNormalization(Normalization):
         normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         shared_range: one range for both levels, from the maps where there are any (as in anomalib 0.3).
         on_invalid: see `NormalizationCallback`; NaN and infinite scores cannot enter the range.
-        extras, log_prefix: see `NormalizationCallback`.
+        extras, log_prefix, log_images: see `NormalizationCallback`.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -41,6 +41,7 @@ class MinMaxNormalization(Normalization):
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         extras: Iterable[str] = (),
         log_prefix: str | None = "normalization",
+        log_images: bool = False,
     ) -> None:
         super().__init__(
             "min-max",
@@ -53,6 +54,7 @@ class MinMaxNormalization(Normalization):
             on_invalid=on_invalid,
             extras=extras,
             log_prefix=log_prefix,
+            log_images=log_images,
             options={"shared_range": shared_range},
         )
 
@@ -78,7 +80,7 @@ class CdfNormalization(Normalization):
         source, calibration_loader, step, limit_batches, every_n_validations: see `NormalizationCallback`.
         on_invalid: see `NormalizationCallback`; NaN and infinite scores cannot be fitted, and those that are
             not positive have no logarithm.
-        extras, log_prefix: see `NormalizationCallback`.
+        extras, log_prefix, log_images: see `NormalizationCallback`.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -103,6 +105,7 @@ class CdfNormalization(Normalization):
         on_invalid: OnInvalid | str = OnInvalid.WARN,
         extras: Iterable[str] = (),
         log_prefix: str | None = "normalization",
+        log_images: bool = False,
     ) -> None:
         chosen = Transform.parse(transform, "transform")
         super().__init__(
@@ -121,6 +124,7 @@ class CdfNormalization(Normalization):
             on_invalid=on_invalid,
             extras=extras,
             log_prefix=log_prefix,
+            log_images=log_images,
             options={"center": str(Center.parse(center, "center"))},
         )
         self.transform = chosen

@@ -195,7 +195,9 @@ class Normalizer(BaseNormalizer, nn.Module):
             given = threshold if name == SCORES else pixel_threshold
             own, *arguments = self._arguments(LEVEL[name], x)
             t = own if given is None else self._checked(given, own, name)
-            known = None if x.dtype == torch.float64 else self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficient"]
+            # Another threshold may be one that the coefficient does not suit: below the smallest normal number.
+            is_own = given is None and x.dtype != torch.float64
+            known = self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficient"] if is_own else None
             u, flagged = scored(self._kernels, x, t, tuple(arguments), known)
             if valid is not None:
                 require_mask(tuple(valid.shape), x.shape[0], "valid")

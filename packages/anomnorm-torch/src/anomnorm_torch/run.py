@@ -16,7 +16,7 @@ from anomnorm_core.method import Kernels
 from anomnorm_core.methods import METHODS as CORE_METHODS
 from anomnorm_core.options import LEVELS, OnInvalid, Origin, Per, Rules, Source
 from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
-from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude
+from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude, labels_of
 from anomnorm_torch import threshold
 from anomnorm_torch._kernels import evaluated
 from anomnorm_torch._tensors import arithmetic, largest_defined, wide
@@ -244,6 +244,10 @@ class Run:
         """The values of the samples that do not pad."""
         found: np.ndarray = column.values()[self._labels.values() != _PADDING].cpu().numpy()
         return found
+
+    def labelled_scores(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The raw image scores (N,) and their labels (see `labels_of`), on the host."""
+        return self._samples(self._scores), labels_of(self._samples(self._labels))
 
     def fit_check(self, fit: Fit, *, unseen: bool = True) -> FitCheck | None:
         """How ``fit`` does on the normal samples of this run (clause S9); None without any.

@@ -119,6 +119,21 @@ class Gathered(NamedTuple):
     maxima: np.ndarray | None = None  # (N,) largest pixel of each map, in the method's units; NaN where there is none
 
 
+def labels_of(marks: np.ndarray) -> np.ndarray | None:
+    """What a run has noted of its samples, as the labels that functions take.
+
+    Args:
+        marks: (N,) NORMAL, ANOMALOUS, UNLABELLED or IGNORED.
+
+    Returns:
+        (N,): 0 for normal, and for what has no label as it counts as normal; 1 for anomalous; -1 for what is ignored.
+        None where no sample has a label.
+    """
+    if np.all(marks == UNLABELLED):
+        return None
+    return np.select([marks == ANOMALOUS, marks == IGNORED], [1, -1], 0)
+
+
 def conclude(
     fit: Fit,
     choices: Mapping[str, Choice],
@@ -161,14 +176,14 @@ def conclude(
 
 def _report_inverted(gathered: Gathered) -> None:
     """Warn where the ranks of anomalous samples are lower than chance allows (the test of Mann and Whitney)."""
-    known = np.isin(gathered.labels, (NORMAL, ANOMALOUS)) & ~np.isnan(gathered.scores)
-    positive = gathered.labels[known] == ANOMALOUS
-    n, m = int(positive.sum()), int((~positive).sum())
+    valid = ~np.isnan(gathered.scores)
+    normal, positive = (np.sort(gathered.scores[valid & (gathered.labels == kind)]) for kind in (NORMAL, ANOMALOUS))
+    n, m = positive.size, normal.size
     if not n or not m:
         return
-    _, which, counts = np.unique(gathered.scores[known], return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts + 1) / 2  # from 0; equal scores share one
-    auroc = (float(ranks[which][positive].sum()) - n * (n - 1) / 2) / (n * m)
+    # Of each anomalous sample, how many normal ones are below it; those with the same score count half.
+    below, not_above = (np.searchsorted(normal, positive, side) for side in ("left", "right"))
+    auroc = (int(below.sum()) + int(not_above.sum())) / (2 * n * m)
     if auroc < _INVERTED and (0.5 - auroc) / np.sqrt((n + m + 1) / (12 * n * m)) > _SIGMAS:
         report_inverted(auroc)
 

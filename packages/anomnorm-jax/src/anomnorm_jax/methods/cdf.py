@@ -414,7 +414,9 @@ def _unit(x: Array, t: Array, mean: Array, std: Array, center: Array) -> Array:
     flat, _ = constant(mean, std, center)
     # A threshold that is no number in float32 any more is below all scores.
     steep = flat | (t < float(jnp.finfo(t.dtype).tiny))  # type: ignore[no-untyped-call]
-    slope = jnp.where(steep, _STEEP, 1.0 / jnp.where(flat, 1.0, std)) * -(0.5**0.5) + 0.0 * (mean + t)
+    # No product with a distance may underflow, or scores below the threshold would be at 1/2.
+    slope = jnp.where(steep, _STEEP, jnp.maximum(1.0 / jnp.where(flat, 1.0, std), 1.0 / _STEEP))
+    slope = slope * -(0.5**0.5) + 0.0 * (mean + t)
     distance = log_ratio(x, t)
     # A step has the derivative 0. What no score enters into is computed apart, and not again for each image.
     return half_erfc(jnp.where(flat, lax.stop_gradient(distance), distance) * lax.optimization_barrier(slope))  # type: ignore[no-untyped-call]
