@@ -114,6 +114,30 @@ def test_options_and_origins_come_with_a_checkpoint(name, trained):
     np.testing.assert_array_equal(mine["pixel"].raw, others["pixel"].raw)
 
 
+NAN = float("nan")
+
+
+@pytest.mark.clause("L6")
+@pytest.mark.parametrize("matching", [True, False])
+@pytest.mark.parametrize("unknown", ["_image_threshold", "_pixel_threshold", "both"])
+def test_thresholds_that_anomalib_has_not_found(matching, unknown):
+    numbers = {"_image_threshold": 0.5, "_pixel_threshold": 0.25, "image_min": 0.1, "image_max": 0.8}
+    numbers |= {"pixel_min": 0.0, "pixel_max": 0.7}
+    numbers |= dict.fromkeys(("_image_threshold", "_pixel_threshold") if unknown == "both" else (unknown,), NAN)
+    scores = torch.linspace(0, 1, 41)
+    raw = InferenceBatch(pred_score=scores, anomaly_map=scores.reshape(-1, 1, 1, 1).expand(-1, 1, 2, 3))
+    outputs = []
+    for post_processor in (PostProcessor(), MinMaxPostProcessor()):
+        post_processor.load_checkpoint_config({"enable_threshold_matching": matching, "image_sensitivity": 0.625})
+        post_processor.load_state_dict({name: torch.tensor(value) for name, value in numbers.items()})
+        outputs.append(post_processor(raw))
+    stock, ours = outputs
+    torch.testing.assert_close(ours.pred_score, stock.pred_score, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.anomaly_map, stock.anomaly_map, rtol=0, atol=1e-6)
+    clear = (stock.pred_score - 0.375).abs() > 1e-5  # at the threshold itself, anomalib flags nothing
+    assert torch.equal(ours.pred_label[clear], stock.pred_label[clear])
+
+
 class OwnPadim(Padim):
     """Builds the right post-processor by itself."""
 

@@ -1,5 +1,6 @@
 """Fitting, validating, testing and predicting with the engine of anomalib."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from lightning.pytorch import Callback
 from torch import nn
 from torchvision.transforms.v2 import Normalize
 
-from anomnorm_core import AnomnormError, FitWarning, NotFittedError, OptionError
-from anomnorm_torch.anomalib import CdfPostProcessor, MinMaxPostProcessor
+from anomnorm_core import AnomnormError, FitWarning, InvalidScoreWarning, NotFittedError, OptionError
+from anomnorm_torch.anomalib import CdfPostProcessor, MinMaxPostProcessor, NormalizationPostProcessor
+from anomnorm_torch.callback import Normalization
 from anomnorm_torch.lightning import MinMaxNormalizationCallback
 
 MODELS = ("Padim", "Patchcore", "Fastflow")
@@ -290,6 +292,46 @@ def test_nothing_is_normalized_before_a_validation(data, engine):
         engine().predict(model, dataloaders=datamodule.test_dataloader())
     with pytest.raises(ValueError, match="At least one"):
         model.post_processor(InferenceBatch())
+
+
+def test_hooks_of_the_callback_are_those_of_the_post_processor():
+    for name in vars(Callback):
+        if not name.startswith("_") and hasattr(Normalization, name) and name != "state_key":
+            assert name in vars(NormalizationPostProcessor), name
+
+
+@pytest.mark.clause("N6")
+def test_scores_that_are_nan_are_counted(data, engine):
+    model, run, datamodule = ZeroShot(CdfPostProcessor()), engine(), data()
+    run.fit(model, datamodule=datamodule)
+    model.model.scale.data.fill_(torch.nan)
+    with pytest.warns(InvalidScoreWarning, match=f"{len(datamodule.test_data)} "):
+        run.trainer.predict(model, datamodule.test_dataloader())
+
+
+@pytest.mark.clause("L3")
+def test_what_cannot_be_fitted_is_known_before_the_training(data, engine):
+    model = made("Fastflow", cdf("Fastflow", calibration_loader=[{"nothing": torch.ones(2)}]))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AttributeError, match="in the pass over the normal data"):
+        engine().fit(model, datamodule=data())
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict(prefix="model.").items())
+
+
+def test_labels_that_a_model_has_made_stay(data, engine):
+    model, run, datamodule = ZeroShot(MinMaxPostProcessor()), engine(), data()
+    run.fit(model, datamodule=datamodule)
+    post_processor = model.post_processor
+    raw = InferenceBatch(pred_score=torch.tensor([0.1, 0.2, 0.9]), pred_label=torch.tensor([True, False, False]))
+    expected = post_processor.normalizer(raw.pred_score)["pred_scores"]
+    found = post_processor(raw)
+    assert torch.equal(found.pred_label, raw.pred_label)
+    assert torch.equal(found.pred_score, expected)
+    batch = datamodule.test_data.collate_fn([datamodule.test_data[index] for index in range(3)])
+    batch.pred_score = raw.pred_score
+    post_processor.normalize_batch(batch)  # and nothing else
+    assert torch.equal(batch.pred_score, expected)
+    assert batch.pred_label is None
 
 
 def test_one_normalization_is_enough(data, engine):

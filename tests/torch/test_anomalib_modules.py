@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score
 
 import anomnorm_core
-from anomnorm_core import AnomnormError, NotFittedError
+from anomnorm_core import AnomnormError, NotFittedError, OptionError
 from anomnorm_core.errors import ThresholdWarning
 from anomnorm_torch import (
     CdfNormalizationCallback,
@@ -303,6 +303,15 @@ def test_sensitivities_of_anomalib_2_are_a_threshold_that_the_warning_names() ->
     unit = np.clip((SCORES - 1.5) / (SCORES.max() - SCORES.min()) + 0.5, 0, 1)
     moved = normalizer.with_threshold(threshold=0.375, units="normalized")
     assert moved(torch.from_numpy(SCORES))["pred_labels"].tolist() == (unit > 0.375).tolist()
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, 1.0])
+def test_a_sensitivity_that_no_threshold_has_comes_without_a_line_that_fails(sensitivity: float) -> None:
+    config = {"pixel_sensitivity": sensitivity}
+    with pytest.warns(ThresholdWarning, match="No threshold flags none or all of them"):
+        normalizer = from_anomalib({"state_dict": stock(), "anomalib_post_processor_config": config})
+    with pytest.raises(OptionError):
+        normalizer.with_threshold(pixel_threshold=1 - sensitivity, units="normalized")
 
 
 @pytest.mark.parametrize(

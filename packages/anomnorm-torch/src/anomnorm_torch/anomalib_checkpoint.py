@@ -75,10 +75,13 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
 def _report_sensitivities(config: Mapping[str, Any]) -> None:
     for level, argument in zip(LEVELS, ("threshold", "pixel_threshold"), strict=True):
         score = 1 - config.get(f"{level}_sensitivity", 0.5)
-        if score != 0.5:
-            warn(
-                f"the run flagged {level} scores above {score:g} ({level}_sensitivity={1 - score:g}), and this "
-                "normalizer has 0.5 at its threshold. To flag the same: "
-                f'normalizer.with_threshold({argument}={score:g}, units="normalized").',
-                ThresholdWarning,
-            )
+        if score == 0.5:
+            continue
+        same = f'To flag the same: normalizer.with_threshold({argument}={score:g}, units="normalized").'
+        if not 0 < score < 1:
+            same = "No threshold flags none or all of them, as it did."
+        warn(
+            f"the run flagged {level} scores above {score:g} ({level}_sensitivity={1 - score:g}), and this "
+            f"normalizer has 0.5 at its threshold. {same}",
+            ThresholdWarning,
+        )
