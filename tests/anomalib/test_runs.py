@@ -248,6 +248,17 @@ def test_thresholds_that_are_switched_off(make, data, engine):
     torch.testing.assert_close(model(x).pred_score.squeeze(), found, rtol=0, atol=1e-5)
 
 
+@pytest.mark.clause("L3")
+def test_another_step_may_score_the_normal_images(data, engine):
+    found = []
+    for step in ("validation_step", "predict_step"):
+        model = made("Padim", CdfPostProcessor(source="train", step=step))
+        with pytest.warns(FitWarning):  # it knows its training data
+            engine().fit(model, datamodule=data())
+        found.append(model.post_processor.normalizer.to_fit().image.parameters)
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
 @pytest.mark.clause("T6")
 @pytest.mark.parametrize("make", [MinMaxPostProcessor, CdfPostProcessor])
 def test_without_masks_the_pixels_have_the_images_raw_threshold(make, data, engine):

@@ -63,7 +63,7 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
             `NormalizationCallback`. None is ``"auto"`` but, for a model with a memory bank, ``"validation"``: it knows
             its training data, and scores them lower than others.
         calibration_loader: see `NormalizationCallback`. Copies of this module, and exports, have it not.
-        limit_batches, every_n_validations, on_invalid, log_prefix: see `NormalizationCallback`.
+        step, limit_batches, every_n_validations, on_invalid, log_prefix: see `NormalizationCallback`.
         extras: what test and predict write beside the normalized scores, as attributes of the batch: ``"raw"`` gives
             ``pred_score_raw`` and ``anomaly_map_raw``. See `NormalizationCallback`.
         options: of the method, by name.
@@ -96,6 +96,7 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
         per: str = "pixel",
         source: str | None = None,
         calibration_loader: Any = None,
+        step: str = "validation_step",
         limit_batches: int | float | None = None,
         every_n_validations: int = 1,
         on_invalid: str = "warn",
