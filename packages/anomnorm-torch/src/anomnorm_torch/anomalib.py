@@ -124,8 +124,7 @@ class NormalizationPostProcessor(PostProcessor):  # type: ignore[misc]  # not in
         self.register_load_state_dict_post_hook(_write_buffers)
 
     def _made_callback(self) -> HeldNormalization:
-        kind: type[HeldNormalization] = type(type(self).__name__, (HeldNormalization,), {})  # messages call it so
-        return kind(self, self.normalization, self.calibration_loader)
+        return HeldNormalization(self, self.normalization, self.calibration_loader)
 
     def _made_slot(self) -> PostProcessorSlot:
         fit = Fit(METHODS[self.normalization["method"]].method, options=self.normalization["options"])

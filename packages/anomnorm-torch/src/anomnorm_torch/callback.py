@@ -250,6 +250,10 @@ class Normalization:
         """What the trainer has in its list of callbacks: this one, or the one that holds it."""
         return self
 
+    @property
+    def _name(self) -> str:
+        return type(self._listed).__name__
+
     # What a module carries.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
@@ -259,19 +263,19 @@ class Normalization:
             AnomnormError: the module carries the fit of another method, the trainer or the module has a second
                 normalization, of this package or of anomalib, or its strategy is not supported.
         """
-        require_process_group(trainer, type(self).__name__)
+        require_process_group(trainer, self._name)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[union-attr]
         normalizing = [each for each in callbacks if isinstance(each, Normalization) or each is self._listed]
         if len(normalizing) > 1:
             names = ", ".join(type(callback).__name__ for callback in normalizing)
             raise AnomnormError(f"the trainer has {len(normalizing)} normalization callbacks ({names}); use one.")
         beside = [*callbacks, getattr(pl_module, "post_processor", None)]
-        require_alone([each for each in beside if each is not self._listed], type(self).__name__)
+        require_alone([each for each in beside if each is not self._listed], self._name)
         carrier = carrier_of(pl_module)
         if carrier is not pl_module and carrier is not self._listed:  # even one that is switched off
             raise AnomnormError(
                 f"the model's post-processor ({type(carrier).__name__}) has the place for what is fitted: give the "
-                f"model post_processor=False to use {type(self).__name__}."
+                f"model post_processor=False to use {self._name}."
             )
         self.threshold = parse_threshold_option(self.threshold, "threshold")  # they may have been changed
         self.pixel_threshold = parse_threshold_option(self.pixel_threshold, "pixel_threshold")
@@ -288,7 +292,7 @@ class Normalization:
                 continue
             if position > callbacks.index(self._listed):  # it would exchange the weights after they were used here
                 raise AnomnormError(
-                    f"{type(callback).__name__} validates with averaged weights, and {type(self).__name__} has to see "
+                    f"{type(callback).__name__} validates with averaged weights, and {self._name} has to see "
                     f"those: list {type(callback).__name__} before it."
                 )
             # Its copy of the module has to accept a checkpoint with a fit.
@@ -304,7 +308,7 @@ class Normalization:
         found = slot.fit.method.name if isinstance(slot, Slot) else type(slot).__name__
         if not isinstance(slot, Slot) or (slot.fit.image is not None and slot.fit.method != self.method):
             raise AnomnormError(
-                f"the module already has {NAME} of {found}, but {type(self).__name__} is of {self.method.name} "
+                f"the module already has {NAME} of {found}, but {self._name} is of {self.method.name} "
                 f"normalization. To change the method, delete module.{NAME} first."
             )
         if slot.fit.image is None:
@@ -472,7 +476,7 @@ class Normalization:
             )
         if not trainer.enable_validation:
             warnings.warn(
-                f"{type(self).__name__} fits its statistics in validation runs, and this training has none: give "
+                f"{self._name} fits its statistics in validation runs, and this training has none: give "
                 "trainer.fit a validation loader and the module a validation_step.",
                 stacklevel=2,
             )
@@ -487,7 +491,7 @@ class Normalization:
         """
         if trainer.enable_validation and trainer.is_global_zero and _never_validates(trainer):
             warnings.warn(
-                f"this training is over before its first validation run, in which {type(self).__name__} fits its "
+                f"this training is over before its first validation run, in which {self._name} fits its "
                 f"statistics: let check_val_every_n_epoch={trainer.check_val_every_n_epoch} and "
                 f"val_check_interval={trainer.val_check_interval} be smaller, or call trainer.validate(...) after it.",
                 stacklevel=2,
@@ -507,7 +511,7 @@ class Normalization:
             if _never_validates(trainer):  # which was said at the start
                 return
             warnings.warn(
-                f"the training has ended without a validation run, in which {type(self).__name__} fits its "
+                f"the training has ended without a validation run, in which {self._name} fits its "
                 f"statistics: {remedy}, or let check_val_every_n_epoch and val_check_interval be smaller.",
                 stacklevel=2,
             )
@@ -612,7 +616,7 @@ class Normalization:
 
     def _pass_options(self) -> PassOptions:
         return PassOptions(
-            type(self).__name__,
+            self._name,
             self.step,
             self.source,
             self.limit_batches,
@@ -693,7 +697,7 @@ class Normalization:
                 warn(
                     "the weights that were validated are not those that scored the normal data before the validation, "
                     "so that thresholds in sigmas mean something else. A callback that exchanges weights for "
-                    f"validations has to be listed before {type(self).__name__}, and a module that fits itself has to "
+                    f"validations has to be listed before {self._name}, and a module that fits itself has to "
                     "do so in on_validation_start at the latest.",
                     FitWarning,
                 )

@@ -47,7 +47,7 @@ class HeldNormalization(Normalization):
         """
         if getattr(pl_module, "post_processor", None) is not self.owner:
             raise AnomnormError(
-                f"the trainer has a {type(self).__name__} that is not the post_processor of its "
+                f"the trainer has a {self._name} that is not the post_processor of its "
                 f"{type(pl_module).__name__}: give it to the model, not to the Engine, and take a new Engine for each "
                 "model, since one keeps the callbacks of the last."
             )
@@ -57,7 +57,7 @@ class HeldNormalization(Normalization):
             if stage != "test" and stage != "predict":
                 part(trainer, "utilities.rank_zero").rank_zero_info(
                     f"{type(pl_module).__name__} keeps what it was trained on, and scores it lower than new images: "
-                    f"{type(self).__name__} is fitted on the normal validation images. For other data give it "
+                    f"{self._name} is fitted on the normal validation images. For other data give it "
                     'calibration_loader=... or source="train".'
                 )
         super().setup(trainer, pl_module, stage)

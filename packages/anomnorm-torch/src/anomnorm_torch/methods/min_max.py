@@ -194,10 +194,10 @@ def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
     info = torch.finfo(t.dtype)
     if not (span == 0 or 16 * info.smallest_normal <= span <= info.max / 16):  # also where it is NaN
         return None
-    return (partial(_clip, 1.0 / span, needs_push(float(t), span, t.dtype)) if span else _step), ()
+    return (partial(_clip, 1.0 / span, _needs_push(float(t), span, t.dtype)) if span else _step), ()
 
 
-def needs_push(t: float, span: float, dtype: torch.dtype) -> bool:
+def _needs_push(t: float, span: float, dtype: torch.dtype) -> bool:
     """Whether the number below ``t`` is so near, as a share of ``span``, that 1/2 less that share is rounded to 1/2."""
     info = torch.finfo(dtype)
     fraction, exponent = math.frexp(t)

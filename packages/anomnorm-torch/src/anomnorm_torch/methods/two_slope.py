@@ -9,7 +9,7 @@ from torch import Tensor
 from anomnorm_core import two_slope as core
 from anomnorm_core.method import Kernels
 from anomnorm_torch._kernels import Specialized, evaluated, scored, specializes
-from anomnorm_torch.methods.min_max import bounds, distance, half_or_less, init, margin, merge, needs_push, side, update
+from anomnorm_torch.methods.min_max import bounds, distance, half_or_less, init, margin, merge, side, update
 
 __all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
@@ -89,12 +89,12 @@ def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
     below, above = (2 * side if core.PARTS * side >= span > 0 else span for side in (at - least, most - at))
     if not (min(below, above) >= 16 * info.smallest_normal and largest <= info.max / 16):  # also where it is NaN
         return None
-    return partial(_clip, 1.0 / below, 1.0 / above, needs_push(at, below, t.dtype)), ()
+    return partial(_clip, 1.0 / below, 1.0 / above), ()
 
 
-def _clip(lower: float, upper: float, push: bool, x: Tensor, t: Tensor, *, out: Tensor) -> None:
+def _clip(lower: float, upper: float, x: Tensor, t: Tensor, *, out: Tensor) -> None:
     torch.sub(x, t, out=out)
-    half, above = half_or_less(out) if push else out.new_full((), 0.5), out.clamp(min=0.0)
+    half, above = half_or_less(out), out.clamp(min=0.0)
     torch.add(half, out.clamp_(max=0.0), alpha=lower, out=out).add_(above, alpha=upper).clamp_(0.0, 1.0)
 
 
