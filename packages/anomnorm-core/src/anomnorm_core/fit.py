@@ -257,10 +257,12 @@ class Fit:
 
         A lower threshold has at least as many false alarms, whatever the method supposes.
         """
-        present = self.threshold(level)
-        own = replace(self, **{level: replace(self.level(level), threshold=placed)})._with_rate(level)  # type: ignore[arg-type]
-        known, expected = present.false_alarm_rate, None if own is None else own.false_alarm_rate
-        if known is None or expected is None or present.raw.shape != placed.raw.shape:
+        fitted = self.level(level)
+        own, present = replace(self, **{level: replace(fitted, threshold=placed)})._with_rate(level), fitted.threshold  # type: ignore[arg-type]
+        if own is None or present is None or present.raw.shape != placed.raw.shape:
+            return placed
+        known, expected = present.false_alarm_rate, own.false_alarm_rate
+        if known is None or expected is None:
             return placed
         if np.all(placed.raw <= present.raw):
             expected = max(expected, known)
