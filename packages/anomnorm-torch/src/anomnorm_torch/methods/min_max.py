@@ -194,23 +194,12 @@ def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
     info = torch.finfo(t.dtype)
     if not (span == 0 or 16 * info.smallest_normal <= span <= info.max / 16):  # also where it is NaN
         return None
-    return (partial(_clip, 1.0 / span, _needs_push(float(t), span, t.dtype)) if span else _step), ()
+    return (partial(_clip, 1.0 / span) if span else _step), ()
 
 
-def _needs_push(t: float, span: float, dtype: torch.dtype) -> bool:
-    """Whether the number below ``t`` is so near, as a share of ``span``, that 1/2 less that share is rounded to 1/2."""
-    info = torch.finfo(dtype)
-    fraction, exponent = math.frexp(t)
-    gap = math.ldexp(info.eps / 2, exponent) if fraction else 0.0
-    gap = gap / 2 if fraction == 0.5 else gap  # below a power of two numbers are twice as dense
-    # A difference that is subnormal may be taken for zero. And the quotient is rounded too.
-    return not (gap >= info.smallest_normal and gap / span > info.eps / 8 * (1 + 2.0**-16))
-
-
-def _clip(scale: float, push: bool, x: Tensor, t: Tensor, *, out: Tensor) -> None:
+def _clip(scale: float, x: Tensor, t: Tensor, *, out: Tensor) -> None:
     torch.sub(x, t, out=out)
-    half = half_or_less(out) if push else out.new_full((), 0.5)
-    torch.add(half, out, alpha=scale, out=out).clamp_(0.0, 1.0)
+    torch.add(half_or_less(out), out, alpha=scale, out=out).clamp_(0.0, 1.0)
 
 
 def half_or_less(difference: Tensor) -> Tensor:
