@@ -65,7 +65,7 @@ def map_chart(samples: Samples, index: int) -> Element:
 
     assert samples.maps is not None  # noqa: S101  # the caller has looked
     with _style():
-        figure = Figure(figsize=(_WIDTH, 5.6))  # placed by hand, which takes half of the time
+        figure = Figure(figsize=(_WIDTH, 5.6))  # laid out by numbers, which takes half of the time
         axes = figure.subplots(2, 2, gridspec_kw={**_PLACES, "hspace": 0.42, "wspace": 0.08})
         own = slice(index, index + 1)
         images = samples.maps if samples.images is None else samples.images
