@@ -8,7 +8,10 @@ from typing import Any, Self
 import numpy as np
 from array_api_compat import array_namespace
 
+from anomnorm_core._arrays import quiet
 from anomnorm_core.errors import FitWarning, warn
+from anomnorm_core.fit import Fit
+from anomnorm_core.methods import METHODS
 from anomnorm_core.options import Transform
 
 LIMITS = (2.0, 3.0)  # z-scores beyond which normal samples are counted, on either side
@@ -123,6 +126,14 @@ class FitCheck:
         skewness = cubes / count / (squares / count) ** 1.5 if squares > 0 else math.nan
         normals, above_2, above_3, below_2, below_3 = map(int, counts)
         return cls(fitted_on, normals, above_2, above_3, below_2, below_3, mean, std, skewness, unseen)
+
+    @classmethod
+    @quiet
+    def of_scores(cls, fit: Fit, normals: np.ndarray, *, unseen: bool = True) -> Self:
+        """The check of the raw image scores (N,) of normals, by the z-scores that ``fit``, of sigmas, gives them."""
+        values = normals.astype(np.float64)
+        z = METHODS[fit.method.name].extras["z"](values, np.asarray(1.0), *fit.arguments("image"))
+        return cls.of(fit.level("image").valid, counted(z), moments(z), unseen=unseen)
 
     @property
     def share_above_2(self) -> float:

@@ -15,14 +15,21 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike
 
-from anomnorm_core._arrays import quiet
 from anomnorm_core.checks import label_axes
 from anomnorm_core.errors import OptionError
 from anomnorm_core.fields import MAPS, SCORES
-from anomnorm_core.fit_check import FitCheck, counted, moments
+from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.methods import METHODS
 from anomnorm_core.normalizer import Normalizer, raw_values
-from anomnorm_core.options import OnInvalid, Rules, ThresholdRule, Units, parse_threshold_option, require_rule
+from anomnorm_core.options import (
+    OnInvalid,
+    Rules,
+    ThresholdRule,
+    Units,
+    parse_first_units,
+    parse_threshold_option,
+    require_rule,
+)
 from anomnorm_core.threshold.choice import ANOMALOUS, IGNORED, NORMAL, Gathered, choose, conclude, transform_of
 
 
@@ -136,6 +143,7 @@ def normalizer(
         OptionError: an option has a value that is not allowed.
     """
     kernels, rules = METHODS[record.method], Rules(normal_quantile, false_alarm_rate, confidence)
+    scale = parse_first_units(units) or kernels.method.units
     given = {
         "image": parse_threshold_option(threshold, "threshold"),
         "pixel": parse_threshold_option("image" if pixel_threshold is None else pixel_threshold, "pixel_threshold"),
@@ -154,9 +162,6 @@ def normalizer(
     if parsed.get("shared_range") and record.pixel is not None:
         image = record.pixel
     fit = Normalizer.fitted(record.method, image, record.pixel, options=parsed, on_invalid=on_invalid)
-    scale = kernels.method.units if units is None else Units.parse(units, "units")
-    if scale is Units.NORMALIZED:
-        raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
     choices = {level: choice._replace(units=scale) for level, choice in choose(given, fit).items()}
     fit = conclude(fit, choices, rules, Gathered(scores, labels), where="the labels", unseen=False)
     found = Normalizer.from_fit(fit)
@@ -165,14 +170,10 @@ def normalizer(
     return found
 
 
-@quiet
 def check(record: Record, normalizer: Normalizer) -> FitCheck:
     """Whether the normal samples of a record are distributed as a method with sigmas supposes (clause S9)."""
-    fit = normalizer.to_fit()
     normals = [scores[labels == NORMAL] for scores, labels in zip(record.scores, record.labels, strict=True)]
-    values = np.sort(np.concatenate(normals)).astype(np.float64)
-    z = METHODS[fit.method.name].extras["z"](values, np.asarray(1.0), *fit.arguments("image"))
-    return FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=False)
+    return FitCheck.of_scores(normalizer.to_fit(), np.sort(np.concatenate(normals)), unseen=False)
 
 
 def _kinds(labels: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -28,7 +28,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fit import Fit, LevelFit, Threshold
 from anomnorm_core.method import Kernels, Registry
 from anomnorm_core.methods import METHODS
-from anomnorm_core.options import LEVELS, Center, OnInvalid, Origin, Transform, Units
+from anomnorm_core.options import LEVELS, Center, OnInvalid, Origin, Transform, Units, parse_first_units
 from anomnorm_core.threshold import flag
 
 
@@ -160,8 +160,7 @@ class BaseNormalizer(ABC):
             NotFittedError, InsufficientDataError: the statistics have seen too few valid values.
             OptionError: a threshold is no finite number, or the method, or an option, is unknown.
         """
-        if units is not None and Units.parse(units, "units") is Units.NORMALIZED:
-            raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
+        units = parse_first_units(units)
         fit = cls.fitted(method, image, pixel, options=options)
         fit = fit.placed("image", threshold, units, Origin.OPTION)
         fit.report_rate()

@@ -158,6 +158,20 @@ def parse_threshold_option(value: SupportsFloat | str | None, argument: str) -> 
     raise OptionError(f"{argument}={value!r} is not an option; give a finite number or one of {names}.")
 
 
+def parse_first_units(units: Units | str | None) -> Units | None:
+    """The units of the first threshold there is, None for the method's own.
+
+    Raises:
+        OptionError: they are none, or normalized scores, which another threshold gives a meaning.
+    """
+    if units is None:
+        return None
+    parsed = Units.parse(units, "units")
+    if parsed is Units.NORMALIZED:
+        raise OptionError('units="normalized" refers to a threshold that is there already; give "raw" or "sigmas".')
+    return parsed
+
+
 def parse_threshold(value: SupportsFloat | str | None, argument: str) -> float | None:
     """Return ``value`` as a finite float (or None); raise `OptionError` for anything else.
 

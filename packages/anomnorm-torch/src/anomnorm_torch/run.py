@@ -11,9 +11,8 @@ from anomnorm_core.checks import counts_of, report_invalid, share_of_zeros
 from anomnorm_core.errors import AnomnormError, ResolutionError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit import Fit, LevelFit
-from anomnorm_core.fit_check import FitCheck, counted, moments
+from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.method import Kernels
-from anomnorm_core.methods import METHODS as CORE_METHODS
 from anomnorm_core.options import LEVELS, OnInvalid, Origin, Per, Rules, Source
 from anomnorm_core.threshold import ScoreHistogram as CoreHistogram
 from anomnorm_core.threshold.choice import IGNORED, NORMAL, UNLABELLED, Choice, Gathered, conclude, labels_of
@@ -257,10 +256,7 @@ class Run:
             unseen: whether those are other samples than it was fitted on.
         """
         scores, labels = self._samples(self._scores), self._samples(self._labels)
-        normals = scores[labels == NORMAL].astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = CORE_METHODS[fit.method.name].extras["z"](normals, np.asarray(1.0), *fit.arguments("image"))
-        check = FitCheck.of(fit.level("image").valid, counted(z), moments(z), unseen=unseen)
+        check = FitCheck.of_scores(fit, scores[labels == NORMAL], unseen=unseen)
         return check if check.normals else None
 
 
