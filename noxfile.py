@@ -207,7 +207,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Time everything, as ratios in one run, and write docs/benchmarks.md; ``-- --quick`` only prints."""
+    """Time everything, as ratios in one run, and write docs/evidence/benchmarks.md; ``-- --quick`` only prints."""
     session.run(_development(session), "benchmarks/bench.py", *session.posargs, env=KEPT_MEMORY)
 
 
@@ -219,13 +219,13 @@ def redesign(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def parity(session: nox.Session) -> None:
-    """Run one saved normalizer in every way there is, and write docs/parity.md; ``-- --quick`` only prints."""
+    """Run one saved normalizer in every way there is, and write docs/evidence/parity.md; ``-- --quick`` only prints."""
     session.run(_development(session), "benchmarks/parity.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def calibration(session: nox.Session) -> None:
-    """Compare promised with observed false alarms on real data; writes docs/calibration.md, docs/which-method.md."""
+    """Compare promised with observed false alarms on real data; writes docs/evidence/calibration.md, docs/guides/which-method.md."""
     environment = {"OMP_NUM_THREADS": "1"}  # it has a process for each core
     session.run(_development(session), "benchmarks/calibration.py", *session.posargs, env=environment)
 
@@ -245,13 +245,13 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def mutation(session: nox.Session) -> None:
-    """Put mistakes into the kernels, and write docs/mutation.md: which tests notice them, which survive and why."""
+    """Put mistakes into the kernels, and write docs/evidence/mutation.md: which tests notice them, which survive and why."""
     session.run(_development(session), "benchmarks/mutation.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def accuracy(session: nox.Session) -> None:
-    """Compare every backend with exact values, and write docs/accuracy.md; ``-- --exhaustive``: with every float32."""
+    """Compare every backend with exact values, and write docs/evidence/accuracy.md; ``-- --exhaustive``: with every float32."""
     session.run(_development(session), "benchmarks/accuracy.py", *session.posargs)
 
 

@@ -1,4 +1,4 @@
-"""How far every backend is from the exact value, as tables for docs/accuracy.md.
+"""How far every backend is from the exact value, as tables for docs/evidence/accuracy.md.
 
 ``nox -s accuracy`` runs it; ``-- --quick`` takes few points and prints instead of writing. Of the half types every
 number is an input. ``-- --exhaustive`` runs `exhaustive.py` on every float32 number, which takes an hour or so and can
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conformance import oracle
 from conformance.backend import Backend, load
 
-PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
+PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "accuracy.md"
 NOTES = Path(__file__).with_name("accuracy_notes.md")
 BACKENDS = ("numpy", "torch-eager", "torch-compiled", "jax-jit")
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # of scores

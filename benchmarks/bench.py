@@ -1,4 +1,4 @@
-"""All benchmarks in one run: a table and a picture for docs/benchmarks.md.
+"""All benchmarks in one run: a table and a picture for docs/evidence/benchmarks.md.
 
 ``nox -s bench`` runs it; ``-- --quick`` takes few repetitions and prints instead of writing. Each backend runs in a
 process of its own. Figures of different runs or machines do not compare; ratios of one run do.
@@ -19,8 +19,8 @@ from typing import Any
 from measuring import KEPT_MEMORY, require_kept_memory
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parent / "docs" / "benchmarks.md"
-PICTURE = PAGE.parent / "images" / "benchmarks.png"
+PAGE = FOLDER.parent / "docs" / "evidence" / "benchmarks.md"
+PICTURE = PAGE.parents[1] / "images" / "benchmarks.png"
 METHODS = ("min-max", "two-slope", "CDF")
 BACKENDS = ("torch", "torch-compiled", "jax")
 WAYS = ("anomalib 0.3", "straightforward", "floor", "anomnorm")
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
     notes = (FOLDER / "notes.md").read_text(encoding="utf-8")
     PICTURE.parent.mkdir(exist_ok=True)
     draw(found, PICTURE)
-    text[4:4] = ["![Time of each work, by way](images/benchmarks.png)", ""]
+    text[4:4] = ["![Time of each work, by way](../images/benchmarks.png)", ""]
     PAGE.write_text("\n".join(text) + "\n\n" + notes, encoding="utf-8")
 
 

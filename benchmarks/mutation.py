@@ -1,4 +1,4 @@
-"""How many mistakes in the kernels the tests notice, for docs/mutation.md: mutation testing.
+"""How many mistakes in the kernels the tests notice, for docs/evidence/mutation.md: mutation testing.
 
 ``nox -s mutation`` runs it (half an hour or so on two cores). The mistakes stand in ``mutation_faults.toml``: a piece
 of the source and what somebody could have written instead. Each is put into a copy of the package, on which the
@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "mutation.md"
+PAGE = ROOT / "docs" / "evidence" / "mutation.md"
 FAULTS = Path(__file__).with_name("mutation_faults.toml")
 CONFORMANCE = tuple(
     f"tests/conformance/test_{name}.py"

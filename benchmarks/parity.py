@@ -1,4 +1,4 @@
-"""One file, every way to run it: how far each is from the reference, as a table for docs/parity.md.
+"""One file, every way to run it: how far each is from the reference, as a table for docs/evidence/parity.md.
 
 A normalizer is fitted with PyTorch, saved, and loaded by each package; PyTorch and JAX also export it. All score the
 same float32 numbers; the reference is NumPy in float64.
@@ -23,7 +23,7 @@ import anomnorm_core
 import anomnorm_jax
 import anomnorm_torch
 
-PAGE = Path(__file__).parent.parent / "docs" / "parity.md"
+PAGE = Path(__file__).parent.parent / "docs" / "evidence" / "parity.md"
 THRESHOLD = 2.0  # in sigmas under the CDF; raw under the others
 METHODS = {"min-max": "margin", "two-slope": "margin", "cdf": "z"}  # and an extra of each
 Results = dict[str, np.ndarray]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-SPECIFICATION = Path(__file__).parents[1] / "docs" / "specification.md"
+SPECIFICATION = Path(__file__).parents[1] / "docs" / "reference" / "specification.md"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,6 @@
 """The protocol that a backend implements to be tested, and the registry of backends.
 
-A backend says how to make and read its arrays and hands over its functions. See docs/add-a-backend.md.
+A backend says how to make and read its arrays and hands over its functions. See docs/guides/add-a-backend.md.
 """
 
 from abc import ABC, abstractmethod

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+PAGE = FOLDER.parent / "docs" / "evidence" / "benchmarks.md"
 TINY: dict[str, dict[str, Any]] = {
     "kernels": {"SHAPE": (4, 1, 16, 16)},
     "batches": {"SIDE": 4},

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(python|console)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", flags=re.MULTILINE)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[-+]\d+)?")
-PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if "```console\n$ " in page.read_text()]
+PAGES = [page for page in sorted(ROOT.glob("docs/**/*.md")) if "```console\n$ " in page.read_text()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_say_what_the_page_says(page: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "anomnorm"

@@ -1,4 +1,4 @@
-"""A method of somebody else: one file for each package, and no edit in any of them (docs/add-a-method.md)."""
+"""A method of somebody else: one file for each package, and no edit in any of them (docs/guides/add-a-method.md)."""
 
 import math
 import re
@@ -25,7 +25,7 @@ import anomnorm_torch
 from anomnorm_core import FileFormatError, InvalidScoreError, InvalidScoreWarning
 
 FOLDER = Path(__file__).parent / "logistic_method"
-PAGE = FOLDER.parents[2] / "docs" / "add-a-method.md"
+PAGE = FOLDER.parents[2] / "docs" / "guides" / "add-a-method.md"
 ARRAYS = {anomnorm_core: np.asarray, anomnorm_torch: torch.as_tensor, anomnorm_jax: jnp.asarray}
 PACKAGES = pytest.mark.parametrize("package", ARRAYS, ids=lambda package: package.__name__)
 LOW, HIGH, T = 0.5, 3.0, 1.75

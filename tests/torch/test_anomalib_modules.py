@@ -63,7 +63,7 @@ class Collection(MetricCollection):
 
 
 class Detector(NormalizationMixin, pl.LightningModule):
-    """The contract of anomalib 0.3 to 1.x, with the hooks that Lightning 2 has: what docs/anomalib.md shows."""
+    """The contract of anomalib 0.3 to 1.x, with the hooks that Lightning 2 has: what docs/guides/anomalib.md shows."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The file of a fitted normalizer, which every package writes and reads (clauses P1, P3).
 
 A safetensors file: the parameters and thresholds are its tensors, everything else is one JSON text in its metadata.
-Nothing in it is ever executed. docs/specification.md has the layout.
+Nothing in it is ever executed. docs/reference/specification.md has the layout.
 """
 
 import contextlib
