@@ -225,7 +225,7 @@ def parity(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def calibration(session: nox.Session) -> None:
-    """Compare promised with observed false alarms on real data; writes docs/evidence/calibration.md, docs/guides/which-method.md."""
+    """Compare promised with observed false alarms on real data, and write the pages on calibration and methods."""
     environment = {"OMP_NUM_THREADS": "1"}  # it has a process for each core
     session.run(_development(session), "benchmarks/calibration.py", *session.posargs, env=environment)
 
@@ -245,13 +245,13 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def mutation(session: nox.Session) -> None:
-    """Put mistakes into the kernels, and write docs/evidence/mutation.md: which tests notice them, which survive and why."""
+    """Put mistakes into the kernels, and write docs/evidence/mutation.md: which tests notice, which survive and why."""
     session.run(_development(session), "benchmarks/mutation.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def accuracy(session: nox.Session) -> None:
-    """Compare every backend with exact values, and write docs/evidence/accuracy.md; ``-- --exhaustive``: with every float32."""
+    """Compare every backend with exact values, and write its page; ``-- --exhaustive``: with every float32."""
     session.run(_development(session), "benchmarks/accuracy.py", *session.posargs)
 
 

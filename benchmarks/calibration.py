@@ -1,4 +1,4 @@
-"""Promised against observed false-alarm rates on real data: docs/evidence/calibration.md and docs/guides/which-method.md.
+"""Promised against observed false-alarm rates on real data, for the pages on calibration and on methods.
 
 ``nox -s calibration`` runs it; ``-- --quick`` takes one small data set and few splits, and prints instead of writing.
 The texts are in calibration_notes.md and which_method_notes.md; every figure in them is put there by this program.
@@ -15,15 +15,13 @@ from calibration_tables import figures, guarantee_table, main_table, range_table
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
+PAGES = {"calibration_notes.md": "evidence/calibration.md", "which_method_notes.md": "guides/which-method.md"}
 
 
 def write(study: Study, seconds: float) -> None:
     """Both pages and their pictures."""
     values = figures(study, seconds)
-    for notes, page in (
-        ("calibration_notes.md", "evidence/calibration.md"),
-        ("which_method_notes.md", "guides/which-method.md"),
-    ):
+    for notes, page in PAGES.items():
         text = (FOLDER / notes).read_text(encoding="utf-8").format(**values)
         (DOCS / page).write_text(text, encoding="utf-8")
         print(f"wrote docs/{page}: {words(text)} words besides tables")

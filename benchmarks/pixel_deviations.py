@@ -1,4 +1,4 @@
-"""False alarms per pixel with and without shrunk deviations, as tables for docs/evidence/pixel-deviations.md (clause S3).
+"""False alarms per pixel with and without shrunk deviations, for docs/evidence/pixel-deviations.md (clause S3).
 
 ``python benchmarks/pixel_deviations.py`` writes the page, in less than a minute; ``--quick`` prints one of few draws.
 Scores of normal images are drawn (log-normal, of known deviations) or are reconstruction errors of real images, the
@@ -166,7 +166,8 @@ def page(repetitions: int) -> str:
 Few normal images say little about one pixel: with five of them, a quarter of the deviations come out below 0.7 of the
 true ones, and there normal scores raise false alarms. But a map has thousands of pixels, which say together how large
 a deviation typically is, and how much pixels differ. So under the CDF the deviation of each pixel is shrunk toward the
-typical one (clause [S3](../reference/specification.md#s3-the-score-distribution-record)), as far as their differences may be chance.
+typical one (clause [S3](../reference/specification.md#s3-the-score-distribution-record)), as far as their differences
+may be chance.
 `own = log(s^2) - digamma(d / 2) + log(d / 2)` estimates the logarithm of a pixel's variance from `d = n - 1` degrees of
 freedom without bias, and varies by `noise = trigamma(d / 2)`. With means over the pixels, weighted by `d`:
 
