@@ -11,7 +11,7 @@ from anomnorm_core.method import Kernels
 from anomnorm_torch._kernels import Specialized, evaluated, scored, specializes
 from anomnorm_torch.methods.min_max import bounds, distance, half_or_less, init, margin, merge, side, update
 
-__all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+__all__ = ["bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
 METHOD = core.METHOD
 
