@@ -21,8 +21,6 @@ extensions = [
     "references",  # what is in single backticks in docstrings: links, checked
     "command_help",  # the options of the command line, from its own help
 ]
-exclude_patterns = ["_build"]
-
 # Links between pages with their anchors, `page.md#heading`, are checked: a wrong one is a warning.
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
@@ -54,4 +52,5 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
