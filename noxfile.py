@@ -255,6 +255,17 @@ def accuracy(session: nox.Session) -> None:
     session.run(_development(session), "benchmarks/accuracy.py", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Build the documentation site: a warning, a broken link or an undocumented public name is an error."""
+    python = _development(session, "furo", "myst-parser", "sphinx", "sphinx-copybutton")
+    session.run(python, "-m", "pytest", "tests/docs/test_api.py", "tests/docs/test_anchors.py", external=True)
+    built = ROOT / ".nox" / "docs"
+    options = ("-W", "--keep-going", "--fresh-env", "--jobs", "auto", "--doctree-dir", str(built / "doctrees"))
+    session.run(python, "-m", "sphinx", *options, *session.posargs, "docs", str(built / "html"), external=True)
+    session.log(f"open {built / 'html' / 'index.html'}")
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheels, install them into an empty environment and import them."""

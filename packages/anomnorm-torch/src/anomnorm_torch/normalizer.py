@@ -39,8 +39,8 @@ class Normalizer(BaseNormalizer, nn.Module):
 
     Made by `min_max`, `cdf` or `of`, by `load` from a file, or by ``callback.normalizer(module)`` after training.
     Statistics and raw thresholds are buffers: they move with the module to another device and keep their dtype. Calling
-    it waits for no device, and `torch.export` and `torch.onnx.export` take it, alone or after a model (`append_to`).
-    Normalized scores are differentiable.
+    it waits for no device, and ``torch.export`` and ``torch.onnx.export`` take it, alone or after a model
+    (`append_to`). Normalized scores are differentiable.
 
     Example::
 

@@ -20,6 +20,18 @@ from anomnorm_torch._normal import log_ratio, ndtr
 from anomnorm_torch._tensors import arithmetic, causes, is_differentiated, samples, selection, wide
 from anomnorm_torch._tiles import columns, filled, finite_range, is_readable
 
+__all__ = [
+    "ScoreDistribution",
+    "denormalize",
+    "init",
+    "mean_std",
+    "merge",
+    "normalize",
+    "normalize_standardized",
+    "standardize",
+    "update",
+]
+
 METHOD = core.METHOD
 
 
@@ -30,11 +42,12 @@ class ScoreDistribution(NamedTuple):
     updating with a concatenation equals merging the parts, up to rounding.
     """
 
-    count: Tensor  # type: ignore[assignment]  # shape int64: images with a valid value here
-    mean: Tensor  # shape float64: mean of log(score)
-    m2: Tensor  # shape float64: sum of squared deviations from the mean
-    zeros: Tensor  # shape int64: images with exactly zero here, left out
-    invalid: Tensor  # (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
+    #: shape int64: images with a valid value here
+    count: Tensor  # type: ignore[assignment]
+    mean: Tensor  #: shape float64: mean of log(score)
+    m2: Tensor  #: shape float64: sum of squared deviations from the mean
+    zeros: Tensor  #: shape int64: images with exactly zero here, left out
+    invalid: Tensor  #: (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> ScoreDistribution:

@@ -14,6 +14,8 @@ from anomnorm_torch._kernels import Specialized, evaluated, in_parts, limited, r
 from anomnorm_torch._tensors import arithmetic, causes, selection, wide
 from anomnorm_torch._tiles import finite_range
 
+__all__ = ["MinMaxStatistics", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+
 METHOD = core.METHOD
 
 
@@ -24,10 +26,11 @@ class MinMaxStatistics(NamedTuple):
     concatenation equals merging the parts.
     """
 
-    min: Tensor  # () float64; +inf before the first value
-    max: Tensor  # () float64; -inf before the first value
-    count: Tensor  # type: ignore[assignment]  # () int64: valid values seen
-    invalid: Tensor  # (3,) int64: values left out, which are negative (here none are), NaN, infinite
+    min: Tensor  #: () float64; +inf before the first value
+    max: Tensor  #: () float64; -inf before the first value
+    #: () int64: valid values seen
+    count: Tensor  # type: ignore[assignment]
+    invalid: Tensor  #: (3,) int64: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> MinMaxStatistics:  # noqa: ARG001

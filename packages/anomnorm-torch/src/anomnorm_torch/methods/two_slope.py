@@ -23,7 +23,7 @@ from anomnorm_torch.methods.min_max import (
     update,
 )
 
-__all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+__all__ = ["bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
 METHOD = core.METHOD
 
