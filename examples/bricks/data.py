@@ -12,7 +12,7 @@ import skimage
 SIZE = 96  # pixels of a patch, in height and width
 BLOCK = 128  # pixels of a block
 PARTS = {"train": (320, 0), "validation": (160, 60), "test": (160, 60)}  # how many normal and anomalous patches
-DEFECTS = ("scratch", "stain", "missing")
+DEFECTS = ("scratch", "stain", "missing-piece")
 
 
 class Patches(NamedTuple):

@@ -63,7 +63,7 @@ def predict(detector: Detector, batch: Batch) -> dict[str, jax.Array]:
 
 
 def batches(patches: Patches, size: int = 8) -> list[dict[str, np.ndarray]]:
-    """All patches in batches of one size, so that nothing compiles anew: ``valid`` is False where the last is padded."""
+    """Batches of one size, so that nothing compiles anew: ``valid`` is False where the last one is padded."""
     padding = -len(patches.label) % size
     parts = {"image": patches.image[..., None], "label": patches.label, "mask": patches.mask}
     parts["valid"] = np.ones(len(patches.label), bool)

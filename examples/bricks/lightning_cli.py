@@ -5,7 +5,7 @@
     python lightning_cli.py test --config lightning_cli.yaml --ckpt_path bricks-cli/checkpoints/best.ckpt
 
 The first trains for about half a minute. The second, a process of its own, prints what the best epoch finds in the test
-images, and leaves in the folder ``bricks-cli`` a picture of each of them and the normalizer, for NumPy, PyTorch and JAX.
+images, and leaves in the folder ``bricks-cli`` a picture of each and the normalizer, for NumPy, PyTorch and JAX.
 """
 
 import logging
