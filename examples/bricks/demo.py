@@ -30,10 +30,10 @@ THRESHOLDS = {"threshold": "false_alarm_rate", "false_alarm_rate": 0.05, "pixel_
 FIELDS = ("pred_scores", "pred_labels", "anomaly_maps", "pred_masks", "pred_scores_raw", "anomaly_maps_raw")
 BEFORE = """
 A brick pavement, cut into patches of 96x96 pixels. Anomalies are patches with a scratch, a stain or a missing piece,
-which were drawn, so that their pixels are known. An autoencoder was trained on normal patches, once in PyTorch Lightning
-and once in Flax. How badly it reproduces a pixel and its neighbours is the pixel's raw score; the largest is the image's.
-Thresholds were found on validation data: that of images allows 5% false alarms, that of pixels has the best F1. All
-figures are of test data.
+which were drawn, so that their pixels are known. An autoencoder was trained on normal patches, once in PyTorch
+Lightning and once in Flax. How badly it reproduces a pixel and its neighbours is the pixel's raw score; the largest is
+the image's. Thresholds were found on validation data: that of images allows 5% false alarms, that of pixels has the
+best F1. All figures are of test data.
 """
 AFTER = """
 threshold      an image or a pixel is flagged from this raw score on

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,7 @@ def require_results(folder: Path, heat_maps: Path) -> None:
     with (heat_maps / "scores.csv").open() as table:
         rows = list(csv.DictReader(table))
     kinds = [row["name"].split("/")[0] for row in rows]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        "normal": 160,
-        "scratch": 20,
-        "stain": 20,
-        "missing-piece": 20,
-    }
+    assert Counter(kinds) == {"normal": 160, "scratch": 20, "stain": 20, "missing-piece": 20}
     assert {row["heat_map"] for row in rows} == {path.name for path in heat_maps.glob("*.png")}
     flagged = np.array([int(row["pred_labels"]) for row in rows])
     assert (flagged == [float(row["pred_scores"]) >= 0.5 for row in rows]).all()
@@ -98,7 +94,10 @@ def test_a_whole_lightning_training(tmp_path: Path) -> None:
 def test_the_same_from_a_file_and_in_two_processes(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse")
     program, settings = EXAMPLES / "bricks" / "lightning_cli.py", EXAMPLES / "bricks" / "lightning_cli.yaml"
-    for command in (["fit", "--trainer.max_epochs=5"], ["test", "--ckpt_path=bricks-cli/checkpoints/best.ckpt"]):
+    for command in (
+        ["fit", "--trainer.max_epochs=1"],
+        ["test", "--ckpt_path=bricks-cli/checkpoints/best.ckpt", "--trainer.limit_test_batches=5"],
+    ):
         process = subprocess.run(
             [sys.executable, str(program), command[0], "--config", str(settings), *command[1:]],
             capture_output=True,
@@ -113,7 +112,7 @@ def test_the_same_from_a_file_and_in_two_processes(tmp_path: Path) -> None:
     normalizer = Normalizer.load(folder / "detector.safetensors")
     assert normalizer.summary() in process.stdout
     assert normalizer.thresholds["image"].origin == "false_alarm_rate"
-    assert len(list((folder / "heat_maps" / "test").glob("*.png"))) == 220
+    assert len(list((folder / "heat_maps" / "test").glob("*.png"))) == 40
 
 
 def test_a_whole_flax_training(tmp_path: Path) -> None:
