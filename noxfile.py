@@ -204,7 +204,8 @@ def anomalib(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Find defects in a brick pavement with both frameworks and both normalizations."""
-    session.run(_development(session), "examples/bricks/demo.py", *session.posargs)
+    environment = {"OMP_NUM_THREADS": "1"}  # images are small: threads would wait for each other
+    session.run(_development(session), "examples/bricks/demo.py", *session.posargs, env=environment)
 
 
 @nox.session(venv_backend="none")

@@ -101,7 +101,7 @@ def main() -> None:
     warnings.simplefilter("ignore", FitWarning)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="where the picture goes")
-    parser.add_argument("--epochs", type=int, default=20, help="how long to train")
+    parser.add_argument("--epochs", type=int, default=15, help="how long to train")
     arguments = parser.parse_args()
     lightning = with_lightning(arguments.epochs)
     flax = with_flax(load(), arguments.epochs)
