@@ -117,7 +117,7 @@ class Detector(NormalizationMixin, pl.LightningModule):
 
 def main(folder: Path = Path("bricks-lightning"), epochs: int = 30) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|CSVLogger takes no pictures).*")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
     warnings.simplefilter("ignore", FitWarning)  # of the first epochs; the logs have the fit check of all
     pl.seed_everything(0)
     # Five percent of new normal images may be flagged. Sigmas are those of normal images that the detector was not
