@@ -199,7 +199,7 @@ def oldest(session: nox.Session, package: str) -> None:
     ids=["torch", "jax-3.12", "jax-3.13"],
 )
 def newest(session: nox.Session, package: str) -> None:
-    """Run the tests with the newest torch and Lightning (several GB), and with the newest JAX and Flax without torch."""
+    """Run the tests with the newest torch and Lightning (several GB), and with the newest JAX and Flax alone."""
     _alone(session, package, lowest=False)
     _pytest(session, "python", f"tests/{package.rpartition('-')[2]}", *session.posargs)
     if package == PACKAGES[2]:
