@@ -70,9 +70,8 @@ def tag_faults(tag: str) -> list[str]:
     own = [heading for heading in headings if heading.split()[0] == version()]
     if len(own) != 1 or not re.fullmatch(r"\S+ \(\d{4}-\d\d-\d\d\)", own[0]):
         faults.append(f"CHANGELOG.md needs one heading '## {version()} (YYYY-MM-DD)'; it has {own}")
-    for path in ROOT.glob("packages/*/README.md"):
-        if "Not on a package index yet" in path.read_text(encoding="utf-8"):
-            faults.append(f"{path.relative_to(ROOT)} says that it is not on a package index")
+    pages = [path for path in ROOT.glob("packages/*/README.md") if "Not on a package index" in path.read_text("utf-8")]
+    faults += [f"{path.relative_to(ROOT)} says that it is not on a package index" for path in pages]
     left = [path.name for path in (ROOT / "changes").iterdir() if path.name != "README.md"]
     return faults + ([f"changes/ still holds {sorted(left)}: run towncrier build"] if left else [])
 
