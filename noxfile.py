@@ -189,7 +189,7 @@ def oldest(session: nox.Session, package: str) -> None:
     core = ("--ignore=tests/core/test_any_library.py", "--ignore=tests/core/test_imports.py")
     some = core if package == PACKAGES[0] else ()
     allowed = ("-W", "ignore::pytest.PytestRemovedIn10Warning")
-    _pytest(session, "python", *some, *allowed, f"tests/{package.rpartition('-')[2]}", *session.posargs)
+    _pytest(session, "python", *some, *allowed, *_chosen(session, f"tests/{package.rpartition('-')[2]}"))
 
 
 @nox.session
@@ -201,7 +201,7 @@ def oldest(session: nox.Session, package: str) -> None:
 def newest(session: nox.Session, package: str) -> None:
     """Run the tests with the newest torch and Lightning (several GB), and with the newest JAX and Flax alone."""
     _alone(session, package, lowest=False)
-    _pytest(session, "python", f"tests/{package.rpartition('-')[2]}", *session.posargs)
+    _pytest(session, "python", *_chosen(session, f"tests/{package.rpartition('-')[2]}"))
     if package == PACKAGES[2]:
         for example in ("flax_nnx.py", "flax_linen.py"):
             session.run("python", f"examples/{example}")
