@@ -27,6 +27,7 @@ DEVELOPMENT_TOOLS = (
     "flatbuffers",  # jax.export writes with it
     "flax",
     "hypothesis",
+    "jsonargparse[signatures]<4.47",  # LightningCLI needs it; anomalib 2.7 no later one
     "lightning",
     "matplotlib",
     "mpmath",
@@ -40,6 +41,7 @@ DEVELOPMENT_TOOLS = (
     "pyright[nodejs]",
     "pytest",
     "pytest-xdist",
+    "scikit-image",  # a photograph for the examples
     "scikit-learn",
     "tensorboardX",
 )
@@ -245,8 +247,9 @@ def anomalib(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
-    """Detect anomalous handwritten digits with both frameworks and both normalizations."""
-    session.run(_development(session), "examples/digits/demo.py", *session.posargs)
+    """Find defects in a brick pavement with both frameworks and both normalizations."""
+    environment = {"OMP_NUM_THREADS": "1"}  # images are small: threads would wait for each other
+    session.run(_development(session), "examples/bricks/demo.py", *session.posargs, env=environment)
 
 
 @nox.session(venv_backend="none")
@@ -297,6 +300,17 @@ def mutation(session: nox.Session) -> None:
 def accuracy(session: nox.Session) -> None:
     """Compare every backend with exact values, and write its page; ``-- --exhaustive``: with every float32."""
     session.run(_development(session), "benchmarks/accuracy.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Build the documentation site: a warning, a broken link or an undocumented public name is an error."""
+    python = _development(session, "furo", "myst-parser", "sphinx", "sphinx-copybutton")
+    session.run(python, "-m", "pytest", "tests/docs/test_api.py", "tests/docs/test_anchors.py", external=True)
+    built = ROOT / ".nox" / "docs"
+    options = ("-W", "--keep-going", "--fresh-env", "--jobs", "auto", "--doctree-dir", str(built / "doctrees"))
+    session.run(python, "-m", "sphinx", *options, *session.posargs, "docs", str(built / "html"), external=True)
+    session.log(f"open {built / 'html' / 'index.html'}")
 
 
 @nox.session

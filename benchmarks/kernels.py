@@ -60,6 +60,16 @@ def torch_eager() -> dict[str, Ways]:
     mean, std = (torch.from_numpy(array) for array in pixel_moments())
     normalizers = made(Normalizer, (mean, std))
 
+    def log_and_erfc_in_pieces() -> torch.Tensor:
+        result = torch.empty_like(x)
+        for source, target in zip(x.reshape(-1).split(2**16), result.reshape(-1).split(2**16), strict=True):
+            torch.log(source, out=target).erfc_()
+        return result
+
+    def counted_bits() -> torch.Tensor:
+        places = (x.view(torch.int32) >> 14).long() + (masks.long() << 18)
+        return torch.bincount(places.reshape(-1), minlength=2**19)
+
     def exact_threshold() -> torch.Tensor:
         scores, truth = x.repeat(4, 1, 1, 1).reshape(-1), masks.repeat(4, 1, 1, 1).reshape(-1).long()
         precision, recall, thresholds = binary_precision_recall_curve(scores, truth, validate_args=False)
@@ -81,6 +91,7 @@ def torch_eager() -> dict[str, Ways]:
         "CDF, maps and masks": {
             "anomalib 0.3": lambda: formulas.cdf_and_masks(x, SIGMAS, mean, std, MEAN),
             "straightforward": lambda: (torch.special.ndtr((x.log() - MEAN) / std - SIGMAS), x >= RAW),
+            "floor": log_and_erfc_in_pieces,
             "anomnorm": lambda: normalizers["CDF"](scores, x),
         },
         "min-max normalize": {
@@ -116,7 +127,10 @@ def torch_eager() -> dict[str, Ways]:
             "straightforward": lambda: torch.aminmax(x),
             "anomnorm": lambda: min_max.update(ranges, x),
         },
-        "pixel histogram update": {"anomnorm": lambda: threshold.update(histogram, x, masks)},
+        "pixel histogram update": {
+            "straightforward": counted_bits,
+            "anomnorm": lambda: threshold.update(histogram, x, masks),
+        },
         "pixel threshold of 128 maps": {"straightforward": exact_threshold, "anomnorm": streamed_threshold},
     }
 
@@ -177,6 +191,12 @@ def jax_jitted() -> dict[str, Ways]:
     plain_cdf = jax.jit(lambda x, t: jax.scipy.stats.norm.cdf((jnp.log(x) - MEAN) / STD - t))
     plain_moments = jax.jit(lambda x: (jnp.mean(jnp.log(x), axis=0), jnp.var(jnp.log(x), axis=0)))
     plain_ranges = jax.jit(lambda x: (jnp.min(x), jnp.max(x)))
+    maps_alone = jax.jit(lambda normalizer, scores, x: normalizer(scores, x)["anomaly_maps"])
+
+    @jax.jit
+    def counted_bits(x: jax.Array, masks: jax.Array) -> jax.Array:
+        places = (jax.lax.bitcast_convert_type(x, jnp.int32) >> 14) + (masks.astype(jnp.int32) << 18)
+        return jnp.bincount(places.reshape(-1), length=2**19)
 
     @jax.jit
     def their_cdf(x: jax.Array, t: jax.Array, mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -186,11 +206,13 @@ def jax_jitted() -> dict[str, Ways]:
     return {
         "min-max, maps and masks": {
             "anomalib 0.3": lambda: theirs(x, t),
+            "maps alone": lambda: maps_alone(normalizers["min-max"], scores, x),
             "anomnorm": lambda: normalizers["min-max"](scores, x),
         },
         "two-slope, maps and masks": {"anomnorm": lambda: normalizers["two-slope"](scores, x)},
         "CDF, maps and masks": {
             "anomalib 0.3": lambda: their_cdf(x, SIGMAS, mean, std),
+            "maps alone": lambda: maps_alone(normalizers["CDF"], scores, x),
             "anomnorm": lambda: normalizers["CDF"](scores, x),
         },
         "min-max normalize": {
@@ -209,7 +231,10 @@ def jax_jitted() -> dict[str, Ways]:
             "anomnorm": lambda: cdf.update(moments, x),
         },
         "min/max update": {"straightforward": lambda: plain_ranges(x), "anomnorm": lambda: min_max.update(ranges, x)},
-        "pixel histogram update": {"anomnorm": lambda: threshold.update(histogram, x, masks)},
+        "pixel histogram update": {
+            "straightforward": lambda: counted_bits(x, masks),
+            "anomnorm": lambda: threshold.update(histogram, x, masks),
+        },
     }
 
 

@@ -172,10 +172,11 @@ def test_a_run_of_anomalib_alone_becomes_a_file_that_numpy_serves(data: Any, eng
     assert np.array_equal(found["pred_labels"][decided], joined(stock, "pred_label")[decided])
 
 
-PAGE = programs(ROOT / "docs" / "guides" / "anomalib.md", anomalib=True)
+PAGES = [ROOT / "docs" / folder / "anomalib.md" for folder in ("start", "guides")]
+SHOWN = [program for page in PAGES for program in programs(page, anomalib=True)]
 
 
-@pytest.mark.parametrize("program", PAGE, ids=range(len(PAGE)))
+@pytest.mark.parametrize("program", SHOWN, ids=range(len(SHOWN)))
 def test_code_blocks_run_as_pasted(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "docs/guides/anomalib.md", "exec"), {"__name__": "__main__"})
+    exec(compile(program, "anomalib.md", "exec"), {"__name__": "__main__"})

@@ -1,4 +1,4 @@
-"""What to fit on where there are no other normals: the recipe of guides/lightning.md on real images (clause L3)."""
+"""What to fit on where there are no other normals: cross-fitting as guides/without-anomalies.md has it (clause L3)."""
 
 from collections.abc import Callable
 

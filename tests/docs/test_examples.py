@@ -1,15 +1,17 @@
 """The examples run as programs and do what they say."""
 
+import csv
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anomnorm_core import InvalidScoreWarning, fitting
+from anomnorm_core import InvalidScoreWarning, Normalizer, fitting
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -40,16 +42,87 @@ def test_lightning_on_a_table() -> None:
     assert sum(map(sum, tables[:2])) == sum(map(sum, tables[2:]))
 
 
-def test_a_whole_flax_training() -> None:
-    text = run("flax_training.py")
-    epochs = [(int(epoch), float(auroc)) for epoch, auroc in re.findall(r"epoch +(\d+): AUROC (\d\.\d+)", text)]
-    stopped, kept = map(int, re.search(r"stopped after epoch (\d+); kept epoch (\d+)", text).groups())  # type: ignore[union-attr]
-    assert kept == epochs[-1][0] == stopped - 5  # the best one, which five others did not surpass
-    assert epochs[-1][1] > 0.9
-    # What the other process found with it.
-    found, zeros, alarms, others = map(int, re.search(r"(\d+)/(\d+) zeros, (\d+)/(\d+) others", text).groups())  # type: ignore[union-attr]
-    assert found / zeros - alarms / others > 0.5
-    assert zeros + others == 1797 // 3  # padding is not among them
+def run_short(name: str, folder: Path) -> str:
+    """The whole example, trained for as long as it takes to tell normal from anomalous."""
+    program = f"import sys; sys.path.insert(0, {str(EXAMPLES / 'bricks')!r}); import {name}; {name}.main(epochs=5)"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr, result.stderr
+    return result.stdout
+
+
+def require_results(folder: Path, heat_maps: Path) -> None:
+    """The normalizer and the report are there, and the table of heat maps says what the normalizer finds."""
+    normalizer = Normalizer.load(folder / "detector.safetensors")
+    image, pixel = (normalizer.thresholds[level] for level in ("image", "pixel"))
+    assert (image.origin, pixel.origin) == ("false_alarm_rate", "adaptive")
+    assert (folder / "report.html").read_text().count("<svg") >= 2
+    with (heat_maps / "scores.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    kinds = [row["name"].split("/")[0] for row in rows]
+    assert Counter(kinds) == {"normal": 160, "scratch": 20, "stain": 20, "missing-piece": 20}
+    assert {row["heat_map"] for row in rows} == {path.name for path in heat_maps.glob("*.png")}
+    flagged = np.array([int(row["pred_labels"]) for row in rows])
+    assert (flagged == [float(row["pred_scores"]) >= 0.5 for row in rows]).all()
+    normal = np.array(kinds) == "normal"
+    assert flagged[~normal].mean() - flagged[normal].mean() > 0.5  # a detector that detects
+
+
+def test_a_whole_lightning_training(tmp_path: Path) -> None:
+    text = run_short("lightning_detector", tmp_path)
+    found = {name: float(value) for name, value in re.findall(r"(\w+) +│ +(\d\.\d+)", text)}
+    assert found["image_auroc"] > 0.9
+    assert found["pixel_auroc"] > 0.9
+    folder = tmp_path / "bricks-lightning"
+    require_results(folder, folder / "heat_maps" / "test")
+    assert len(list(folder.glob("tensorboard/version_0/events*"))) >= 1
+    (best,) = folder.glob("checkpoints/*.ckpt")
+    with (folder / "csv" / "version_0" / "metrics.csv").open() as table:
+        course = {int(row["epoch"]): float(row["image_auroc"]) for row in csv.DictReader(table) if row["image_auroc"]}
+    course.pop(5)  # the test
+    assert f"epoch={max(course, key=course.__getitem__)}-" in best.name
+
+
+def test_the_same_from_a_file_and_in_two_processes(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse")
+    program, settings = EXAMPLES / "bricks" / "lightning_cli.py", EXAMPLES / "bricks" / "lightning_cli.yaml"
+    for command in (
+        ["fit", "--trainer.max_epochs=1"],
+        ["test", "--ckpt_path=bricks-cli/checkpoints/best.ckpt", "--trainer.limit_test_batches=5"],
+    ):
+        process = subprocess.run(
+            [sys.executable, str(program), command[0], "--config", str(settings), *command[1:]],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert process.returncode == 0, process.stderr
+    folder = tmp_path / "bricks-cli"
+    normalizer = Normalizer.load(folder / "detector.safetensors")
+    assert normalizer.summary() in process.stdout
+    assert normalizer.thresholds["image"].origin == "false_alarm_rate"
+    assert len(list((folder / "heat_maps" / "test").glob("*.png"))) == 40
+
+
+def test_a_whole_flax_training(tmp_path: Path) -> None:
+    text = run_short("jax_detector", tmp_path)
+    images, pixels = (float(number) for number in re.findall(r"AUROC of \w+: (\d\.\d+)", text))
+    assert images > 0.9
+    assert pixels > 0.9
+    folder = tmp_path / "bricks-jax"
+    require_results(folder, folder / "heat_maps")  # padding is not among them
+    assert len(list(folder.glob("checkpoints/[0-9]*"))) == 1
 
 
 @pytest.mark.clause("L8")

@@ -1,4 +1,4 @@
-"""Compiled, a map goes through memory once, however many operations its formula has. No GPU is needed to see that."""
+"""Compiled, a map goes through memory once or twice, however many operations it takes. No GPU is needed to see that."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -44,11 +44,11 @@ def compiler() -> Iterator[None]:
 
 @EVERY_KERNEL
 @pytest.mark.usefixtures("compiler")
-def test_the_compiler_makes_one_kernel(kernel: Callable[..., Tensor]) -> None:
+def test_the_compiler_makes_few_kernels(kernel: Callable[..., Tensor]) -> None:
     arguments = (torch.rand(2, 1, 16, 16) + 0.5, torch.tensor(1.0), torch.tensor(0.5), torch.tensor(2.0))
     found = torch.compile(kernel, fullgraph=True, dynamic=False)(*arguments)
-    # The widths of two slopes, which are numbers, have one of their own.
-    assert metrics.generated_kernel_count == (2 if kernel is KERNELS["two slopes"] else 1)
+    # The widths of two slopes, which are numbers, have one of their own; a logarithm and an exponential have one each.
+    assert metrics.generated_kernel_count == (2 if kernel in (KERNELS["two slopes"], KERNELS["CDF"]) else 1)
     torch.testing.assert_close(found, kernel(*arguments), rtol=0, atol=2.0**-20)
 
 
@@ -62,11 +62,14 @@ def test_two_kernels_would_be_noticed() -> None:
 def test_masks_are_made_beside_the_kernel_of_a_map() -> None:
     """Inductor stores booleans one by one, and slows down the whole kernel with them."""
     normalizer = Normalizer.cdf((0.1, 0.4), (torch.zeros(16, 16), torch.full((16, 16), 0.3)), threshold=1.0)
-    scores, maps = torch.rand(2) + 0.5, torch.rand(2, 16, 16) + 0.5
+    scores, maps = torch.rand(16) + 0.5, torch.rand(16, 16, 16) + 0.5
     found, programs = run_and_get_code(torch.compile(normalizer, fullgraph=True, dynamic=False), scores, maps)
     code = "\n".join(programs)
     assert code.count("torch.ops.anomnorm.flag.default(") == 2  # of scores and of maps
-    assert metrics.generated_kernel_count == 2
+    kernels = [part.split("'''")[0] for part in code.split('extern "C"')[1:]]
+    logarithms, exponentials = ([kernel.count(name) for kernel in kernels] for name in (".log()", ".exp2()"))
+    assert sum(logarithms) == sum(exponentials) == 2  # of scores and of maps, and none of numbers one by one
+    assert not any(both for both in map(min, logarithms, exponentials))  # see `apart`
     pointers = " ".join(re.findall(r"void\s+kernel\((.*?)\)", code, flags=re.DOTALL))
     assert set(re.findall(r"(\w+) *\*", pointers)) == {"float"}
     expected = normalizer(scores, maps)

@@ -5,7 +5,7 @@ Functions below the public ones take the namespace as ``xp``: inferring it insid
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -13,9 +13,18 @@ from array_api_compat import array_namespace, device
 from anomnorm_core.checks import batch_shape, require_mask, require_resolution
 from anomnorm_core.method import Kernels
 
-# The array API standard has no protocol class to annotate with yet.
-Array = Any
-Namespace = Any
+# The array API standard has no protocol class to annotate with yet. `help` and the API reference show these names.
+if TYPE_CHECKING:
+    Array = Any
+    Namespace = Any
+else:
+
+    class Array:
+        """An array of any library that follows the array API standard."""
+
+    class Namespace:
+        """The functions of such a library, ``numpy`` for example."""
+
 
 # Infinities and NaNs are values here (clause N6), not accidents, so NumPy need not report them.
 quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore")

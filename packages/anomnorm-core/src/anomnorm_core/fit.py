@@ -22,14 +22,14 @@ _NOTABLE = 1e-6  # a false-alarm rate below which nobody counts
 class Threshold:
     """The threshold of one level, and where it comes from."""
 
-    raw: np.ndarray  # () or, of pixels with parameters of their own, (H, W); float64: what decides
-    sigmas: float | None  # the same in sigmas; None: the method has none, or pixels were given raw numbers
-    origin: Origin
-    fixed: Units = Units.RAW  # which of the two stays when statistics are fitted anew
-    # Share of new normal samples that is expected to reach it: by the rule that found it or, in `Fit.thresholds`, by
-    # the fit. None: nothing is known.
+    raw: np.ndarray  #: () or, of pixels with parameters of their own, (H, W); float64: what decides
+    sigmas: float | None  #: the same in sigmas; None: the method has none, or pixels were given raw numbers
+    origin: Origin  #: which rule or option it is of
+    fixed: Units = Units.RAW  #: which of the two stays when statistics are fitted anew
+    #: Share of new normal samples that is expected to reach it: by the rule that found it or, in `Fit.thresholds`, by
+    #: the fit. None: nothing is known.
     false_alarm_rate: float | None = None
-    guaranteed: bool = False  # whether the rule's holds for exchangeable samples of any distribution (clause T7)
+    guaranteed: bool = False  #: whether the rule's holds for exchangeable samples of any distribution (clause T7)
 
     @property
     def _are_sigmas_finite(self) -> bool:
@@ -54,12 +54,12 @@ class Threshold:
 class LevelFit:
     """The fitted parameters of image scores or of pixels, and their threshold."""
 
-    parameters: tuple[np.ndarray, ...]  # as the method names them, each () or (H, W), float32 or float64
-    threshold: Threshold | None = None  # None: not placed yet
-    valid: int = 0  # values that the parameters are of; of pixels with their own, of the one that has most
-    invalid: int = 0  # values left out
-    zeros: np.ndarray | None = None  # like the parameters: share of exact zeros, where those cannot be fitted (S10)
-    normals: Normals | None = None  # of a method without sigmas: the normal image scores of the validation run
+    parameters: tuple[np.ndarray, ...]  #: as the method names them, each () or (H, W), float32 or float64
+    threshold: Threshold | None = None  #: None: not placed yet
+    valid: int = 0  #: values that the parameters are of; of pixels with their own, of the one that has most
+    invalid: int = 0  #: values left out
+    zeros: np.ndarray | None = None  #: like the parameters: share of exact zeros, where those cannot be fitted (S10)
+    normals: Normals | None = None  #: of a method without sigmas: the normal image scores of the validation run
 
     @property
     def known_zeros(self) -> np.ndarray:
@@ -79,11 +79,11 @@ class Fit:
         NotFittedError: a parameter is not finite, as if it had seen no value.
     """
 
-    method: Method
-    image: LevelFit | None = None
-    pixel: LevelFit | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fitted_with: tuple[str, str] = ("", "")  # package and version
+    method: Method  #: what was fitted
+    image: LevelFit | None = None  #: of the image scores
+    pixel: LevelFit | None = None  #: of the maps; None without any
+    options: Mapping[str, Any] = field(default_factory=dict)  #: of the method, by name
+    fitted_with: tuple[str, str] = ("", "")  #: package and version
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", self.method.parse_options(self.options))

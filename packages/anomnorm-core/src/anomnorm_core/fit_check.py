@@ -98,16 +98,16 @@ class FitCheck:
     deviations of its own, and the skewness with 0: that finds scores of another shape, not a drift among them.
     """
 
-    fitted_on: int  # valid samples that the mean and the deviation are of
-    normals: int  # normal validation samples with a z-score
-    above_2: int  # of those, with z > 2
-    above_3: int  # of those, with z > 3
-    below_2: int = 0  # of those, with z < -2
-    below_3: int = 0  # of those, with z < -3
-    mean: float = math.nan  # of their z-scores, the infinite ones left out; 0 is expected; NaN without any
-    std: float = math.nan  # likewise, the deviation (ddof 1); 1 is expected; NaN of fewer than two
-    skewness: float = math.nan  # likewise, third moment over third power of the deviation (ddof 0); 0 is expected
-    unseen: bool = True  # whether they are other samples than those of the fit
+    fitted_on: int  #: valid samples that the mean and the deviation are of
+    normals: int  #: normal validation samples with a z-score
+    above_2: int  #: of those, with z > 2
+    above_3: int  #: of those, with z > 3
+    below_2: int = 0  #: of those, with z < -2
+    below_3: int = 0  #: of those, with z < -3
+    mean: float = math.nan  #: of their z-scores, the infinite ones left out; 0 is expected; NaN without any
+    std: float = math.nan  #: likewise, the deviation (ddof 1); 1 is expected; NaN of fewer than two
+    skewness: float = math.nan  #: likewise, third moment over third power of the deviation (ddof 0); 0 is expected
+    unseen: bool = True  #: whether they are other samples than those of the fit
 
     @classmethod
     def of(cls, fitted_on: int, counts: Iterable[Any], moments: Any, *, unseen: bool = True) -> Self:
@@ -115,8 +115,8 @@ class FitCheck:
 
         Args:
             fitted_on: see the attribute.
-            counts: as `counted` gives them.
-            moments: as `moments` gives them.
+            counts: as ``counted`` gives them.
+            moments: as ``moments`` gives them.
             unseen: see the attribute.
         """
         count, mean, squares, cubes = (float(each) for each in moments)
@@ -172,8 +172,8 @@ class FitCheck:
         """
         is_high, is_low, are_others = self._found()
         shape = (
-            "The scores are not distributed as the method supposes: let the threshold be found among the normals "
-            'themselves, with threshold="false_alarm_rate".'
+            "The scores are not distributed as the method supposes: what keeps its promise is a threshold that is found "
+            'among the normals themselves, with threshold="false_alarm_rate".'
         )
         if transform is Transform.LOG and self.skewness < 0:
             shape += ' If the scores are less skewed than their logarithms, try transform="identity".'

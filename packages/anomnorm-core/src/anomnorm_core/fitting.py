@@ -42,10 +42,10 @@ class Record:
     thresholds are found among, and under the CDF 32 for each pixel of one map.
     """
 
-    method: str  # its name
-    scores: tuple[np.ndarray, ...] = ()  # of each part (N,): raw image scores, float64 or float32
-    labels: tuple[np.ndarray, ...] = ()  # of each part (N,) uint8: NORMAL, ANOMALOUS or IGNORED
-    pixel: Any = None  # the method's record of the maps, with sigmas of the normal ones; None: there are none
+    method: str  #: its name
+    scores: tuple[np.ndarray, ...] = ()  #: of each part (N,): raw image scores, float64 or float32
+    labels: tuple[np.ndarray, ...] = ()  #: of each part (N,) uint8: NORMAL, ANOMALOUS or IGNORED
+    pixel: Any = None  #: the method's record of the maps, with sigmas of the normal ones; None: there are none
 
 
 def record(

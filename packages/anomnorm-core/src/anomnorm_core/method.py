@@ -16,15 +16,15 @@ class Method:
     thresholds can be given in sigmas, the center from which those count.
     """
 
-    name: str  # "min-max"; in options and files
-    parameters: tuple[str, ...]  # names of what is fitted, ("min", "max"); with sigmas, the location comes first
-    per_pixel: bool = False  # whether each pixel has its own parameters and threshold, arrays (H, W)
-    sigmas: bool = False  # whether thresholds can be given in sigmas; then it is fitted on normal data
-    positive: bool = False  # whether only scores above zero can be fitted and flagged (a logarithm is taken)
-    extras: tuple[str, ...] = ()  # names of what can be had beside the normalized score
-    options: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # by name, the allowed values; the first is the default
-    title: str = ""  # for people; the name, where it is empty
-    package: str = "anomnorm-core"  # to install where a file names this method and nobody knows it
+    name: str  #: "min-max"; in options and files
+    parameters: tuple[str, ...]  #: names of what is fitted, ("min", "max"); with sigmas, the location comes first
+    per_pixel: bool = False  #: whether each pixel has its own parameters and threshold, arrays (H, W)
+    sigmas: bool = False  #: whether thresholds can be given in sigmas; then it is fitted on normal data
+    positive: bool = False  #: whether only scores above zero can be fitted and flagged (a logarithm is taken)
+    extras: tuple[str, ...] = ()  #: names of what can be had beside the normalized score
+    options: tuple[tuple[str, tuple[Any, ...]], ...] = ()  #: by name, the allowed values; the first is the default
+    title: str = ""  #: for people; the name, where it is empty
+    package: str = "anomnorm-core"  #: to install where a file names this method and nobody knows it
 
     @property
     def units(self) -> Units:
@@ -68,17 +68,17 @@ class Kernels:
     has to give exactly 1/2. Functions of the host are needed in core alone.
     """
 
-    method: Method
-    init: Callable[..., Any]  # init(shape) -> record; shape () or, per pixel, (H, W)
-    update: Callable[..., Any]  # update(record, scores, *, where=None) -> record
-    merge: Callable[[Any, Any], Any]
-    finalize: Callable[..., tuple[Any, ...]]  # finalize(record, *, level) -> parameters
-    unit: Callable[..., Any]  # unit(x, T, *arguments) -> u
-    inverse: Callable[..., Any]  # inverse(u, T, *arguments) -> x
-    extras: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # by name, extra(x, T, *arguments)
-    raw_threshold: Callable[..., Any] | None = None  # host, with sigmas: raw_threshold(t, *arguments, found) -> T
-    sigmas: Callable[..., Any] | None = None  # host, with sigmas: sigmas(T, *arguments) -> t
-    check: Callable[..., str | None] | None = None  # host: check(*parameters) -> what is wrong with them
+    method: Method  #: what is computed
+    init: Callable[..., Any]  #: ``init(shape) -> record``; shape () or, per pixel, (H, W)
+    update: Callable[..., Any]  #: ``update(record, scores, *, where=None) -> record``
+    merge: Callable[[Any, Any], Any]  #: ``merge(record, record) -> record``
+    finalize: Callable[..., tuple[Any, ...]]  #: ``finalize(record, *, level) -> parameters``
+    unit: Callable[..., Any]  #: ``unit(x, T, *arguments) -> u``
+    inverse: Callable[..., Any]  #: ``inverse(u, T, *arguments) -> x``
+    extras: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  #: by name, ``extra(x, T, *arguments)``
+    raw_threshold: Callable[..., Any] | None = None  #: host, with sigmas: ``raw_threshold(t, *arguments, found) -> T``
+    sigmas: Callable[..., Any] | None = None  #: host, with sigmas: ``sigmas(T, *arguments) -> t``
+    check: Callable[..., str | None] | None = None  #: host: ``check(*parameters)``, what is wrong with them
 
 
 class Registry(Mapping[str, Kernels]):

@@ -22,22 +22,22 @@ class _Option(StrEnum):
 class OnInvalid(_Option):
     """What happens to scores that cannot enter the statistics (clause S6). They are left out and counted either way."""
 
-    WARN = "warn"  # one warning per fit gives the counts
-    RAISE = "raise"  # the first one is an error
+    WARN = "warn"  #: one warning per fit gives the counts
+    RAISE = "raise"  #: the first one is an error
 
 
 class Center(_Option):
     """Where pixel z-scores are zero (clause N3)."""
 
-    IMAGE = "image"  # at the image-level mean, as in anomalib 0.3
-    PIXEL = "pixel"  # at each pixel's own mean: a true per-pixel z-score
+    IMAGE = "image"  #: at the image-level mean, as in anomalib 0.3
+    PIXEL = "pixel"  #: at each pixel's own mean: a true per-pixel z-score
 
 
 class Transform(_Option):
     """What is taken as normally distributed: one method each (clauses N3, N3b)."""
 
-    LOG = "log"  # the logarithm of the scores: method "cdf"
-    IDENTITY = "identity"  # the scores themselves, which may have any sign: method "normal"
+    LOG = "log"  #: the logarithm of the scores: method "cdf"
+    IDENTITY = "identity"  #: the scores themselves, which may have any sign: method "normal"
 
     @property
     def method(self) -> str:
@@ -48,46 +48,46 @@ class Transform(_Option):
 class Source(_Option):
     """Where the score distribution is fitted (clause L3)."""
 
-    TRAIN = "train"  # normal samples of the training data
-    VALIDATION = "validation"  # normal samples of the validation data
-    AUTO = "auto"  # of callbacks: those of the validation data where they are enough, else of the training data
+    TRAIN = "train"  #: normal samples of the training data
+    VALIDATION = "validation"  #: normal samples of the validation data
+    AUTO = "auto"  #: of callbacks: those of the validation data where they are enough, else of the training data
 
 
 class Per(_Option):
     """Of what the pixel threshold keeps a false-alarm rate (clause T7)."""
 
-    PIXEL = "pixel"  # the share of all pixels of normal images that are flagged
-    IMAGE = "image"  # the share of normal images with a flagged pixel
+    PIXEL = "pixel"  #: the share of all pixels of normal images that are flagged
+    IMAGE = "image"  #: the share of normal images with a flagged pixel
 
 
 class ThresholdRule(_Option):
     """How a threshold is found in a validation run."""
 
-    ADAPTIVE = "adaptive"  # the one of the best F1; from the normals where there is no anomaly (clauses T2, T3)
-    NORMAL_QUANTILE = "normal_quantile"  # just above a quantile of the normals (clause T3)
-    FALSE_ALARM_RATE = "false_alarm_rate"  # the one that a given share of new normals reaches (clause T7)
-    IMAGE = "image"  # of pixels alone: not found, but that of the image scores (clause T6)
+    ADAPTIVE = "adaptive"  #: the one of the best F1; from the normals where there is no anomaly (clauses T2, T3)
+    NORMAL_QUANTILE = "normal_quantile"  #: just above a quantile of the normals (clause T3)
+    FALSE_ALARM_RATE = "false_alarm_rate"  #: the one that a given share of new normals reaches (clause T7)
+    IMAGE = "image"  #: of pixels alone: not found, but that of the image scores (clause T6)
 
 
 class Units(_Option):
     """The scale on which a threshold is given."""
 
-    RAW = "raw"  # raw scores
-    SIGMAS = "sigmas"  # deviations from the center, of a method that has them
-    NORMALIZED = "normalized"  # normalized scores as they are now: 0.5 changes nothing, 0.7 flags what has 0.7 or more
+    RAW = "raw"  #: raw scores
+    SIGMAS = "sigmas"  #: deviations from the center, of a method that has them
+    NORMALIZED = "normalized"  #: normalized scores as they are now: 0.5 changes nothing, 0.7 flags what has 0.7 or more
 
 
 class Origin(_Option):
     """Where a threshold comes from (clause T1). It is kept with the number, in files and state dicts too."""
 
-    MANUAL = "manual"  # `with_threshold`: wins over everything else, and stays through later validation runs
-    OPTION = "option"  # the number that a callback or hook was given
-    MODULE = "module"  # the module's own ``image_threshold.value`` or ``pixel_threshold.value``
-    ADAPTIVE = "adaptive"  # found by this rule
-    NORMAL_QUANTILE = "normal_quantile"  # found by this rule
-    FALSE_ALARM_RATE = "false_alarm_rate"  # found by this rule
-    IMAGE = "image"  # of pixels: that of the image scores, with which it moves
-    UNKNOWN = "unknown"  # of a file or checkpoint that does not say
+    MANUAL = "manual"  #: by `Normalizer.with_threshold`: wins over all others, and stays through later validation runs
+    OPTION = "option"  #: the number that a callback or hook was given
+    MODULE = "module"  #: the module's own ``image_threshold.value`` or ``pixel_threshold.value``
+    ADAPTIVE = "adaptive"  #: found by this rule
+    NORMAL_QUANTILE = "normal_quantile"  #: found by this rule
+    FALSE_ALARM_RATE = "false_alarm_rate"  #: found by this rule
+    IMAGE = "image"  #: of pixels: that of the image scores, with which it moves
+    UNKNOWN = "unknown"  #: of a file or checkpoint that does not say
 
 
 LEVELS = ("image", "pixel")

@@ -1,12 +1,17 @@
 """Anomaly scores that mean something, for JAX: jitted functions and training-loop hooks."""
 
-from anomnorm_core import HeatMapFolder, plot, write_heat_maps
+from typing import TYPE_CHECKING
+
+from anomnorm_core._lazy import lazily
 from anomnorm_jax import methods, threshold
 from anomnorm_jax._version import __version__
 from anomnorm_jax.hook import NormalizationHook
 from anomnorm_jax.hooks import CdfNormalizationHook, MinMaxNormalizationHook
 from anomnorm_jax.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_jax.normalizer import Normalizer
+
+if TYPE_CHECKING:
+    from anomnorm_core import HeatMapFolder, plot, write_heat_maps
 
 __all__ = [
     "CdfNormalizationHook",
@@ -25,3 +30,16 @@ __all__ = [
     "two_slope",
     "write_heat_maps",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "HeatMapFolder": "anomnorm_core.heat_maps",
+        "plot": "anomnorm_core.plot",
+        "write_heat_maps": "anomnorm_core.heat_maps",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -83,7 +83,7 @@ class Level:
     threshold: Array  # like the parameters: the raw one, which decides
     sigmas: Array  # (2,) uint32: the halves of a float64, which is the threshold in sigmas where it is known
     origin: Array  # (2,) uint8: where the threshold comes from, 1 + index in _ORIGINS, 0 unfitted; and what of it stays
-    counts: Array  # (2, 2) uint32: valid values and those left out (see `_counter`)
+    counts: Array  # (2, 2) uint32: valid values and those left out (see ``_counter``)
     zeros: Array | None  # like the parameters: share of exact zeros; None: the method takes no logarithm
     expected: Array  # (16,) uint32: the halves of eight float64, see `_expected`
 
@@ -99,7 +99,7 @@ class Normalizer(BaseNormalizer):
 
     Made by `min_max`, `cdf` or `of`, by `load` from a file, or by a hook at the end of a validation run. All of its
     numbers are leaves: pass it to a jitted function as an argument, and other values compile nothing anew; save it with
-    any checkpoint library. Calls are jitted, and `jax.export` takes them.
+    any checkpoint library. Calls are jitted, and ``jax.export`` takes them.
 
     Example::
 

@@ -26,23 +26,23 @@ from anomnorm_jax.outputs import GroundTruth, Scores
 )
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A pytree of finite arrays, of one structure from `hook.setup` on: it can be donated, scanned and mapped over.
+    """A validation run: a pytree of finite arrays, of one structure from `NormalizationHook.setup` on.
 
-    Laws: what `init` gives is the identity of `merge`; `merge` is associative, and commutative but for the order of the
-    scores, which does not matter.
+    It can be donated, scanned and mapped over. Laws: what ``init`` gives is the identity of ``merge``; ``merge`` is
+    associative, and commutative but for the order of the scores, which does not matter.
     """
 
-    image: Any  # the method's record of the image scores
-    pixel: Any  # and of the maps; None where the steps return none
-    scores: Array | None  # (capacity,) float32, or float64 for float64 scores: raw image scores; None: none are needed
-    labels: Array | None  # (capacity,) uint8: NORMAL, ANOMALOUS, UNLABELLED or IGNORED
-    maxima: Array | None  # (capacity,) float32: largest pixel of each map, in the units of its threshold; None: unused
-    seen: Array  # () uint32: images so far; those beyond the capacity are counted and not kept
-    pixels: threshold.ScoreHistogram | None  # pixels whose ground truth is known, or of normal images alone; None: none
-    normals: Array | None  # with sigmas, (5,) uint32: normal validation samples, as `fit_check.counted` counts them
-    moments: Array | None  # and (4,), of the dtype of the scores: as `fit_check.moments` has them
-    method: str
-    resolution: tuple[int, int] | None  # height and width of the maps
+    image: Any  #: the method's record of the image scores
+    pixel: Any  #: and of the maps; None where the steps return none
+    scores: Array | None  #: (capacity,) float32, or float64 for float64 scores: raw image scores; None: none are needed
+    labels: Array | None  #: (capacity,) uint8: NORMAL, ANOMALOUS, UNLABELLED or IGNORED
+    maxima: Array | None  #: (capacity,) float32: largest pixel of each map, in the units of its threshold; None: unused
+    seen: Array  #: () uint32: images so far; those beyond the capacity are counted and not kept
+    pixels: threshold.ScoreHistogram | None  #: those whose truth is known, or of normal images alone; None: none
+    normals: Array | None  #: with sigmas, (5,) uint32: normal validation samples, as ``fit_check.counted`` has them
+    moments: Array | None  #: and (4,), of the dtype of the scores: as ``fit_check.moments`` has them
+    method: str  #: its name
+    resolution: tuple[int, int] | None  #: height and width of the maps
 
 
 def init(

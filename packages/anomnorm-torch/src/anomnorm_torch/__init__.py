@@ -1,14 +1,15 @@
 """Anomaly scores that mean something, for PyTorch Lightning: callbacks, metrics and the functions behind them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from anomnorm_core import HeatMapFolder, plot, write_heat_maps
+from anomnorm_core._lazy import lazily
 from anomnorm_torch import threshold
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import cdf, min_max, normal, register, two_slope
 from anomnorm_torch.normalizer import Normalizer
 
 if TYPE_CHECKING:
+    from anomnorm_core import HeatMapFolder, plot, write_heat_maps
     from anomnorm_torch.anomalib_checkpoint import from_anomalib
     from anomnorm_torch.callbacks import (
         CdfNormalizationCallback,
@@ -41,25 +42,23 @@ __all__ = [
     "write_heat_maps",
 ]
 
-_LAZY = {
-    "AnomalyScoreDistribution": "anomnorm_torch.metrics",
-    "CdfNormalizationCallback": "anomnorm_torch.callbacks",
-    "HeatMapWriter": "anomnorm_torch.callbacks",
-    "MinMax": "anomnorm_torch.metrics",
-    "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
-    "NormalizationCallback": "anomnorm_torch.callbacks",
-    "NormalizationMixin": "anomnorm_torch.mixin",
-    "from_anomalib": "anomnorm_torch.anomalib_checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Lightning takes seconds to import; the kernels alone do not need it.
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Lightning takes seconds to import; the kernels alone do not need it.
+__getattr__ = lazily(
+    __name__,
+    {
+        "AnomalyScoreDistribution": "anomnorm_torch.metrics",
+        "CdfNormalizationCallback": "anomnorm_torch.callbacks",
+        "HeatMapFolder": "anomnorm_core.heat_maps",
+        "HeatMapWriter": "anomnorm_torch.callbacks",
+        "MinMax": "anomnorm_torch.metrics",
+        "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
+        "NormalizationCallback": "anomnorm_torch.callbacks",
+        "NormalizationMixin": "anomnorm_torch.mixin",
+        "from_anomalib": "anomnorm_torch.anomalib_checkpoint",
+        "plot": "anomnorm_core.plot",
+        "write_heat_maps": "anomnorm_core.heat_maps",
+    },
+)
 
 
 def __dir__() -> list[str]:

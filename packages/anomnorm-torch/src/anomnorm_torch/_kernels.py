@@ -25,25 +25,15 @@ Specialize = Callable[..., Specialized | None]
 _SPECIALIZE: dict[Callable[..., Tensor], Specialize] = {}
 
 
-# Units that traced programs need not repair: it would keep the compiler from cutting a long loop in two, and the
-# registers of a processor do not hold what one with a logarithm and an exponential needs (2.13: 10 ms instead of 5).
-_EXACT: set[Callable[..., Tensor]] = set()
-
-
-def exact(unit: Unit) -> Unit:
-    """Says that ``unit`` is on the right side of 1/2 by itself in traced programs of float32."""
-    _EXACT.add(unit)
-    return unit
-
-
 # Of a unit: the part of it that no score enters into, and the rest.
 _PARTS: dict[Callable[..., Tensor], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {}
 
 
 def in_parts(coefficient: Callable[..., Tensor], rest: Callable[..., Tensor]) -> Callable[[Unit], Unit]:
-    """Says that the decorated unit, but for derivatives, is ``rest(x, T, coefficient(*arguments))``.
+    """Says that the decorated unit, but for derivatives, is ``rest(x, T, coefficient(T, *arguments))``.
 
     A normalizer keeps the coefficient: in a compiled program it would be computed again for every pixel of every image.
+    In compiled and exported programs of float32, ``rest`` is on the right side of 1/2 by itself.
     """
 
     def register(unit: Unit) -> Unit:
@@ -53,10 +43,10 @@ def in_parts(coefficient: Callable[..., Tensor], rest: Callable[..., Tensor]) ->
     return register
 
 
-def coefficient(kernels: Kernels, arguments: tuple[Tensor, ...]) -> Tensor | None:
+def coefficient(kernels: Kernels, t: Tensor, *arguments: Tensor) -> Tensor | None:
     """What `scored` takes as ``known``; None: the unit is one part."""
     parts = _PARTS.get(kernels.unit)
-    return None if parts is None else parts[0](*arguments)
+    return None if parts is None else parts[0](t, *arguments)
 
 
 def specializes(unit: Callable[..., Tensor]) -> Callable[[Specialize], Specialize]:
@@ -86,26 +76,36 @@ def scored(
     threshold: Number,
     arguments: tuple[Number, ...],
     known: Tensor | None = None,
+    kept: dict[torch.dtype, Specialized] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalized scores and whether they are flagged, both of the shape of ``scores``. Waits for no device.
 
-    ``known`` is the `coefficient` of the arguments, in the dtype of the result, if it was computed before.
+    Args:
+        kernels, scores, threshold, arguments: of the method.
+        known: the `coefficient` of the threshold and the arguments, in the dtype of the result, if it was computed
+            before.
+        kept: what was `specialized` for the threshold and the arguments, by dtype; what is missing is put there.
     """
     x = arithmetic(scores)
     t, *others = parameters = _rounded(x, threshold, arguments)
     if is_differentiated(x, *parameters) or not is_readable(x, *parameters):
-        if known is None or is_differentiated(x, *parameters):
+        flagged, is_compiling = flag(x, t), torch.compiler.is_compiling()
+        parts = _PARTS.get(kernels.unit)
+        if parts is None or x.dtype != torch.float32 or is_differentiated(x, *parameters):
             u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
         else:
-            u = _PARTS[kernels.unit][1](x, t, known)
-        flagged = flag(x, t)
-        if not torch.compiler.is_compiling():
-            return repaired(u, flagged), flagged
-        # The compiled kernel compares for itself, where it has to.
-        is_exact = kernels.unit in _EXACT and x.dtype == torch.float32 and not is_differentiated(u)
-        return u if is_exact else repaired(u, x >= t), flagged
+            u = parts[1](x, t, parts[0](*parameters) if known is None else known)
+            if is_compiling:
+                return u, flagged
+        # A compiled kernel compares for itself.
+        return repaired(u, x >= t if is_compiling else flagged), flagged
     # From here on values can be read, and memory written to.
-    function, coefficients = specialized(kernels, t, *others)
+    special = None if kept is None else kept.get(x.dtype)
+    if special is None:
+        special = specialized(kernels, t, *others)
+        if kept is not None:
+            kept[x.dtype] = special
+    function, coefficients = special
     for each in parameters:
         if each.ndim and each.shape != x.shape[x.ndim - each.ndim :]:
             x = x.expand(torch.broadcast_shapes(x.shape, each.shape))  # type: ignore[no-untyped-call]
@@ -148,6 +148,23 @@ def _flag(x: Tensor, t: Tensor) -> Tensor:
 @_flag.register_fake
 def _(x: Tensor, t: Tensor) -> Tensor:
     return x >= t
+
+
+def apart(x: Tensor) -> Tensor:
+    """``x``, so that a compiler for CPUs makes one loop before it and another one after it.
+
+    A loop with a logarithm and an exponential takes longer than one of each (2.13, 2 million numbers: 7.4 ms instead
+    of 4.5): what is needed after a call goes to memory and back, and each number waits for the one before.
+    """
+    if x.device.type == "cpu" and TELLS_EXPORTS and is_compiled():
+        torch.ops.anomnorm.apart(x)
+    return x
+
+
+# It does nothing, and says that it writes into its argument. Compilers leave such operators where they are.
+torch.library.define("anomnorm::apart", "(Tensor(a!) x) -> ()")
+torch.library.impl("anomnorm::apart", "CompositeExplicitAutograd", lambda _: None)
+torch.library.register_fake("anomnorm::apart", lambda _: None)
 
 
 def repaired(u: Tensor, flagged: Tensor) -> Tensor:

@@ -487,7 +487,7 @@ class Normalization:
         Also warn of a training that is over before its first validation run is due.
 
         Raises:
-            AnomnormError: see `Pass.try_out`.
+            AnomnormError: see ``Pass.try_out``.
         """
         if trainer.enable_validation and trainer.is_global_zero and _never_validates(trainer):
             warnings.warn(

@@ -32,7 +32,7 @@ class HistogramLog:
             raise OptionError("log_images=True: nothing is logged with log_prefix=None; give a text, or no pictures.")
         self._key = f"{prefix}/image_scores" if prefix else "image_scores"
         self._samples: tuple[np.ndarray, np.ndarray | None] | None = None
-        self._reported = False  # whether a warning has named the loggers that take no picture
+        self._reported = False  # whether a warning has said that no logger takes pictures
 
     def keep(self, run: Run) -> None:
         """Take the scores and labels of a run."""
@@ -63,7 +63,7 @@ class HistogramLog:
                 add_figure(self._key, figure, global_step=trainer.global_step)
             else:
                 log_image(key=self._key, images=[figure], step=trainer.global_step)
-        if (left or not loggers) and not self._reported:
+        if len(left) == len(loggers) and not self._reported:
             self._reported = True
             who = f"{' and '.join(left)} takes no pictures" if left else "the trainer has no logger"
             warn(

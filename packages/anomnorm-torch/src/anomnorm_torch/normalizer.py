@@ -24,7 +24,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.normalizer import BaseNormalizer, follows_raw, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
-from anomnorm_torch._kernels import coefficient, evaluated, scored
+from anomnorm_torch._kernels import Specialized, coefficient, evaluated, scored
 from anomnorm_torch._tensors import keep_dtype, largest_defined
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import METHODS
@@ -39,8 +39,8 @@ class Normalizer(BaseNormalizer, nn.Module):
 
     Made by `min_max`, `cdf` or `of`, by `load` from a file, or by ``callback.normalizer(module)`` after training.
     Statistics and raw thresholds are buffers: they move with the module to another device and keep their dtype. Calling
-    it waits for no device, and `torch.export` and `torch.onnx.export` take it, alone or after a model (`append_to`).
-    Normalized scores are differentiable.
+    it waits for no device, and ``torch.export`` and ``torch.onnx.export`` take it, alone or after a model
+    (`append_to`). Normalized scores are differentiable.
 
     Example::
 
@@ -72,15 +72,19 @@ class Normalizer(BaseNormalizer, nn.Module):
 
     def _round(self) -> None:
         """Keep the buffers in float32 too, in which most scores are computed: converting takes time in each call."""
+        self._forget()
         for name, buffer in list(self.named_buffers(recurse=False)):
             if not name.startswith(_ROUNDED):
                 self.register_buffer(_ROUNDED + name, buffer.to(torch.float32, copy=True), persistent=False)
         for level in LEVELS:
             known = None
             if self._buffers[f"{level}_threshold"] is not None:
-                arguments = (self._buffers[_ROUNDED + name] for name in self._names[level][1:])
-                known = coefficient(self._kernels, tuple(arguments))  # type: ignore[arg-type]
+                known = coefficient(self._kernels, *(self._buffers[_ROUNDED + name] for name in self._names[level]))  # type: ignore[arg-type]
             self.register_buffer(f"{_ROUNDED}{level}_coefficient", known, persistent=False)
+
+    def _forget(self) -> None:
+        """Drop what kernels made of the buffers."""
+        self._kept: dict[str, dict[torch.dtype, Specialized]] = {level: {} for level in LEVELS}
 
     @staticmethod
     def _arguments_of(fit: Fit, level: str) -> tuple[str, ...]:
@@ -195,10 +199,12 @@ class Normalizer(BaseNormalizer, nn.Module):
             given = threshold if name == SCORES else pixel_threshold
             own, *arguments = self._arguments(LEVEL[name], x)
             t = own if given is None else self._checked(given, own, name)
-            # Another threshold may be one that the coefficient does not suit: below the smallest normal number.
-            is_own = given is None and x.dtype != torch.float64
-            known = self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficient"] if is_own else None
-            u, flagged = scored(self._kernels, x, t, tuple(arguments), known)
+            # What is kept is of the normalizer's own threshold.
+            known = None
+            if given is None and x.dtype != torch.float64:
+                known = self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficient"]
+            kept = self._kept[LEVEL[name]] if given is None else None
+            u, flagged = scored(self._kernels, x, t, tuple(arguments), known, kept)
             if valid is not None:
                 require_mask(tuple(valid.shape), x.shape[0], "valid")
                 flagged = flagged & valid.to(flagged.device).bool().reshape(-1, *[1] * (flagged.ndim - 1))
@@ -286,6 +292,7 @@ class Normalizer(BaseNormalizer, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
+        self._forget()
         return self
 
 

@@ -3,6 +3,7 @@
 from anomnorm_core.method import Registry
 from anomnorm_core.methods import cdf, min_max, normal, two_slope
 
+#: The methods of this package, and registered ones, by name: `Kernels` in NumPy.
 METHODS = Registry(
     "anomnorm_core.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS, normal.KERNELS), host=True
 )

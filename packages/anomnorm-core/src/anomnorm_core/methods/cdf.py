@@ -29,6 +29,18 @@ from anomnorm_core.checks import CAUSES, counts_of, require_count, require_same_
 from anomnorm_core.method import Kernels, Method
 from anomnorm_core.options import LARGEST_FLOAT32, Center
 
+__all__ = [
+    "ScoreDistribution",
+    "denormalize",
+    "init",
+    "mean_std",
+    "merge",
+    "normalize",
+    "normalize_standardized",
+    "standardize",
+    "update",
+]
+
 METHOD = Method(
     name="cdf",
     parameters=("mean", "std"),
@@ -54,11 +66,11 @@ class ScoreDistribution(NamedTuple):
     updating with a concatenation equals merging the parts, up to rounding.
     """
 
-    count: Array  # shape int64: images with a valid value here
-    mean: Array  # shape float64: mean of log(score)
-    m2: Array  # shape float64: sum of squared deviations from the mean
-    zeros: Array  # shape int64: images with exactly zero here, left out
-    invalid: Array  # (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
+    count: Array  #: shape int64: images with a valid value here
+    mean: Array  #: shape float64: mean of log(score)
+    m2: Array  #: shape float64: sum of squared deviations from the mean
+    zeros: Array  #: shape int64: images with exactly zero here, left out
+    invalid: Array  #: (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> ScoreDistribution:

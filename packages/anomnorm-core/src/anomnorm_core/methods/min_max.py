@@ -8,6 +8,8 @@ from anomnorm_core._arrays import Array, Namespace, array_namespace, causes, eva
 from anomnorm_core.checks import CAUSES, counts_of, require_count
 from anomnorm_core.method import Kernels, Method
 
+__all__ = ["MinMaxStatistics", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+
 METHOD = Method(
     name="min-max", parameters=("min", "max"), extras=("margin",), options=(("shared_range", (False, True)),)
 )
@@ -20,10 +22,10 @@ class MinMaxStatistics(NamedTuple):
     concatenation equals merging the parts.
     """
 
-    min: Array  # () float64; +inf before the first value
-    max: Array  # () float64; -inf before the first value
-    count: Array  # () int64: valid values seen
-    invalid: Array  # (3,) int64: values left out, which are negative (here none are), NaN, infinite
+    min: Array  #: () float64; +inf before the first value
+    max: Array  #: () float64; -inf before the first value
+    count: Array  #: () int64: valid values seen
+    invalid: Array  #: (3,) int64: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> MinMaxStatistics:  # noqa: ARG001

@@ -27,6 +27,8 @@ from anomnorm_core.method import Kernels, Method
 from anomnorm_core.methods import cdf
 from anomnorm_core.options import LARGEST_FLOAT32
 
+__all__ = ["RawScoreDistribution", "denormalize", "init", "mean_std", "merge", "normalize", "standardize", "update"]
+
 METHOD = Method(
     name="normal",
     parameters=("mean", "std"),
@@ -50,11 +52,11 @@ class RawScoreDistribution(NamedTuple):
     that none is taken for the other.
     """
 
-    count: Array  # shape int64: images with a valid value here
-    mean: Array  # shape float64: mean of the scores
-    m2: Array  # shape float64: sum of squared deviations from the mean
-    zeros: Array  # shape int64: none, because a zero is a score like any other
-    invalid: Array  # (3,) int64: values left out, of all pixels, which are negative (here none are), NaN, infinite
+    count: Array  #: shape int64: images with a valid value here
+    mean: Array  #: shape float64: mean of the scores
+    m2: Array  #: shape float64: sum of squared deviations from the mean
+    zeros: Array  #: shape int64: none, because a zero is a score like any other
+    invalid: Array  #: (3,) int64: values left out, of all pixels, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, xp: Namespace = np) -> RawScoreDistribution:

@@ -4,7 +4,7 @@ from anomnorm_core._arrays import Array, array_namespace, evaluated, normalized
 from anomnorm_core.method import Kernels, Method
 from anomnorm_core.methods.min_max import bounds, check, distance, init, margin, merge, update
 
-__all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+__all__ = ["bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
 METHOD = Method(
     name="two-slope",

@@ -75,7 +75,7 @@ def scores(
     mark_threshold(second, 0.5, "threshold 0.5")
     second.set(xlabel=f"normalized {level} score", ylabel="share of each group (%)", xlim=(-0.02, 1.02))
     for each, title in ((first, f"Raw {level} scores"), (second, f"Normalized {level} scores")):
-        each.set_title(title, y=1.09)  # at one height, above the names of the statistics
+        each.set_title(title, y=1.12)  # at one height, above the names of the statistics
         put_legend(each)
     return figure, axes.ravel()
 

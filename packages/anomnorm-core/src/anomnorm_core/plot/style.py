@@ -23,7 +23,7 @@ INK = "#7c7c7c"
 FLAGGED, TRUTH = "#ff3df5", "#34e8f0"  # outlines in images, which are of any color
 RAW_MAP, NORMALIZED_MAP = "viridis", "coolwarm"  # the second has its middle, 0.5, at the threshold
 
-# Settings of matplotlib for figures without a ground of their own, for light and dark pages alike.
+#: Settings of matplotlib for figures without a ground of their own, for light and dark pages alike.
 EITHER_GROUND: Mapping[str, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), INK),
     **dict.fromkeys(("xtick.color", "xtick.labelcolor", "ytick.color", "ytick.labelcolor"), INK),

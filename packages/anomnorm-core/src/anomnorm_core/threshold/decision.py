@@ -7,7 +7,7 @@ def flag(scores: Array, threshold: Array | float) -> Array:
     """Decide which scores are anomalous: ``scores >= threshold`` (clause N4).
 
     Labels and masks come from here and never from comparing normalized scores with 0.5; the two agree because every
-    method's `normalize` sees to it.
+    method's ``normalize`` sees to it.
 
     Args:
         scores: real array of any shape: raw scores.

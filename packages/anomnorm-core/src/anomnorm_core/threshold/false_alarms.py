@@ -20,12 +20,12 @@ class Normals(NamedTuple):
     large rate or a small one could then share, it goes on with slope one.
     """
 
-    samples: int  # normal samples
-    valued: int  # n: those of them that have a value; others (zeros under a logarithm, NaN, -inf) count as smallest
-    mean: float
-    std: float  # with ddof=1
-    skewness: float  # third standardized moment
-    transform: Transform  # what was done to the scores first
+    samples: int  #: normal samples
+    valued: int  #: n: those of them that have a value; others (zeros under a logarithm, NaN, -inf) count as smallest
+    mean: float  #: of the values
+    std: float  #: with ddof=1
+    skewness: float  #: third standardized moment
+    transform: Transform  #: what was done to the scores first
 
     @property
     def share(self) -> float:

@@ -26,9 +26,9 @@ class ScoreHistogram(NamedTuple):
     concatenation equals merging the parts.
     """
 
-    normal: Array  # (2^18,) int64: normal pixels per bin, in ascending order of the scores
-    anomalous: Array  # (2^18,) int64
-    invalid: Array  # () int64: NaN values left out
+    normal: Array  #: (2^18,) int64: normal pixels per bin, in ascending order of the scores
+    anomalous: Array  #: (2^18,) int64
+    invalid: Array  #: () int64: NaN values left out
 
 
 def init(*, xp: Namespace = np) -> ScoreHistogram:

@@ -34,9 +34,9 @@ _INFINITE = (0x7F800000 >> (32 - BITS)) + BINS // 2  # the bin of +inf, which a 
 class Found(NamedTuple):
     """A threshold, and what it promises about normal samples that come later."""
 
-    threshold: np.ndarray  # ()
-    false_alarm_rate: float | None = None  # the share of them that is expected to reach it; None: nothing is promised
-    guaranteed: bool = False  # whether that holds for exchangeable samples of any distribution
+    threshold: np.ndarray  #: ()
+    false_alarm_rate: float | None = None  #: the share of them that is expected to reach it; None: nothing is promised
+    guaranteed: bool = False  #: whether that holds for exchangeable samples of any distribution
 
 
 @quiet

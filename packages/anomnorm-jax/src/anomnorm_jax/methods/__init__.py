@@ -3,6 +3,7 @@
 from anomnorm_core.method import Registry
 from anomnorm_jax.methods import cdf, min_max, normal, two_slope
 
+#: The methods of this package, and registered ones, by name: `Kernels` in JAX.
 METHODS = Registry("anomnorm_jax.methods", (min_max.KERNELS, two_slope.KERNELS, cdf.KERNELS, normal.KERNELS))
 register = METHODS.register
 

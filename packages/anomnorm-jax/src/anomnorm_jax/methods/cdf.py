@@ -26,6 +26,18 @@ from anomnorm_jax._double import log_distance, two_sum
 from anomnorm_jax._normal import half_erfc, has_logarithm, log_ratio
 from anomnorm_jax._sharding import automatic, varying
 
+__all__ = [
+    "ScoreDistribution",
+    "denormalize",
+    "init",
+    "mean_std",
+    "merge",
+    "normalize",
+    "normalize_standardized",
+    "standardize",
+    "update",
+]
+
 
 class ScoreDistribution(NamedTuple):
     """Moments of ``log(score)`` of one level: of the images (shape ``()``) or of every pixel (shape ``(H, W)``).
@@ -37,13 +49,14 @@ class ScoreDistribution(NamedTuple):
     updating with a concatenation equals merging the parts, up to rounding.
     """
 
-    count: Array  # type: ignore[assignment]  # shape uint32: images with a valid value here
-    mean: Array  # shape float32, or float64 where JAX has it: mean of log(score)
-    m2: Array  # shape like mean: sum of squared deviations from the mean
-    zeros: Array  # shape uint32: images with zero here, left out; the smallest subnormal numbers are zero too
-    invalid: Array  # (2, 3) uint32: values left out, of all pixels, which are negative, NaN, infinite (see `_counter`)
-    mean_tail: Array  # shape like mean: the true mean is mean + mean_tail
-    m2_tail: Array  # shape like mean: the true sum is m2 + m2_tail
+    #: shape uint32: images with a valid value here
+    count: Array  # type: ignore[assignment]
+    mean: Array  #: shape float32, or float64 where JAX has it: mean of log(score)
+    m2: Array  #: shape like mean: sum of squared deviations from the mean
+    zeros: Array  #: shape uint32: images with zero here, left out; the smallest subnormal numbers are zero too
+    invalid: Array  #: (2, 3) uint32: left out, of all pixels: negative, NaN, infinite (see ``_counter``)
+    mean_tail: Array  #: shape like mean: the true mean is mean + mean_tail
+    m2_tail: Array  #: shape like mean: the true sum is m2 + m2_tail
 
 
 def init(shape: tuple[int, ...] = ()) -> ScoreDistribution:

@@ -16,6 +16,8 @@ from anomnorm_jax import _counter
 from anomnorm_jax._arrays import arithmetic, evaluated, normalized, selection
 from anomnorm_jax._sharding import automatic, varying
 
+__all__ = ["MinMaxStatistics", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+
 
 class MinMaxStatistics(NamedTuple):
     """Smallest and largest valid score of one level, and how many scores that was.
@@ -25,10 +27,11 @@ class MinMaxStatistics(NamedTuple):
     """
 
     # Finite from the start, so that a run can be carried under jax_debug_infs.
-    min: Array  # () float32, or float64 where JAX has it; the largest number before the first value
-    max: Array  # () like min; the smallest number before the first value
-    count: Array  # type: ignore[assignment]  # (2,) uint32: valid values seen, upper and lower half of a 64-bit count (see `_counter`)
-    invalid: Array  # (2, 3) uint32: values left out, which are negative (here none are), NaN, infinite
+    min: Array  #: () float32, or float64 where JAX has it; the largest number before the first value
+    max: Array  #: () like min; the smallest number before the first value
+    #: (2,) uint32: valid values seen, upper and lower half of a 64-bit count (see ``_counter``)
+    count: Array  # type: ignore[assignment]
+    invalid: Array  #: (2, 3) uint32: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = ()) -> MinMaxStatistics:  # noqa: ARG001

@@ -17,6 +17,8 @@ from anomnorm_jax._arrays import evaluated, normalized
 from anomnorm_jax._sharding import automatic
 from anomnorm_jax.methods import cdf
 
+__all__ = ["RawScoreDistribution", "denormalize", "init", "mean_std", "merge", "normalize", "standardize", "update"]
+
 
 class RawScoreDistribution(NamedTuple):
     """Moments of the scores of one level: of the images (shape ``()``) or of every pixel (shape ``(H, W)``).
@@ -26,13 +28,14 @@ class RawScoreDistribution(NamedTuple):
     `anomnorm_core.normal.RawScoreDistribution`.
     """
 
-    count: Array  # type: ignore[assignment]  # shape uint32: images with a valid value here
-    mean: Array  # shape float32, or float64 where JAX has it: mean of the scores
-    m2: Array  # shape like mean: sum of squared deviations from the mean
-    zeros: Array  # shape uint32: none, because a zero is a score like any other
-    invalid: Array  # (2, 3) uint32: left out, of all pixels: negative (here none are), NaN, infinite (see `_counter`)
-    mean_tail: Array  # shape like mean: the true mean is mean + mean_tail
-    m2_tail: Array  # shape like mean: the true sum is m2 + m2_tail
+    #: shape uint32: images with a valid value here
+    count: Array  # type: ignore[assignment]
+    mean: Array  #: shape float32, or float64 where JAX has it: mean of the scores
+    m2: Array  #: shape like mean: sum of squared deviations from the mean
+    zeros: Array  #: shape uint32: none, because a zero is a score like any other
+    invalid: Array  #: (2, 3) uint32: left out, of all pixels: negative (none here), NaN, infinite (see ``_counter``)
+    mean_tail: Array  #: shape like mean: the true mean is mean + mean_tail
+    m2_tail: Array  #: shape like mean: the true sum is m2 + m2_tail
 
 
 _RAW = cdf.Scale(jnp.isfinite, lambda mean: mean, lambda x: (x, jnp.zeros_like(x)), jnp.subtract, zeros=False)

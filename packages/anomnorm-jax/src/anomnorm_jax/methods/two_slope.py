@@ -11,7 +11,7 @@ from anomnorm_jax._arrays import evaluated, normalized
 from anomnorm_jax._double import two_sum
 from anomnorm_jax.methods.min_max import bounds, distance, init, margin, merge, safe_scale, stepped, update
 
-__all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+__all__ = ["bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
 
 @jax.jit

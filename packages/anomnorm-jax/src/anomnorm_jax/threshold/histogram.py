@@ -28,9 +28,9 @@ class ScoreHistogram(NamedTuple):
     concatenation equals merging the parts.
     """
 
-    normal: Array  # (2, 2^18) uint32: normal pixels per bin, in ascending order of the scores (see `_counter`)
-    anomalous: Array  # (2, 2^18) uint32
-    invalid: Array  # (2,) uint32: NaN values left out
+    normal: Array  #: (2, 2^18) uint32: normal pixels per bin, in ascending order of the scores (see ``_counter``)
+    anomalous: Array  #: (2, 2^18) uint32
+    invalid: Array  #: (2,) uint32: NaN values left out
 
 
 def init() -> ScoreHistogram:

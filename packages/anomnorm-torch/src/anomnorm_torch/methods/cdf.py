@@ -15,10 +15,22 @@ from torch import Tensor
 from anomnorm_core import cdf as core
 from anomnorm_core.checks import CAUSES, counts_of, require_count, require_same_shape
 from anomnorm_core.method import Kernels
-from anomnorm_torch._kernels import Specialized, evaluated, exact, in_parts, limited, scored, specializes
+from anomnorm_torch._kernels import Specialized, apart, evaluated, in_parts, limited, scored, specializes
 from anomnorm_torch._normal import log_ratio, ndtr
 from anomnorm_torch._tensors import arithmetic, causes, is_differentiated, samples, selection, wide
 from anomnorm_torch._tiles import columns, filled, finite_range, is_readable
+
+__all__ = [
+    "ScoreDistribution",
+    "denormalize",
+    "init",
+    "mean_std",
+    "merge",
+    "normalize",
+    "normalize_standardized",
+    "standardize",
+    "update",
+]
 
 METHOD = core.METHOD
 
@@ -30,11 +42,12 @@ class ScoreDistribution(NamedTuple):
     updating with a concatenation equals merging the parts, up to rounding.
     """
 
-    count: Tensor  # type: ignore[assignment]  # shape int64: images with a valid value here
-    mean: Tensor  # shape float64: mean of log(score)
-    m2: Tensor  # shape float64: sum of squared deviations from the mean
-    zeros: Tensor  # shape int64: images with exactly zero here, left out
-    invalid: Tensor  # (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
+    #: shape int64: images with a valid value here
+    count: Tensor  # type: ignore[assignment]
+    mean: Tensor  #: shape float64: mean of log(score)
+    m2: Tensor  #: shape float64: sum of squared deviations from the mean
+    zeros: Tensor  #: shape int64: images with exactly zero here, left out
+    invalid: Tensor  #: (3,) int64: values left out, of all pixels, which are negative, NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> ScoreDistribution:
@@ -314,19 +327,21 @@ def _standardize(x: Tensor, center: Tensor, factor: Tensor, z: Tensor) -> None:
     z.copy_(x.to(center.dtype, copy=True).clamp_(min=0.0).log_().sub_(center).mul_(factor))
 
 
+def _factor_at(t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
+    # A threshold that is no number in float32 any more is below all scores.
+    return torch.where(t < torch.finfo(t.dtype).smallest_normal, _STEEP, _factor(mean, std, center))
+
+
 def _of_factor(x: Tensor, t: Tensor, factor: Tensor) -> Tensor:
-    return ndtr(log_ratio(x, t) * factor)
+    return ndtr(apart(log_ratio(x, t)) * factor)
 
 
-@exact
-@in_parts(_factor, _of_factor)
+@in_parts(_factor_at, _of_factor)
 def _unit(x: Tensor, t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
     distance = log_ratio(x, t)
     if is_differentiated(distance):  # a step has the derivative 0
         distance = torch.where(constant(mean, std, center)[0], distance.detach(), distance)
-    factor = _factor(mean, std, center)
-    # A threshold that is no number in float32 any more is below all scores.
-    return ndtr(distance * torch.where(t < torch.finfo(t.dtype).smallest_normal, _STEEP, factor))
+    return ndtr(distance * _factor_at(t, mean, std, center))
 
 
 def _inverse(u: Tensor, t: Tensor, mean: Tensor, std: Tensor, _center: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from torch import Tensor
 from anomnorm_core import min_max as core
 from anomnorm_core.checks import CAUSES, counts_of, require_count
 from anomnorm_core.method import Kernels
-from anomnorm_torch._kernels import Specialized, evaluated, limited, scored, specializes
+from anomnorm_torch._kernels import Specialized, evaluated, in_parts, limited, repaired, scored, specializes
 from anomnorm_torch._tensors import arithmetic, causes, selection, wide
 from anomnorm_torch._tiles import finite_range
+
+__all__ = ["MinMaxStatistics", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
 METHOD = core.METHOD
 
@@ -24,10 +26,11 @@ class MinMaxStatistics(NamedTuple):
     concatenation equals merging the parts.
     """
 
-    min: Tensor  # () float64; +inf before the first value
-    max: Tensor  # () float64; -inf before the first value
-    count: Tensor  # type: ignore[assignment]  # () int64: valid values seen
-    invalid: Tensor  # (3,) int64: values left out, which are negative (here none are), NaN, infinite
+    min: Tensor  #: () float64; +inf before the first value
+    max: Tensor  #: () float64; -inf before the first value
+    #: () int64: valid values seen
+    count: Tensor  # type: ignore[assignment]
+    invalid: Tensor  #: (3,) int64: values left out, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> MinMaxStatistics:  # noqa: ARG001
@@ -165,6 +168,28 @@ def side(x: Tensor, t: Tensor) -> Tensor:
     return torch.where(x == t, 0.0, torch.sign((x - t).detach()) * math.inf)
 
 
+def slope(width: Tensor, scale: Tensor) -> Tensor:
+    """Four times ``scale / width``, which like a quarter of a difference stays within the range of normal numbers.
+
+    Of a width of zero it is a number so large that the step is one. NaN of a negative one.
+    """
+    return torch.where(width >= 0, (4.0 * scale / width).clamp(max=torch.finfo(width.dtype).max), math.nan)
+
+
+def _slope(_t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    scale, span = _span(low, high)
+    return slope(span, scale)
+
+
+def from_slope(x: Tensor, t: Tensor, four_slopes: Tensor) -> Tensor:
+    """``clip((x - t) slope + 1/2, 0, 1)``, and less than 1/2 below ``t``."""
+    difference = x - t
+    u = (difference * 0.25 * four_slopes + 0.5).clamp(0.0, 1.0)
+    below = 0.5 - torch.finfo(u.dtype).eps / 4
+    return torch.where((difference < 0) & (u > below), below, u)
+
+
+@in_parts(_slope, from_slope)
 def unit(x: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """See `normalize`."""
     return (_distance(x, t, low, high) + 0.5).clamp(0.0, 1.0)
@@ -194,19 +219,33 @@ def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
     info = torch.finfo(t.dtype)
     if not (span == 0 or 16 * info.smallest_normal <= span <= info.max / 16):  # also where it is NaN
         return None
-    return (partial(_clip, 1.0 / span) if span else _step), ()
+    if span == 0:
+        return _step, ()
+    return partial(_clip, 1.0 / span, lost_below(t, span)), (t.new_full((), 0.5),)
 
 
-def _clip(scale: float, x: Tensor, t: Tensor, *, out: Tensor) -> None:
+def _clip(scale: float, lost: int, x: Tensor, t: Tensor, half: Tensor, *, out: Tensor) -> None:
     torch.sub(x, t, out=out)
-    torch.add(half_or_less(out), out, alpha=scale, out=out).clamp_(0.0, 1.0)
+    is_lost = loses(out, lost)
+    torch.add(half, out, alpha=scale, out=out).clamp_(0.0, 1.0)
+    if is_lost:
+        out.copy_(repaired(out, x >= t))
 
 
-def half_or_less(difference: Tensor) -> Tensor:
-    """1/2 or, below the threshold, where a small difference would be lost in the sum with it, the number under it."""
-    # Three quarters of the way to the number under 1/2, and three eighths of the way to the one above.
-    eps = torch.finfo(difference.dtype).eps
-    return torch.add(difference.new_full((), 0.5), difference.sign(), alpha=eps * 3 / 16)
+# The bits of a negative number, as a signed integer, grow with its size, and are below those of all others: the
+# smallest integer of a tensor is the number just below zero.
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def lost_below(t: Tensor, width: float) -> int:
+    """For `loses`: the bits of a difference that divided by ``width`` surely changes a sum with 1/2."""
+    return int(t.new_full((), -width * torch.finfo(t.dtype).eps / 4).view(_BITS[t.dtype]))
+
+
+def loses(difference: Tensor, lost: int) -> bool:
+    """Whether some number below zero is so near to it that its sum with 1/2 may be 1/2. Reads values."""
+    bits = difference.view(_BITS[difference.dtype])
+    return bits.numel() > 0 and int(bits.amin()) < lost
 
 
 def _step(x: Tensor, t: Tensor, *, out: Tensor) -> None:

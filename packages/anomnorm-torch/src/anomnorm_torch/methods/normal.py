@@ -20,6 +20,8 @@ from anomnorm_torch._tiles import filled, finite_range, is_readable
 from anomnorm_torch.methods import cdf
 from anomnorm_torch.methods.min_max import side
 
+__all__ = ["RawScoreDistribution", "denormalize", "init", "mean_std", "merge", "normalize", "standardize", "update"]
+
 METHOD = core.METHOD
 
 
@@ -29,11 +31,12 @@ class RawScoreDistribution(NamedTuple):
     See `anomnorm_core.normal.RawScoreDistribution`.
     """
 
-    count: Tensor  # type: ignore[assignment]  # shape int64: images with a valid value here
-    mean: Tensor  # shape float64: mean of the scores
-    m2: Tensor  # shape float64: sum of squared deviations from the mean
-    zeros: Tensor  # shape int64: none, because a zero is a score like any other
-    invalid: Tensor  # (3,) int64: values left out, of all pixels, which are negative (here none are), NaN, infinite
+    #: shape int64: images with a valid value here
+    count: Tensor  # type: ignore[assignment]
+    mean: Tensor  #: shape float64: mean of the scores
+    m2: Tensor  #: shape float64: sum of squared deviations from the mean
+    zeros: Tensor  #: shape int64: none, because a zero is a score like any other
+    invalid: Tensor  #: (3,) int64: values left out, of all pixels, which are negative (here none are), NaN, infinite
 
 
 def init(shape: tuple[int, ...] = (), *, device: torch.device | str = "cpu") -> RawScoreDistribution:

@@ -8,10 +8,22 @@ from torch import Tensor
 
 from anomnorm_core import two_slope as core
 from anomnorm_core.method import Kernels
-from anomnorm_torch._kernels import Specialized, evaluated, scored, specializes
-from anomnorm_torch.methods.min_max import bounds, distance, half_or_less, init, margin, merge, side, update
+from anomnorm_torch._kernels import Specialized, evaluated, in_parts, repaired, scored, specializes
+from anomnorm_torch.methods.min_max import (
+    bounds,
+    distance,
+    from_slope,
+    init,
+    loses,
+    lost_below,
+    margin,
+    merge,
+    side,
+    slope,
+    update,
+)
 
-__all__ = ["KERNELS", "METHOD", "bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
+__all__ = ["bounds", "denormalize", "init", "margin", "merge", "normalize", "update"]
 
 METHOD = core.METHOD
 
@@ -37,6 +49,17 @@ def denormalize(unit: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     return evaluated(_inverse, unit, threshold, (min, max))
 
 
+def _slopes(t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    scale, below, above = _widths(t, low, high)
+    return torch.stack([torch.where(high >= low, slope(width, scale), math.nan) for width in (below, above)])
+
+
+def _from_slopes(x: Tensor, t: Tensor, four_slopes: Tensor) -> Tensor:
+    below, above = four_slopes.unbind()
+    return from_slope(x, t, torch.where(x < t, below, above))
+
+
+@in_parts(_slopes, _from_slopes)
 def _unit(x: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
     scale, below, above = _widths(t, low, high)
     width = torch.where(x < t, below, above)
@@ -86,16 +109,20 @@ def specialize(t: Tensor, low: Tensor, high: Tensor) -> Specialized | None:
     info = torch.finfo(t.dtype)
     least, at, most = float(low), float(t), float(high)
     span, largest = most - least, max(abs(at), abs(least), abs(most))
-    below, above = (2 * side if core.PARTS * side >= span > 0 else span for side in (at - least, most - at))
+    below = 2 * (at - least) if core.PARTS * (at - least) >= span > 0 else span
+    above = 2 * (most - at) if core.PARTS * (most - at) >= span > 0 else span
     if not (min(below, above) >= 16 * info.smallest_normal and largest <= info.max / 16):  # also where it is NaN
         return None
-    return partial(_clip, 1.0 / below, 1.0 / above), ()
+    return partial(_clip, 1.0 / below, 1.0 / above, lost_below(t, below)), (t.new_full((), 0.5),)
 
 
-def _clip(lower: float, upper: float, x: Tensor, t: Tensor, *, out: Tensor) -> None:
+def _clip(lower: float, upper: float, lost: int, x: Tensor, t: Tensor, half: Tensor, *, out: Tensor) -> None:
     torch.sub(x, t, out=out)
-    half, above = half_or_less(out), out.clamp(min=0.0)
+    is_lost = loses(out, lost)
+    above = out.clamp(min=0.0)
     torch.add(half, out.clamp_(max=0.0), alpha=lower, out=out).add_(above, alpha=upper).clamp_(0.0, 1.0)
+    if is_lost:
+        out.copy_(repaired(out, x >= t))
 
 
 KERNELS = Kernels(

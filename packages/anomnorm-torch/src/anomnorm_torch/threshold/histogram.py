@@ -21,9 +21,9 @@ class ScoreHistogram(NamedTuple):
     concatenation equals merging the parts.
     """
 
-    normal: Tensor  # (2^18,) int64: normal pixels per bin, in ascending order of the scores
-    anomalous: Tensor  # (2^18,) int64
-    invalid: Tensor  # () int64: NaN values left out
+    normal: Tensor  #: (2^18,) int64: normal pixels per bin, in ascending order of the scores
+    anomalous: Tensor  #: (2^18,) int64
+    invalid: Tensor  #: () int64: NaN values left out
 
 
 def init(*, device: torch.device | str = "cpu") -> ScoreHistogram:
