@@ -187,11 +187,15 @@ def _alone(session: nox.Session, package: str, *, lowest: bool) -> None:
 def oldest(session: nox.Session, package: str) -> None:
     """Run the tests of each package with the lowest versions that it declares (old builds of torch: several GB)."""
     _alone(session, package, lowest=True)
-    # Two files of core's tests are about all packages, and old scikit-learn gives pytest a generator.
-    core = ("--ignore=tests/core/test_any_library.py", "--ignore=tests/core/test_imports.py")
-    some = core if package == PACKAGES[0] else ()
-    allowed = ("-W", "ignore::pytest.PytestRemovedIn10Warning")
-    _pytest(session, "python", *some, *allowed, *_chosen(session, f"tests/{package.rpartition('-')[2]}"))
+    without = [
+        "--ignore=tests/core/test_any_library.py",  # of torch
+        "--ignore=tests/core/test_imports.py",  # of all packages
+        # Before torch 2.13 a compiled program cannot be told from an exported one: the kernel makes the masks.
+        "--deselect=tests/torch/test_fusion.py::test_masks_are_made_beside_the_kernel_of_a_map",
+        "-Wignore::pytest.PytestRemovedIn10Warning",  # scikit-learn 1.7 gives pytest a generator
+        "-Wignore:The given buffer is not writable:UserWarning",  # torch 2.9 loads exported programs
+    ]
+    _pytest(session, "python", *without, *_chosen(session, f"tests/{package.rpartition('-')[2]}"))
 
 
 @nox.session
