@@ -172,8 +172,8 @@ class FitCheck:
         """
         is_high, is_low, are_others = self._found()
         shape = (
-            "The scores are not distributed as the method supposes: what keeps its promise is a threshold that is found "
-            'among the normals themselves, with threshold="false_alarm_rate".'
+            "The scores are not distributed as the method supposes: what keeps its promise is a threshold that is "
+            'found among the normals themselves, with threshold="false_alarm_rate".'
         )
         if transform is Transform.LOG and self.skewness < 0:
             shape += ' If the scores are less skewed than their logarithms, try transform="identity".'

@@ -26,7 +26,7 @@ from anomnorm_core.errors import (
     ThresholdWarning,
     warn,
 )
-from anomnorm_core.fields import LEVEL
+from anomnorm_core.fields import LEVEL, MAPS
 from anomnorm_core.fit import Fit, Threshold
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.normalizer import require_complete
@@ -668,17 +668,18 @@ class Normalization:
         raw, units = step.maps, step.maps
         if run.standardizer is not None:
             if self._standardize_batch is Normalization._standardize_batch:
-                step.write(run.standardizer(step.shaped_scores, raw))
+                z = run.standardizer(step.shaped_scores, raw)
+                step.write(z)
+                units = z.get(MAPS)
             else:
                 self._standardize_batch(outputs, pl_module)
-            units = StepOutputs(outputs).maps
-        # Without the samples that only pad the share of this process.
-        own = slice(None)
-        if _dataloader_idx < len(self._own):
+                units = StepOutputs(outputs).maps
+        if _dataloader_idx < len(self._own):  # without the samples that only pad the share of this process
             own = slice(self._own[_dataloader_idx].count(_batch_idx, len(scores)))
-        truth = GroundTruth(*(None if part is None else part[own] for part in truth))
-        maps, units, valid = (None if part is None else part[own] for part in (raw, units, valid))
-        run.add(scores[own], maps, truth, valid, units=units)
+            truth = GroundTruth(*(None if part is None else part[own] for part in truth))
+            raw, units, valid = (None if part is None else part[own] for part in (raw, units, valid))
+            scores = scores[own]
+        run.add(scores, raw, truth, valid, units=units)
         if run.records is not None and self.on_invalid is OnInvalid.RAISE:
             run.records.report_invalid(self.on_invalid)
 

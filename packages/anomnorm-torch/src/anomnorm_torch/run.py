@@ -271,10 +271,14 @@ class Standardizer:
 
     def __init__(self, kernels: Kernels, fit: Fit, device: torch.device) -> None:
         self._function, self._fit = kernels.extras["z"], fit
+        # A threshold that is of no interest, and the parameters, in both dtypes: converting takes time in each batch.
         self._arguments = {
-            level: tuple(torch.tensor(array, device=device) for array in fit.arguments(level))
+            (level, dtype): tuple(
+                torch.tensor(value, dtype=dtype, device=device) for value in (1.0, *fit.arguments(level))
+            )
             for level in LEVELS
             if getattr(fit, level) is not None
+            for dtype in (torch.float32, wide(device))
         }
 
     def __call__(self, pred_scores: Tensor | None, anomaly_maps: Tensor | None) -> dict[str, Tensor]:
@@ -290,7 +294,9 @@ class Standardizer:
     def of(self, level: str, values: Tensor) -> Tensor:
         """The z-scores of ``values`` of one level."""
         self._fit.level(level)  # which says what is missing
-        return evaluated(self._function, values, 1.0, self._arguments[level])
+        x = arithmetic(values)
+        t, *arguments = self._arguments[level, x.dtype]
+        return evaluated(self._function, x, t, tuple(arguments))
 
 
 class _Column:
