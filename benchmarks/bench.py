@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from contents import with_contents
 from goals import Results, goal_table
 from measuring import KEPT_MEMORY, require_kept_memory
 
@@ -310,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw(found, PICTURES / "benchmarks.png")
     draw_growth(growth, scale, PICTURES / "growth.png")
     text[4:4] = ["![Time of each work, by way](../images/benchmarks.png)", ""]
-    PAGE.write_text("\n".join(text) + "\n\n" + notes, encoding="utf-8")
+    PAGE.write_text(with_contents("\n".join(text) + "\n\n" + notes), encoding="utf-8")
 
 
 def _processor() -> str:
