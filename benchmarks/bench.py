@@ -212,10 +212,6 @@ def main(arguments: list[str] | None = None) -> None:
         f"are medians of {repetitions} calls after five others (of two, where a call takes a second); other machines "
         "have other ratios, and differences of a tenth are noise.",
         "",
-        "- [Goals](#goals), [kernels](#kernels-one-thread), [a batch of scores](#one-batch-of-32-image-scores), [a "
-        "batch of maps](#one-batch-of-32-scores-and-maps), [whole runs](#whole-runs), [growth](#growth), "
-        "[where the time goes](#where-the-time-goes)",
-        "",
         "## Goals",
         "",
         "What was to be reached before the first line was written, and what two runs of this program found. Ratios are "
