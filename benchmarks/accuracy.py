@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
+from contents import with_contents
 from scipy import special
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -308,7 +309,7 @@ def main() -> None:
         text.append(line)
         print(line, flush=True)
     if not options.quick:
-        PAGE.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+        PAGE.write_text(with_contents("\n".join(text).rstrip() + "\n"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from contents import with_contents
 from goals import Results, goal_table
 from measuring import KEPT_MEMORY, require_kept_memory
 
@@ -213,10 +214,6 @@ def main(arguments: list[str] | None = None) -> None:
         f"are medians of {repetitions} calls after five others (of two, where a call takes a second); other machines "
         "have other ratios, and differences of a tenth are noise.",
         "",
-        "- [Goals](#goals), [kernels](#kernels-one-thread), [a batch of scores](#one-batch-of-32-image-scores), [a "
-        "batch of maps](#one-batch-of-32-scores-and-maps), [whole runs](#whole-runs), [growth](#growth), "
-        "[where the time goes](#where-the-time-goes)",
-        "",
         "## Goals",
         "",
         "What was to be reached before the first line was written, and what two runs of this program found. Ratios are "
@@ -312,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw(found, PICTURES / "benchmarks.png")
     draw_growth(growth, scale, PICTURES / "growth.png")
     text[4:4] = ["![Time of each work, by way](../images/benchmarks.png)", ""]
-    PAGE.write_text("\n".join(text) + "\n\n" + notes, encoding="utf-8")
+    PAGE.write_text(with_contents("\n".join(text) + "\n\n" + notes), encoding="utf-8")
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from calibration_pictures import draw_by_size, draw_reliability
 from calibration_study import ALLOWED, PROMISED_RATES, Study, failures, run
 from calibration_tables import figures, guarantee_table, main_table, range_table
+from contents import with_contents
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
@@ -23,6 +24,8 @@ def write(study: Study, seconds: float) -> None:
     values = figures(study, seconds)
     for notes, page in PAGES.items():
         text = (FOLDER / notes).read_text(encoding="utf-8").format(**values)
+        if page.startswith("evidence/"):
+            text = with_contents(text)
         (DOCS / page).write_text(text, encoding="utf-8")
         print(f"wrote docs/{page}: {words(text)} words besides tables")
     draw_reliability(study.mean, DOCS / "images" / "calibration.png")

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from contents import with_contents
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -239,7 +240,7 @@ def main() -> None:
     if parser.parse_args().quick:
         print(page(2))
     else:
-        PAGE.write_text(page(20), encoding="utf-8")
+        PAGE.write_text(with_contents(page(20)), encoding="utf-8")
         print(PAGE.read_text(encoding="utf-8"))
 
 

@@ -8,7 +8,7 @@ import anomnorm_core
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "anomnorm"
-author = "the anomnorm maintainers"
+author = "The anomnorm developers"
 version = release = anomnorm_core.__version__
 html_title = f"anomnorm {version}"
 

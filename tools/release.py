@@ -70,8 +70,10 @@ def tag_faults(tag: str) -> list[str]:
     own = [heading for heading in headings if heading.split()[0] == version()]
     if len(own) != 1 or not re.fullmatch(r"\S+ \(\d{4}-\d\d-\d\d\)", own[0]):
         faults.append(f"CHANGELOG.md needs one heading '## {version()} (YYYY-MM-DD)'; it has {own}")
-    pages = [path for path in ROOT.glob("packages/*/README.md") if "Not on a package index" in path.read_text("utf-8")]
-    faults += [f"{path.relative_to(ROOT)} says that it is not on a package index" for path in pages]
+    pages = [ROOT / "README.md", *ROOT.glob("docs/start/*.md"), *ROOT.glob("packages/*/README.md")]
+    clone = re.compile(r"pip install [^\n]*packages/|not yet released")
+    old = [path.relative_to(ROOT) for path in pages if clone.search(path.read_text(encoding="utf-8"))]
+    faults += [f"{path} says that there is no release to install" for path in old]
     left = [path.name for path in (ROOT / "changes").iterdir() if path.name != "README.md"]
     return faults + ([f"changes/ still holds {sorted(left)}: run towncrier build"] if left else [])
 

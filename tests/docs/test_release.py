@@ -4,6 +4,7 @@ import importlib.util
 import re
 import tomllib
 from importlib.metadata import metadata
+from itertools import chain
 from typing import Any
 
 from code_blocks import ROOT
@@ -41,6 +42,13 @@ def test_every_dependency_has_a_row_and_its_license() -> None:
     rows = re.findall(r"^\| (\S+) \| (.+?) \| (.+?) \| .+ \|$", (ROOT / "THIRD_PARTY.md").read_text(), re.MULTILINE)
     table = {name: (license_, set(of.split(", "))) for name, license_, of in rows if name not in ("library", "---")}
     assert table == {name: (_license(name), of) for name, of in users.items()}
+
+
+def test_every_dependency_has_a_lowest_version() -> None:  # for `nox -s oldest`
+    for path in ROOT.glob("packages/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        for line in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
+            assert any(each.operator == ">=" for each in Requirement(line).specifier), line
 
 
 def _license(name: str) -> str:

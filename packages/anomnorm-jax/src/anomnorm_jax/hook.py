@@ -94,8 +94,8 @@ class NormalizationHook:
         false_alarm_rate: under ``"false_alarm_rate"``, which share of new normal samples may be flagged.
         confidence: in which share of validation runs that rate shall hold, 0.9 for example; None: it holds on average.
             Of images, and of pixels with ``per="image"``.
-        per: whether the rate of the anomaly maps is the share of flagged ``"pixel"`` s of normal images, or that of
-            normal images with a flagged pixel, ``"image"``.
+        per: what the rate of the anomaly maps is a share of: ``"pixel"``, the pixels of normal images; ``"image"``, the
+            normal images, which one flagged pixel flags.
 
     Raises:
         OptionError: the method is unknown, or an option has a value that is not allowed.

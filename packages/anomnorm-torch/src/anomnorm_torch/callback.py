@@ -85,12 +85,13 @@ class Normalization:
 
     Args:
         method: its name, ``"two-slope"``, ``"min-max"``, ``"cdf"``, ``"normal"`` or that of a registered one.
-        threshold: decision threshold, in sigmas where the method has them and else in raw units, or how to find it; it
-            wins over a checkpoint. None takes the module's own ``image_threshold`` and ``pixel_threshold``, numbers or
-            objects with a ``value``, and does as ``"adaptive"`` does where it has none. ``"adaptive"`` finds the
-            threshold of the best F1 in each validation run, from the labels and masks in the step's outputs or in the
-            batch. ``"normal_quantile"`` places it just above the normal samples, and ``"false_alarm_rate"`` where
-            a given share of new ones is expected to reach it (see `threshold.false_alarm_rate`).
+        threshold: decision threshold, in sigmas where the method has them and else in raw units, or how to find it. A
+            number wins over that of a checkpoint, unless `with_threshold` has set it there. None takes the module's own
+            ``image_threshold`` and ``pixel_threshold``, numbers or objects with a ``value``, and does as
+            ``"adaptive"`` does where it has none. ``"adaptive"`` finds the threshold of the best F1 in each validation
+            run, from the labels and masks in the step's outputs or in the batch. ``"normal_quantile"`` places it just
+            above the normal samples, and ``"false_alarm_rate"`` where a given share of new ones is expected to reach
+            it (see `threshold.false_alarm_rate`).
         pixel_threshold: the same for the anomaly maps; None does as ``threshold`` does, and takes a number that was
             given there. ``"image"`` takes that of the images in any case.
         normal_quantile: which share of the normal samples must not be flagged, under ``"normal_quantile"`` and where
@@ -98,8 +99,8 @@ class Normalization:
         false_alarm_rate: under ``"false_alarm_rate"``, which share of new normal samples may be flagged.
         confidence: in which share of validation runs that rate shall hold, 0.9 for example; None: it holds on average.
             Of images, and of pixels with ``per="image"``.
-        per: whether the rate of the anomaly maps is the share of flagged ``"pixel"`` s of normal images, or that of
-            normal images with a flagged pixel, ``"image"``.
+        per: what the rate of the anomaly maps is a share of: ``"pixel"``, the pixels of normal images; ``"image"``, the
+            normal images, which one flagged pixel flags.
         source: where a method with sigmas is fitted: ``"train"``, the default; ``"validation"`` on the normal samples
             of the validation data, which unlike the training data the detector has not seen before; ``"auto"`` on those
             if at least 10 are labelled, else on the training data, which the first validation run of a training decides

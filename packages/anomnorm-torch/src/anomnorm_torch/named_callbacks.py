@@ -16,8 +16,7 @@ class MinMaxNormalization(Normalization):
     the raw values (``x >= threshold``). Range and thresholds are in the module's state dict.
 
     Args:
-        threshold: decision threshold in raw units, or how to find it; wins over a checkpoint. See
-            `NormalizationCallback`.
+        threshold: decision threshold in raw units, or how to find it; see `NormalizationCallback`.
         pixel_threshold: the same for the anomaly maps.
         normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         shared_range: one range for both levels, from the maps where there are any (as in anomalib 0.3).
@@ -69,8 +68,7 @@ class CdfNormalization(Normalization):
     decided on the raw values. Moments and thresholds are in the module's state dict.
 
     Args:
-        threshold: decision threshold in sigmas, or how to find it; wins over a checkpoint. See
-            `NormalizationCallback`.
+        threshold: decision threshold in sigmas, or how to find it; see `NormalizationCallback`.
         pixel_threshold: the same for the anomaly maps.
         normal_quantile, false_alarm_rate, confidence, per: see `NormalizationCallback`.
         center: where pixel z-scores are zero: ``"image"`` (the image-level mean, as in anomalib 0.3) or ``"pixel"``
