@@ -1,5 +1,6 @@
 """A whole training with Flax NNX: a detector of defects in a brick pavement, on several devices.
 
+    pip install "packages/anomnorm-core[plot]" packages/anomnorm-jax flax optax scikit-image scikit-learn
     python examples/bricks/jax_detector.py
 
 trains for about half a minute, until the validation AUROC rises no more, prints what the best epoch finds in the test

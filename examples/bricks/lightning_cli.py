@@ -1,5 +1,6 @@
 """The detector of ``lightning_detector.py`` on the command line, with everything in a file (LightningCLI).
 
+    pip install "packages/anomnorm-core[plot]" packages/anomnorm-torch scikit-image "jsonargparse[signatures]"
     cd examples/bricks
     python lightning_cli.py fit --config lightning_cli.yaml
     python lightning_cli.py test --config lightning_cli.yaml --ckpt_path bricks-cli/checkpoints/best.ckpt

@@ -1,5 +1,6 @@
 """A whole training with PyTorch Lightning: a detector of defects in a brick pavement.
 
+    pip install "packages/anomnorm-core[plot]" packages/anomnorm-torch scikit-image tensorboard
     python examples/bricks/lightning_detector.py
 
 trains for about half a minute, until the validation AUROC rises no more, prints what the best epoch finds in the test

@@ -159,3 +159,16 @@ def test_what_cannot_be_fitted_or_merged_is_an_error() -> None:
     with pytest.warns(InvalidScoreWarning, match="1 is zero"):
         normalizer = fitting.normalizer(fitting.record(np.append(np.linspace(1, 2, 50), 0.0)), threshold=2.0)
     assert isinstance(normalizer, Normalizer)
+
+
+@pytest.mark.parametrize("method", ["cdf", "normal"])
+def test_labels_of_which_none_is_normal_are_said_to_be_so(method: str) -> None:
+    labels = np.array([1, 1, -1])  # scikit-learn's: 1 is normal there
+    with pytest.raises(NotFittedError, match=r"of 3 samples none is normal: .*Label normal samples 0"):
+        fitting.normalizer(fitting.record([1.0, 2.0, 3.0], labels, method=method), threshold=2.0)
+
+
+@pytest.mark.parametrize("dtype", [str, object])
+def test_labels_in_words_are_an_error_that_says_what_to_do(dtype: type) -> None:
+    with pytest.raises(TypeError, match=r"labels must be numbers or booleans, found dtype .*labels != 'good'"):
+        fitting.record([1.0, 2.0], np.array(["good", "scratch"], dtype=dtype))

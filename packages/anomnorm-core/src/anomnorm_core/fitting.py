@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from anomnorm_core.checks import label_axes
-from anomnorm_core.errors import OptionError
+from anomnorm_core.errors import NotFittedError, OptionError
 from anomnorm_core.fields import MAPS, SCORES
 from anomnorm_core.fit_check import FitCheck
 from anomnorm_core.methods import METHODS
@@ -70,6 +70,7 @@ def record(
         OutputError: neither scores nor maps are given, or their shapes are wrong.
         OptionError: the method is unknown.
         ValueError: the labels do not belong to the scores.
+        TypeError: the labels are words.
     """
     kernels = METHODS[method]
     values = raw_values(pred_scores, anomaly_maps)
@@ -157,6 +158,11 @@ def normalizer(
         )
     scores, labels = (np.concatenate(parts) if parts else np.zeros(0) for parts in (record.scores, record.labels))
     fitted = scores[labels == NORMAL] if kernels.method.sigmas else scores
+    if labels.size and not fitted.size:
+        raise NotFittedError(
+            f"of {labels.size} samples none is normal: each is labelled anomalous (above 0) or ignored (below 0, or "
+            "NaN). Label normal samples 0; where all are normal, give no labels."
+        )
     image = kernels.update(kernels.init(()), np.sort(fitted))  # moments that do not depend on the order of the parts
     parsed = kernels.method.parse_options(options or {})
     if parsed.get("shared_range") and record.pixel is not None:
@@ -180,5 +186,11 @@ def _kinds(labels: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray:
     """NORMAL, ANOMALOUS or IGNORED for each sample."""
     marks = np.zeros(shape) if labels is None else np.asarray(labels)
     marks = marks.reshape(label_axes(marks.shape, shape))
-    kinds = np.where(marks > 0, ANOMALOUS, np.where(marks == 0, NORMAL, IGNORED))
+    try:
+        kinds = np.where(marks > 0, ANOMALOUS, np.where(marks == 0, NORMAL, IGNORED))
+    except TypeError:
+        raise TypeError(
+            f"labels must be numbers or booleans, found dtype {marks.dtype}. Words become such by a comparison, "
+            "labels != 'good' for example."
+        ) from None
     return kinds.astype(np.uint8)

@@ -557,7 +557,7 @@ class NormalizationHook:
         if truth.labels is None and self.source is Source.VALIDATION:
             raise NotFittedError(
                 "source=\"validation\" fits on the normal validation samples, but the outputs have no 'label' or "
-                "'gt_label' that tells which those are."
+                "'gt_label' that tells which those are. Return labels, 0 for normal."
             )
         normal = None if truth.labels is None else truth.labels == jnp.uint8(NORMAL)
         where = normal if truth.valid is None else truth.valid if normal is None else truth.valid & normal

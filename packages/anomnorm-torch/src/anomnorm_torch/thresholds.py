@@ -27,7 +27,8 @@ def slot_of(pl_module: LightningModule) -> Slot:
     if not isinstance(slot, Slot):
         raise NotFittedError(
             f"{type(pl_module).__name__} has no {NAME} (found {type(slot).__name__}). A trainer with the callback "
-            "attaches them; without one, call callback.setup(trainer, pl_module) first."
+            "attaches them; without one, call callback.setup(trainer, pl_module) first. After a run under ddp_spawn "
+            "the main process has none: load a checkpoint, or train a module that derives from NormalizationMixin."
         )
     return slot
 
