@@ -192,7 +192,6 @@ def oldest(session: nox.Session, package: str) -> None:
         "--ignore=tests/core/test_imports.py",  # of all packages
         # Before torch 2.13 a compiled program cannot be told from an exported one: one kernel makes all, masks too.
         "--deselect=tests/torch/test_fusion.py::test_masks_are_made_beside_the_kernel_of_a_map",
-        "--deselect=tests/torch/test_fusion.py::test_the_compiler_makes_few_kernels[CDF]",
         "-Wignore::pytest.PytestRemovedIn10Warning",  # scikit-learn 1.7 gives pytest a generator
         "-Wignore:The given buffer is not writable:UserWarning",  # torch 2.9 loads exported programs
     ]

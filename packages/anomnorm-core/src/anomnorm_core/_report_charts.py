@@ -105,6 +105,8 @@ def _inline(figure: Any, prefix: str, description: str) -> Element:
     svg = fromstring(text.getvalue())  # noqa: S314  # it was written in the line before
     for part in svg.iter():
         part.tag = part.tag.rpartition("}")[2]  # a page needs no namespaces
+        if part.tag == "image":  # matplotlib up to 3.10 names several alike
+            part.attrib.pop("id", None)
         link = part.attrib.pop(_XLINK, None)
         if link is not None:
             part.set("href", re.sub("^#", f"#{prefix}-", link))
