@@ -141,6 +141,45 @@ def test_compiled_results_are_as_accurate_as_eager_ones() -> None:
     assert (-np.diff(distribution)).max() <= 2.0**-24
 
 
+LARGEST, SMALLEST = float(np.finfo("f4").max), float(np.finfo("f4").smallest_normal)
+
+
+@pytest.mark.clause("N1", "N1b", "N4", "N7", "N13")
+def test_traced_slopes_of_the_largest_and_smallest_ranges() -> None:
+    """Differences may be infinite or have no digits left, and so may what they are divided by."""
+
+    def kernels(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return min_max.normalize(*arguments), two_slope.normalize(*arguments)
+
+    program = torch.compile(kernels, fullgraph=True, backend="eager")
+    large, small = (-LARGEST, -0.7 * LARGEST), (SMALLEST, 1.5 * SMALLEST)
+    ranges = [(large[0], LARGEST), (large[1], LARGEST), (0, 1), (0, 1e-30), (1, 1), (1e-35, 1e-35), small]
+    for low, high in np.array(ranges, "f4").tolist():
+        inside = np.linspace(low, high, 2001).astype("f4")
+        for t in np.array([low, 0.9 * low + 0.1 * high, low / 2 + high / 2, 0.0, 1e-36, 1.0, 1e30], "f4"):
+            beside = (t.view("i4") + np.arange(-20, 21, dtype="i4")).view("f4")
+            x = np.concatenate([inside, beside[np.isfinite(beside)], [-np.inf, np.inf]], dtype="f4")
+            found = program(*map(torch.tensor, (x, t, low, high)))
+            distance, bottom, top = x.astype("f8") - float(t), float(t) - low, high - float(t)
+            span = high - low
+            sides = [2 * side if 20 * side >= span > 0 else span for side in (bottom, top)]
+            for u, width in zip(found, (span, np.where(distance < 0, *sides)), strict=True):
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    expected = np.where(distance == 0, 0.5, (distance / width + 0.5).clip(0, 1))
+                # Numbers below the smallest normal one may count as zero.
+                usual = (np.abs(x) >= SMALLEST) | (x == 0)
+                assert np.abs(u.numpy() - expected)[usual].max() <= 2.0**-23, (low, high, t)
+                assert np.array_equal(u.numpy() >= 0.5, x >= t)
+
+
+@pytest.mark.parametrize("kernel", [KERNELS["min-max"], KERNELS["CDF"]], ids=["min-max", "CDF"])
+def test_programs_of_what_torch_func_makes(kernel: Callable[..., Tensor]) -> None:
+    x, given = torch.rand(2, 8) + 0.5, (torch.tensor(1.0), torch.tensor(0.5), torch.tensor(2.0))
+    for transformed in (torch.func.vmap(kernel, (0, None, None, None)), torch.func.grad(lambda *a: kernel(*a).sum())):
+        found = torch.compile(transformed, fullgraph=True, backend="eager")(x, *given)
+        torch.testing.assert_close(found, transformed(x, *given), rtol=0, atol=2.0**-20)
+
+
 @pytest.mark.clause("N3", "N4", "N6", "N13")
 @pytest.mark.parametrize("t", [2.0**-126, 1.2 * 2.0**-126, 7e-20, 1.0, 1.3, 1.4999999, 1.5, 5e12, 3.3e38])
 def test_logarithms_by_integers_keep_the_digits_of_differences(t: float) -> None:

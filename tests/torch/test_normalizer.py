@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle  # noqa: TID251  # what spawned processes do with a module
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from scripted_module import ScriptedModule, loader, predictions, samples, trainer
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from anomnorm_core import AnomnormError, NotFittedError, OptionError, OutputError
 from anomnorm_torch import (
@@ -65,6 +67,36 @@ def test_it_is_a_module_without_parameters_that_copies_and_restores(kind: str) -
     torch.save(normalizer, stored)
     stored.seek(0)
     assert_same(torch.load(stored, weights_only=False)(SCORES, MAPS), expected)
+
+
+@pytest.mark.parametrize("largest", [6.0, 3e38])
+def test_one_that_was_used_can_be_sent_to_another_process(largest: float) -> None:
+    # A range that no faster function is made for has the general one.
+    normalizer = Normalizer.min_max((-largest, largest), (-largest, largest), threshold=1.5)
+    expected = normalizer(SCORES, MAPS)
+    assert_same(pickle.loads(pickle.dumps(normalizer))(SCORES, MAPS), expected)
+
+
+@pytest.mark.clause("N9", "N13")
+@KINDS
+def test_what_is_kept_of_integers_is_not_taken_for_float64(kind: str) -> None:
+    normalizer = normalizers()[kind]
+    torch.set_default_dtype(torch.float64)
+    try:
+        normalizer(torch.tensor([1, 2, 3]))  # float64, with the statistics in float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    scores = SCORES.double()
+    assert_same(normalizer(scores), normalizers()[kind](scores))
+
+
+@pytest.mark.clause("N9")
+@KINDS
+def test_outputs_stay_on_a_device_that_the_normalizer_is_not_on(kind: str) -> None:
+    normalizer = normalizers()[kind]
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which has a GPU, as far as shapes and devices go
+        found = normalizer(torch.ones(32, device="cuda"), torch.ones(32, 1, 4, 5, device="cuda"))
+    assert {value.device.type for value in found.values()} == {"cuda"}
 
 
 @pytest.mark.clause("T1", "T4")

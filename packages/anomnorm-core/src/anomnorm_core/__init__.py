@@ -73,16 +73,17 @@ __all__ = [
     "write_heat_maps",
 ]
 
-__getattr__ = lazily(
-    __name__,
-    {
-        "FitCheck": "anomnorm_core.fit_check",
-        "HeatMapFolder": "anomnorm_core.heat_maps",
-        "fitting": "anomnorm_core.fitting",
-        "plot": "anomnorm_core.plot",
-        "write_heat_maps": "anomnorm_core.heat_maps",
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+    __getattr__ = lazily(
+        __name__,
+        {
+            "FitCheck": "anomnorm_core.fit_check",
+            "HeatMapFolder": "anomnorm_core.heat_maps",
+            "fitting": "anomnorm_core.fitting",
+            "plot": "anomnorm_core.plot",
+            "write_heat_maps": "anomnorm_core.heat_maps",
+        },
+    )
 
 
 def __dir__() -> list[str]:

@@ -31,14 +31,15 @@ __all__ = [
     "write_heat_maps",
 ]
 
-__getattr__ = lazily(
-    __name__,
-    {
-        "HeatMapFolder": "anomnorm_core.heat_maps",
-        "plot": "anomnorm_core.plot",
-        "write_heat_maps": "anomnorm_core.heat_maps",
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+    __getattr__ = lazily(
+        __name__,
+        {
+            "HeatMapFolder": "anomnorm_core.heat_maps",
+            "plot": "anomnorm_core.plot",
+            "write_heat_maps": "anomnorm_core.heat_maps",
+        },
+    )
 
 
 def __dir__() -> list[str]:

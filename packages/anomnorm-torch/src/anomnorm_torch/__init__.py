@@ -43,22 +43,23 @@ __all__ = [
 ]
 
 # Lightning takes seconds to import; the kernels alone do not need it.
-__getattr__ = lazily(
-    __name__,
-    {
-        "AnomalyScoreDistribution": "anomnorm_torch.metrics",
-        "CdfNormalizationCallback": "anomnorm_torch.callbacks",
-        "HeatMapFolder": "anomnorm_core.heat_maps",
-        "HeatMapWriter": "anomnorm_torch.callbacks",
-        "MinMax": "anomnorm_torch.metrics",
-        "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
-        "NormalizationCallback": "anomnorm_torch.callbacks",
-        "NormalizationMixin": "anomnorm_torch.mixin",
-        "from_anomalib": "anomnorm_torch.anomalib_checkpoint",
-        "plot": "anomnorm_core.plot",
-        "write_heat_maps": "anomnorm_core.heat_maps",
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+    __getattr__ = lazily(
+        __name__,
+        {
+            "AnomalyScoreDistribution": "anomnorm_torch.metrics",
+            "CdfNormalizationCallback": "anomnorm_torch.callbacks",
+            "HeatMapFolder": "anomnorm_core.heat_maps",
+            "HeatMapWriter": "anomnorm_torch.callbacks",
+            "MinMax": "anomnorm_torch.metrics",
+            "MinMaxNormalizationCallback": "anomnorm_torch.callbacks",
+            "NormalizationCallback": "anomnorm_torch.callbacks",
+            "NormalizationMixin": "anomnorm_torch.mixin",
+            "from_anomalib": "anomnorm_torch.anomalib_checkpoint",
+            "plot": "anomnorm_core.plot",
+            "write_heat_maps": "anomnorm_core.heat_maps",
+        },
+    )
 
 
 def __dir__() -> list[str]:

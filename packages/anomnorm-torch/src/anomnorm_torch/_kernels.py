@@ -6,6 +6,7 @@ there may be a way to specialize a ``unit`` for numbers that can be read, see `s
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -26,27 +27,28 @@ _SPECIALIZE: dict[Callable[..., Tensor], Specialize] = {}
 
 
 # Of a unit: the part of it that no score enters into, and the rest.
-_PARTS: dict[Callable[..., Tensor], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {}
+_PARTS: dict[Callable[..., Tensor], tuple[Callable[..., tuple[Tensor, ...]], Callable[..., Tensor]]] = {}
 
 
-def in_parts(coefficient: Callable[..., Tensor], rest: Callable[..., Tensor]) -> Callable[[Unit], Unit]:
-    """Says that the decorated unit, but for derivatives, is ``rest(x, T, coefficient(T, *arguments))``.
+def in_parts(coefficients: Callable[..., tuple[Tensor, ...]], rest: Callable[..., Tensor]) -> Callable[[Unit], Unit]:
+    """Says that the decorated unit, but for derivatives, is ``rest(x, T, *coefficients(T, *arguments))``.
 
-    A normalizer keeps the coefficient: in a compiled program it would be computed again for every pixel of every image.
+    A normalizer keeps the coefficients: in a compiled program they would be computed again for every pixel of every
+    image. They are of one shape.
     In compiled and exported programs of float32, ``rest`` is on the right side of 1/2 by itself.
     """
 
     def register(unit: Unit) -> Unit:
-        _PARTS[unit] = coefficient, rest
+        _PARTS[unit] = coefficients, rest
         return unit
 
     return register
 
 
-def coefficient(kernels: Kernels, t: Tensor, *arguments: Tensor) -> Tensor | None:
-    """What `scored` takes as ``known``; None: the unit is one part."""
+def coefficients_of(kernels: Kernels, t: Tensor, *arguments: Tensor) -> Tensor | None:
+    """What `scored` takes as ``known``, as one tensor; None: the unit is one part."""
     parts = _PARTS.get(kernels.unit)
-    return None if parts is None else parts[0](t, *arguments)
+    return None if parts is None else torch.stack(parts[0](t, *arguments))
 
 
 def specializes(unit: Callable[..., Tensor]) -> Callable[[Specialize], Specialize]:
@@ -67,7 +69,7 @@ def specialized(kernels: Kernels, t: Tensor, *arguments: Tensor) -> Specialized:
     """A function that writes normalized scores, and its coefficients; its values are read."""
     specialize = _SPECIALIZE.get(kernels.unit)
     found = None if specialize is None else specialize(t, *arguments)
-    return (_repairing(kernels), arguments) if found is None else found
+    return (partial(_repairing, kernels), arguments) if found is None else found
 
 
 def scored(
@@ -82,7 +84,7 @@ def scored(
 
     Args:
         kernels, scores, threshold, arguments: of the method.
-        known: the `coefficient` of the threshold and the arguments, in the dtype of the result, if it was computed
+        known: the `coefficients_of` the threshold and the arguments, in the dtype of the result, if they were computed
             before.
         kept: what was `specialized` for the threshold and the arguments, by dtype; what is missing is put there.
     """
@@ -94,7 +96,9 @@ def scored(
         if parts is None or x.dtype != torch.float32 or is_differentiated(x, *parameters):
             u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
         else:
-            u = parts[1](x, t, parts[0](*parameters) if known is None else known)
+            if known is not None and known.device != x.device:
+                known = None
+            u = parts[1](x, t, *(parts[0](*parameters) if known is None else known.unbind()))
             if is_compiling:
                 return u, flagged
         # A compiled kernel compares for itself.
@@ -130,9 +134,15 @@ def evaluated(
     return function(x, *_rounded(x, threshold, arguments))
 
 
+def _takes_operators(x: Tensor) -> bool:
+    if x.device.type != "cpu" or not TELLS_EXPORTS or not is_compiled():
+        return False
+    return not torch._C._are_functorch_transforms_active()  # which do not know them
+
+
 def flag(x: Tensor, t: Tensor) -> Tensor:
     """``x >= t`` (clause N4)."""
-    if x.device.type == "cpu" and TELLS_EXPORTS and is_compiled():
+    if _takes_operators(x):
         result: Tensor = torch.ops.anomnorm.flag(x, t)
         return result
     return x >= t
@@ -156,7 +166,7 @@ def apart(x: Tensor) -> Tensor:
     A loop with a logarithm and an exponential takes longer than one of each (2.13, 2 million numbers: 7.4 ms instead
     of 4.5): what is needed after a call goes to memory and back, and each number waits for the one before.
     """
-    if x.device.type == "cpu" and TELLS_EXPORTS and is_compiled():
+    if _takes_operators(x):
         torch.ops.anomnorm.apart(x)
     return x
 
@@ -198,11 +208,8 @@ def limited(
     return torch.where(usual, value, value.detach() * 0.0 + limit)
 
 
-def _repairing(kernels: Kernels) -> Callable[..., None]:
-    def function(x: Tensor, t: Tensor, *others: Tensor, out: Tensor) -> None:
-        out.copy_(repaired(kernels.unit(x, t, *others), x >= t))
-
-    return function
+def _repairing(kernels: Kernels, x: Tensor, t: Tensor, *others: Tensor, out: Tensor) -> None:
+    out.copy_(repaired(kernels.unit(x, t, *others), x >= t))
 
 
 def _rounded(x: Tensor, threshold: Number, arguments: tuple[Number, ...]) -> list[Tensor]:

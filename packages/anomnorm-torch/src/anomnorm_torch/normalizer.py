@@ -24,7 +24,7 @@ from anomnorm_core.fields import (
 from anomnorm_core.fit import Fit, LevelFit
 from anomnorm_core.normalizer import BaseNormalizer, follows_raw, require_complete
 from anomnorm_core.options import LEVELS, Origin, Units, parse_threshold
-from anomnorm_torch._kernels import Specialized, coefficient, evaluated, scored
+from anomnorm_torch._kernels import Specialized, coefficients_of, evaluated, scored
 from anomnorm_torch._tensors import keep_dtype, largest_defined
 from anomnorm_torch._version import __version__
 from anomnorm_torch.methods import METHODS
@@ -79,8 +79,9 @@ class Normalizer(BaseNormalizer, nn.Module):
         for level in LEVELS:
             known = None
             if self._buffers[f"{level}_threshold"] is not None:
-                known = coefficient(self._kernels, *(self._buffers[_ROUNDED + name] for name in self._names[level]))  # type: ignore[arg-type]
-            self.register_buffer(f"{_ROUNDED}{level}_coefficient", known, persistent=False)
+                arguments = (self._buffers[_ROUNDED + name] for name in self._names[level])
+                known = coefficients_of(self._kernels, *arguments)  # type: ignore[arg-type]
+            self.register_buffer(f"{_ROUNDED}{level}_coefficients", known, persistent=False)
 
     def _forget(self) -> None:
         """Drop what kernels made of the buffers."""
@@ -202,8 +203,9 @@ class Normalizer(BaseNormalizer, nn.Module):
             # What is kept is of the normalizer's own threshold.
             known = None
             if given is None and x.dtype != torch.float64:
-                known = self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficient"]
-            kept = self._kept[LEVEL[name]] if given is None else None
+                known = self._buffers[f"{_ROUNDED}{LEVEL[name]}_coefficients"]
+            # Integers may be computed in float64 too, but with rounded parameters.
+            kept = self._kept[LEVEL[name]] if given is None and x.is_floating_point() else None
             u, flagged = scored(self._kernels, x, t, tuple(arguments), known, kept)
             if valid is not None:
                 require_mask(tuple(valid.shape), x.shape[0], "valid")

@@ -327,9 +327,9 @@ def _standardize(x: Tensor, center: Tensor, factor: Tensor, z: Tensor) -> None:
     z.copy_(x.to(center.dtype, copy=True).clamp_(min=0.0).log_().sub_(center).mul_(factor))
 
 
-def _factor_at(t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Tensor:
+def _factor_at(t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> tuple[Tensor]:
     # A threshold that is no number in float32 any more is below all scores.
-    return torch.where(t < torch.finfo(t.dtype).smallest_normal, _STEEP, _factor(mean, std, center))
+    return (torch.where(t < torch.finfo(t.dtype).smallest_normal, _STEEP, _factor(mean, std, center)),)
 
 
 def _of_factor(x: Tensor, t: Tensor, factor: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ def _unit(x: Tensor, t: Tensor, mean: Tensor, std: Tensor, center: Tensor) -> Te
     distance = log_ratio(x, t)
     if is_differentiated(distance):  # a step has the derivative 0
         distance = torch.where(constant(mean, std, center)[0], distance.detach(), distance)
-    return ndtr(distance * _factor_at(t, mean, std, center))
+    return ndtr(distance * _factor_at(t, mean, std, center)[0])
 
 
 def _inverse(u: Tensor, t: Tensor, mean: Tensor, std: Tensor, _center: Tensor) -> Tensor:

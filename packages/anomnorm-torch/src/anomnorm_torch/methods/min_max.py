@@ -168,25 +168,37 @@ def side(x: Tensor, t: Tensor) -> Tensor:
     return torch.where(x == t, 0.0, torch.sign((x - t).detach()) * math.inf)
 
 
-def slope(width: Tensor, scale: Tensor) -> Tensor:
-    """Four times ``scale / width``, which like a quarter of a difference stays within the range of normal numbers.
+def unit_scale(t: Tensor, width: Tensor) -> Tensor:
+    """A power of two such that neither scaled differences from ``t`` nor their `slope` are too large or too small.
+
+    A difference of small numbers may have no digits left; that of large ones, and what is divided by, may be infinite.
+    """
+    return torch.where((width < 1.0) & (t.abs() < _LARGE / 2), _LARGE, 1.0 / _LARGE).to(t.dtype)
+
+
+_LARGE = 2.0**64
+
+
+def slope(width: Tensor, scale: Tensor, of_differences: Tensor) -> Tensor:
+    """``scale / width``, by the scale of the differences that it is multiplied by.
 
     Of a width of zero it is a number so large that the step is one. NaN of a negative one.
     """
-    return torch.where(width >= 0, (4.0 * scale / width).clamp(max=torch.finfo(width.dtype).max), math.nan)
+    value = (scale / of_differences / width.abs()).clamp(max=torch.finfo(width.dtype).max)
+    return torch.where(width >= 0, value, math.nan)
 
 
-def _slope(_t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _slope(t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     scale, span = _span(low, high)
-    return slope(span, scale)
+    of_differences = unit_scale(t, span)
+    return of_differences, slope(span, scale, of_differences)
 
 
-def from_slope(x: Tensor, t: Tensor, four_slopes: Tensor) -> Tensor:
-    """``clip((x - t) slope + 1/2, 0, 1)``, and less than 1/2 below ``t``."""
-    difference = x - t
-    u = (difference * 0.25 * four_slopes + 0.5).clamp(0.0, 1.0)
+def from_slope(x: Tensor, t: Tensor, scale: Tensor, slope: Tensor) -> Tensor:
+    """``clip((x - t) scale slope + 1/2, 0, 1)``, and less than 1/2 below ``t``."""
+    u = ((x * scale - t * scale) * slope + 0.5).clamp(0.0, 1.0)
     below = 0.5 - torch.finfo(u.dtype).eps / 4
-    return torch.where((difference < 0) & (u > below), below, u)
+    return torch.where((x < t) & (u > below), below, u)
 
 
 @in_parts(_slope, from_slope)

@@ -20,6 +20,7 @@ from anomnorm_torch.methods.min_max import (
     merge,
     side,
     slope,
+    unit_scale,
     update,
 )
 
@@ -49,14 +50,17 @@ def denormalize(unit: Tensor, threshold: Tensor | float, min: Tensor | float, ma
     return evaluated(_inverse, unit, threshold, (min, max))
 
 
-def _slopes(t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _slopes(t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     scale, below, above = _widths(t, low, high)
-    return torch.stack([torch.where(high >= low, slope(width, scale), math.nan) for width in (below, above)])
+    # One for both sides: where one is much wider, differences on the other have digits enough, or are a step.
+    of_differences = unit_scale(t, torch.maximum(below, above))
+    slopes = (slope(width, scale, of_differences) for width in (below, above))
+    # In one tensor, so that a compiler computes them once and not for each score.
+    return torch.stack([of_differences, *(torch.where(high >= low, each, math.nan) for each in slopes)]).unbind()
 
 
-def _from_slopes(x: Tensor, t: Tensor, four_slopes: Tensor) -> Tensor:
-    below, above = four_slopes.unbind()
-    return from_slope(x, t, torch.where(x < t, below, above))
+def _from_slopes(x: Tensor, t: Tensor, scale: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    return from_slope(x, t, scale, torch.where(x < t, below, above))
 
 
 @in_parts(_slopes, _from_slopes)
