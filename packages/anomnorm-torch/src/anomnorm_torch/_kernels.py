@@ -96,9 +96,11 @@ def scored(
         if parts is None or x.dtype != torch.float32 or is_differentiated(x, *parameters):
             u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
         else:
-            if known is not None and known.device != x.device:
-                known = None
-            u = parts[1](x, t, *(parts[0](*parameters) if known is None else known.unbind()))
+            if known is None or known.device != x.device:
+                found = parts[0](*parameters)
+            else:
+                found = tuple(known.select(0, i) for i in range(len(known)))
+            u = parts[1](x, t, *found)
             if is_compiling:
                 return u, flagged
         # A compiled kernel compares for itself.

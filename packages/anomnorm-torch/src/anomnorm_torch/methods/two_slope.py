@@ -56,7 +56,8 @@ def _slopes(t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     of_differences = unit_scale(t, torch.maximum(below, above))
     slopes = (slope(width, scale, of_differences) for width in (below, above))
     # In one tensor, so that a compiler computes them once and not for each score.
-    return torch.stack([of_differences, *(torch.where(high >= low, each, math.nan) for each in slopes)]).unbind()
+    found = torch.stack([of_differences, *(torch.where(high >= low, each, math.nan) for each in slopes)])
+    return found.select(0, 0), found.select(0, 1), found.select(0, 2)
 
 
 def _from_slopes(x: Tensor, t: Tensor, scale: Tensor, below: Tensor, above: Tensor) -> Tensor:
