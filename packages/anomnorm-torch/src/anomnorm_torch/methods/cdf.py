@@ -396,7 +396,23 @@ def _erfc(y: Tensor, side: Tensor) -> None:
     y.add_(side, alpha=-torch.finfo(y.dtype).eps / 2).erfc_().mul_(0.5)
 
 
+def _standardized(z: Tensor, t: Tensor) -> Tensor:
+    return ndtr(z - t)
+
+
+@specializes(_standardized)
+def specialize_standardized(_t: Tensor) -> Specialized:
+    """The formula in few operations."""
+    return _of_difference, ()
+
+
+def _of_difference(z: Tensor, t: Tensor, *, out: Tensor) -> None:
+    torch.sub(z, t, out=out)
+    side = out.sign()
+    _erfc(out.mul_(-(0.5**0.5)), side)
+
+
 KERNELS = Kernels(METHOD, init, update, merge, mean_std, unit=_unit, inverse=_inverse, extras={"z": _z})
 _STANDARDIZED = Kernels(
-    replace(METHOD, positive=False), init, update, merge, mean_std, unit=lambda z, t: ndtr(z - t), inverse=_inverse
+    replace(METHOD, positive=False), init, update, merge, mean_std, unit=_standardized, inverse=_inverse
 )
