@@ -145,7 +145,7 @@ def draw(found: Found, path: Path) -> None:
         axes.barh(list(bars), list(bars.values()), color=colors)
         axes.invert_yaxis()
         axes.set_title(work, fontsize=10)
-        axes.set_xlabel("time / time of a copy (less is better)", fontsize=8)
+        axes.set_xlabel("in copies (less is better)", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
 
@@ -164,6 +164,9 @@ def draw_growth(found: dict[str, Any], scale: dict[str, Any], path: Path) -> Non
         for package, results in found.items():
             for name, rows in results[work].items():
                 panel.loglog(*zip(*rows, strict=True), styles[package], label=f"{name}, {package}", markersize=4)
+        numbers = [number for number, _ in rows]
+        panel.set_xticks(numbers, map(str, numbers))
+        panel.minorticks_off()
         panel.set_xlabel(work)
         panel.set_ylabel("milliseconds of a call")
     for package, results in scale.items():

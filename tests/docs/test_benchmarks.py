@@ -62,7 +62,8 @@ def test_every_row_of_the_page_is_measured(
     names = [row[0] for row in found]
     assert len(names) > 40
     assert {"CDF, maps and masks", "two-slope normalize", "per-pixel moments update", "`anomnorm_jax`"} <= set(names)
-    assert names == [row[0] for row in published][: len(names)]
+    names = [name for name in names if not name.startswith("with anomalib 2")]  # measured where that is installed
+    assert names == [row[0] for row in published if not row[0].startswith("with anomalib 2")][: len(names)]
 
 
 def test_every_way_to_run_a_normalizer_is_compared() -> None:

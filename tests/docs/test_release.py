@@ -54,7 +54,7 @@ def test_every_dependency_has_a_lowest_version() -> None:  # for `nox -s oldest`
 def _license(name: str) -> str:
     """As the installed version says it, in the short form of SPDX."""
     about = metadata(name)
-    if about["License-Expression"]:
-        return about["License-Expression"]
+    if expression := about.get("License-Expression"):  # a missing one is None or an error, by who reads it
+        return expression
     known = [CLASSIFIERS[line] for line in about.get_all("Classifier") or [] if line in CLASSIFIERS]
-    return known[0] if known else about["License"]
+    return known[0] if known else about.get("License", "")
