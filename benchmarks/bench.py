@@ -220,8 +220,8 @@ def main(arguments: list[str] | None = None) -> None:
         "## Goals",
         "",
         "What was to be reached before the first line was written, and what two runs of this program found. Ratios are "
-        "within one run and one thread; whole runs take all cores, and what they add is less than their noise of a few "
-        "percent, of either sign. The pages on graphics processors and the reasons for what was missed are below.",
+        "within one run and one thread; whole runs take all cores, and vary by some percent of either sign. Figures of "
+        "graphics processors, and the reasons for what was missed, are below.",
         "",
         *goal_table(runs),
         "",
