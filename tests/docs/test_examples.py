@@ -45,8 +45,15 @@ def test_lightning_on_a_table() -> None:
 def run_short(name: str, folder: Path) -> str:
     """The whole example, trained for as long as it takes to tell normal from anomalous."""
     program = f"import sys; sys.path.insert(0, {str(EXAMPLES / 'bricks')!r}); import {name}; {name}.main(epochs=5)"
+    result = in_process(folder, "-c", program)
+    assert "Warning" not in result.stderr, result.stderr
+    return result.stdout
+
+
+def in_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, in a folder and with one thread."""
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -55,8 +62,7 @@ def run_short(name: str, folder: Path) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert "Warning" not in result.stderr, result.stderr
-    return result.stdout
+    return result
 
 
 def require_results(folder: Path, heat_maps: Path) -> None:
@@ -98,16 +104,7 @@ def test_the_same_from_a_file_and_in_two_processes(tmp_path: Path) -> None:
         ["fit", "--trainer.max_epochs=1"],
         ["test", "--ckpt_path=bricks-cli/checkpoints/best.ckpt", "--trainer.limit_test_batches=5"],
     ):
-        process = subprocess.run(
-            [sys.executable, str(program), command[0], "--config", str(settings), *command[1:]],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert process.returncode == 0, process.stderr
+        process = in_process(tmp_path, str(program), command[0], "--config", str(settings), *command[1:])
     folder = tmp_path / "bricks-cli"
     normalizer = Normalizer.load(folder / "detector.safetensors")
     assert normalizer.summary() in process.stdout

@@ -33,9 +33,9 @@ _PARTS: dict[Callable[..., Tensor], tuple[Callable[..., tuple[Tensor, ...]], Cal
 def in_parts(coefficients: Callable[..., tuple[Tensor, ...]], rest: Callable[..., Tensor]) -> Callable[[Unit], Unit]:
     """Says that the decorated unit, but for derivatives, is ``rest(x, T, *coefficients(T, *arguments))``.
 
-    A normalizer keeps the coefficients: in a compiled program they would be computed again for every pixel of every
-    image. They are of one shape.
-    In compiled and exported programs of float32, ``rest`` is on the right side of 1/2 by itself.
+    A normalizer keeps the coefficients, which are of one shape: in a compiled program they would be computed again for
+    every pixel of every image. In compiled and exported programs of float32, ``rest`` is on the right side of 1/2 by
+    itself.
     """
 
     def register(unit: Unit) -> Unit:
@@ -90,10 +90,11 @@ def scored(
     """
     x = arithmetic(scores)
     t, *others = parameters = _rounded(x, threshold, arguments)
-    if is_differentiated(x, *parameters) or not is_readable(x, *parameters):
+    differentiated = is_differentiated(x, *parameters)
+    if differentiated or not is_readable(x, *parameters):
         flagged, is_compiling = flag(x, t), torch.compiler.is_compiling()
         parts = _PARTS.get(kernels.unit)
-        if parts is None or x.dtype != torch.float32 or is_differentiated(x, *parameters):
+        if parts is None or differentiated or x.dtype != torch.float32:
             u = limited(kernels.unit, x, *parameters, limits=(0.0, 1.0), positive=kernels.method.positive)
         else:
             if known is None or known.device != x.device:
